@@ -1,0 +1,89 @@
+"""Owns `projection_share`: time to project the expert's distributions into the student's
+vocabulary, as a share of the expert's own forward pass.
+
+The expert's part is its trunk, its head at the scored positions and the softmax; the projection's
+is everything else that `Heard.project` does. Both come from the same pass over real text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.timing import Figure, ratio
+from benchmarks.workbench import Workbench
+from engine.distill import projection
+from engine.distill.projection import Projector
+from engine.distill.scoring import Heard, OnlineSource, hear, projection_chunk
+from engine.distill.targets import sparsify, temper
+
+BOUND = 0.10
+REPETITIONS = 8
+BLOCKS = 24
+
+
+class _Clock:
+    """Sums the seconds of the calls that go through it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return call
+
+
+def measure(bench: Workbench) -> dict[str, Figure]:
+    source = bench.prepared("online").source
+    assert isinstance(source, OnlineSource)
+    teacher, projector = source.teacher()
+    targets = bench.config.targets
+    shape = (targets.top_k, targets.draws, targets.draw_epochs)
+    generator = torch.Generator().manual_seed(0)
+    chunk = projection_chunk(teacher.device)
+    projected: list[float] = []
+    forward: list[float] = []
+    kept: list[float] = []
+    for number in range(1 + REPETITIONS):
+        first = number * BLOCKS % max(1, len(source.blocks) - BLOCKS)
+        began = time.perf_counter()
+        heard = hear(teacher, source.blocks[first : first + BLOCKS])
+        trunk = time.perf_counter() - began
+        rest, head_and_softmax, shard = _project(heard, projector, chunk, shape, generator)
+        if number:  # the first warms up
+            projected.append(rest)
+            forward.append(trunk + head_and_softmax)
+            kept.append(shard)
+    return {
+        "projection_share": ratio(projected, forward, BOUND),
+        "shard_share": ratio(kept, forward, None),
+    }
+
+
+def _project(
+    heard: Heard,
+    projector: Projector,
+    chunk: int,
+    shape: tuple[int, int, int],
+    generator: torch.Generator,
+) -> tuple[float, float, float]:
+    """Seconds of the projection, of head and softmax, and of making what a shard keeps."""
+    theirs, shard = _Clock(), _Clock()
+    keep = shard.timed(lambda q: sparsify(temper(q, 2.0), *shape, generator))
+    softmax = theirs.timed(projection._softmax_columns)
+    began = time.perf_counter()
+    with torch.no_grad(), patch.object(projection, "_softmax_columns", softmax):
+        for part in projector.project(theirs.timed(heard.logits), heard.alignment, chunk):
+            keep(part.q)
+    elapsed = time.perf_counter() - began
+    return elapsed - theirs.seconds - shard.seconds, theirs.seconds, shard.seconds

@@ -1,0 +1,369 @@
+"""Owns what comes before the first step: answers, the student's tokenizer, and each expert's text
+made into a source of training blocks and a held-out store.
+
+All of it is kept on disk, so that an interrupted preparation goes on and a resume finds it done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from engine.config import RunConfig
+from engine.distill import corpus
+from engine.distill.blocks import Reader
+from engine.distill.conversations import load_prompts, write_answers
+from engine.distill.corpus import Tally
+from engine.distill.feeds import Source
+from engine.distill.projection import Projector, load_tables
+from engine.distill.scoring import CachedSource, OnlineSource, teacher_reader
+from engine.distill.steering import Steering
+from engine.distill.student import load_tokenizer, student_reader, train_tokenizer
+from engine.distill.targets import ShardKey, TargetStore
+from engine.distill.teacher import Teacher, load_teacher
+from engine.distill.teacher import load_tokenizer as load_teacher_tokenizer
+from engine.distill.vocabulary import ByteVocabulary
+from engine.experts.registry import ExpertSpec, expert_path, load_experts
+from engine.run.events import LogLine, Progress
+from engine.run.worker import WorkerLink
+from engine.textdata import Example, encode_example, read_data_file
+from engine.workspace import Workspace, write_bytes
+
+
+class TeacherPool:
+    """Experts in memory: one at a time, or all of a run (online teachers)."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        link: WorkerLink,
+        device: torch.device,
+        dtype: torch.dtype,
+        keep_all: bool,
+    ) -> None:
+        self._workspace = workspace
+        self._link = link
+        self._device = device
+        self._dtype = dtype
+        self._keep_all = keep_all
+        self._loaded: dict[str, Teacher] = {}
+
+    def get(self, spec: ExpertSpec) -> Teacher:
+        if spec.name not in self._loaded:
+            if not self._keep_all:
+                self.release()
+            with self._link.busy(f"loading {spec.title}"):
+                self._loaded[spec.name] = load_teacher(
+                    expert_path(self._workspace, spec),
+                    spec,
+                    self._device,
+                    self._dtype,
+                    self._link.beat,
+                )
+        return self._loaded[spec.name]
+
+    def release(self) -> None:
+        """Gives the experts' memory back."""
+        self._loaded.clear()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One expert, ready to teach."""
+
+    source: Source
+    held_out: TargetStore
+
+
+class Preparation:
+    """Prepares the experts of one run."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        config: RunConfig,
+        experts: Sequence[ExpertSpec],
+        steering: Steering,
+        link: WorkerLink,
+        pool: TeacherPool,
+        dtype: torch.dtype,
+    ) -> None:
+        self.workspace = workspace
+        self.config = config
+        self.experts = experts
+        self.steering = steering
+        self.link = link
+        self.pool = pool
+        self.dtype = dtype
+
+    def texts(self) -> dict[str, list[Example]]:
+        """Each expert's text: its own answers, then what the data files give it."""
+        data = self.config.data
+        given = corpus.assign(corpus.read_files(data.files), self.experts)
+        texts: dict[str, list[Example]] = {}
+        for spec in self.experts:
+            answers: list[Example] = []
+            if data.generate and data.max_answers != 0:
+                answers = self._answers(spec)
+            texts[spec.name] = answers + given[spec.name]
+        return texts
+
+    def _answers(self, spec: ExpertSpec) -> list[Example]:
+        """What the expert writes to the prompts; read back, without loading it, once it is whole."""
+        prompts = load_prompts(spec.capabilities)
+        expert = _expert_digest(expert_path(self.workspace, spec), spec)
+        settings = [prompts, self.config.data, self.config.seed, str(self.dtype), expert]
+        digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:16]
+        whole = self._cache(spec) / f"text-{digest}.jsonl"
+        if whole.is_file():
+            return list(read_data_file(whole))
+        answers = write_answers(
+            self.pool.get(spec),
+            prompts,
+            self.workspace.experts_cache_dir,
+            self.config.data,
+            self.config.seed,
+            self.link.emit,
+            self.steering.serve,
+        )
+        if answers:
+            write_bytes(whole, b"".join(encode_example(a) + b"\n" for a in answers))
+        return answers
+
+    def tokenizer(self, texts: Mapping[str, Sequence[Example]]) -> PreTrainedTokenizerFast:
+        """The student's tokenizer; one that is trained is kept beside the checkpoints."""
+        wanted = self.config.student.tokenizer
+        size = self.config.student.vocab_size
+        if wanted != "train":
+            known = load_experts(self.workspace)
+            path = expert_path(self.workspace, known[wanted]) if wanted in known else Path(wanted)
+            return load_tokenizer(path, size)
+        kept = self.workspace.checkpoints_dir / "tokenizer"
+        if (kept / "tokenizer.json").is_file():
+            return load_tokenizer(kept, size)
+        with self.link.busy("training the student's tokenizer"):
+            unique = dict.fromkeys(
+                text for part in texts.values() for example in part for text in _texts(example)
+            )
+            tokenizer = train_tokenizer(unique, size)
+            tokenizer.save_pretrained(kept)
+        self._say(f"trained a tokenizer of {size:,} tokens on the run's own text")
+        return load_tokenizer(kept, size)
+
+    def prepare(
+        self, texts: Mapping[str, Sequence[Example]], tokenizer: PreTrainedTokenizerFast
+    ) -> dict[str, Prepared]:
+        """Every expert's source and held-out store; emits DataReady for each."""
+        data = self.config.data
+        student = student_reader(tokenizer, self.config.student.vocab_size)
+        held = corpus.held_out_keys(texts, data.held_out, data.max_held_out_blocks)
+        prepared = {
+            spec.name: self._expert(spec, texts[spec.name], held, student) for spec in self.experts
+        }
+        if self.config.targets.source == "cached":
+            self.pool.release()
+        return prepared
+
+    def _expert(
+        self,
+        spec: ExpertSpec,
+        examples: Sequence[Example],
+        held: frozenset[str],
+        student: Reader,
+    ) -> Prepared:
+        self.steering.serve(f"preparing {spec.title}")
+        path = expert_path(self.workspace, spec)
+        vocabulary = ByteVocabulary(load_teacher_tokenizer(path, spec).backend_tokenizer)
+        key = self._key(spec, path, vocabulary, student, examples, held)
+        folder = self._cache(spec) / key_digest(key)
+        stores = {part: TargetStore(folder / part, key) for part in ("train", "held_out")}
+        online = self.config.targets.source == "online"
+        ready = all(store.open() and store.complete for store in stores.values())
+        if ready and not online:
+            tally = Tally(**stores["held_out"].meta)
+            self._announce(spec, tally, stores, len(stores["train"]))
+            return Prepared(CachedSource(stores["train"]), stores["held_out"])
+
+        teacher = self.pool.get(spec)
+        reader = teacher_reader(teacher)
+        text = corpus.read_text(
+            examples, held, student, reader, spec, self.config, self.steering.serve
+        )
+        eos = student.end_ids[0]
+        with self.link.busy("building the projection tables"):
+            tables = load_tables(
+                self.workspace.experts_cache_dir,
+                reader.vocabulary,
+                student.vocabulary,
+                teacher.end_token_ids,
+                eos,
+            )
+        projector = Projector(tables, teacher.device, self.config.targets.min_mass)
+        parts = {"held_out": text.held_out, "train": text.train}
+        if online:
+            del parts["train"]
+        total = sum(len(b.teacher_ids) for part in parts.values() for b in part)
+        report = _Report(spec, total, self.link, self.steering)
+        for part, blocks in parts.items():
+            corpus.score_into(
+                stores[part],
+                blocks,
+                teacher,
+                projector,
+                self.config,
+                student.vocabulary.size,
+                text.tally,
+                report,
+            )
+            report.base += sum(len(b.teacher_ids) for b in blocks)
+        report.finish()
+        scored = {part: stores[part] for part in parts}
+        self._announce(spec, text.tally, scored, len(text.train))
+        if online:
+            temperature = self.config.loss.temperature
+            source = OnlineSource(text.train, lambda: (self.pool.get(spec), projector), temperature)
+            return Prepared(source, stores["held_out"])
+        return Prepared(CachedSource(stores["train"]), stores["held_out"])
+
+    def _announce(
+        self, spec: ExpertSpec, tally: Tally, stores: Mapping[str, TargetStore], blocks: int
+    ) -> None:
+        held = len(stores["held_out"])
+        self.link.emit(tally.scored(list(stores.values())).event(spec.name, blocks, held))
+
+    def _cache(self, spec: ExpertSpec) -> Path:
+        return self.workspace.experts_cache_dir / spec.name
+
+    def _key(
+        self,
+        spec: ExpertSpec,
+        path: Path,
+        vocabulary: ByteVocabulary,
+        student: Reader,
+        examples: Sequence[Example],
+        held: frozenset[str],
+    ) -> ShardKey:
+        targets = self.config.targets
+        limits = (self.config.optimizer.max_seq_len, self.config.data.max_teacher_tokens)
+        text = f"{corpus.corpus_digest(examples, held)} {limits} {student.tokenizer.chat_template}"
+        return ShardKey(
+            corpus=hashlib.sha256(text.encode()).hexdigest(),
+            expert=spec.name,
+            expert_digest=_expert_digest(path, spec),
+            teacher_tokenizer=vocabulary.digest,
+            student_tokenizer=student.vocabulary.digest,
+            temperature=self.config.loss.temperature,
+            top_k=targets.top_k,
+            draws=targets.draws,
+            epochs=targets.draw_epochs,
+            min_mass=targets.min_mass,
+            seed=self.config.seed,
+            precision=str(self.dtype).removeprefix("torch."),
+        )
+
+    def _say(self, text: str) -> None:
+        self.link.emit(LogLine(text=text))
+
+
+class _Report:
+    """Progress of an expert's scoring, and the point where commands are served."""
+
+    def __init__(self, spec: ExpertSpec, total: int, link: WorkerLink, steering: Steering) -> None:
+        self.base = 0
+        self._spec = spec
+        self._total = total
+        self._link = link
+        self._steering = steering
+        self._began = time.monotonic()
+        self._first: int | None = None
+        self._told = 0.0
+
+    def __call__(self, blocks: int, tokens: int) -> None:
+        self._steering.serve(f"{self._spec.title} scores text")
+        now = time.monotonic()
+        if self._first is None:
+            self._first = self.base + tokens
+        if now - self._told < 1.0:
+            return
+        self._told = now
+        self._emit(self.base + tokens, finished=False)
+
+    def finish(self) -> None:
+        self._emit(self._total, finished=True)
+
+    def _emit(self, done: int, finished: bool) -> None:
+        seconds = time.monotonic() - self._began
+        new = done - (self._first or 0)
+        rate = new / seconds if seconds > 0 and new > 0 else None
+        self._link.emit(
+            Progress(
+                task=f"score:{self._spec.name}",
+                label=f"{self._spec.title} scores its text",
+                done=done,
+                total=self._total,
+                unit="tokens",
+                rate=rate,
+                eta=None if rate is None else (self._total - done) / rate,
+                finished=finished,
+            )
+        )
+
+
+def key_digest(key: ShardKey) -> str:
+    """Name of the folder that a key's shards lie in."""
+    text = "\n".join(f"{field}={getattr(key, field)}" for field in key.__struct_fields__)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _texts(example: Example) -> list[str]:
+    if example.messages is None:
+        return [example.text or ""]
+    return [message.content for message in example.messages]
+
+
+def _expert_digest(path: Path, spec: ExpertSpec) -> str:
+    """What tells one state of an expert's files from another, without reading the weights."""
+    digest = hashlib.sha256(repr((spec.end_tokens, spec.chat, spec.trust_end)).encode())
+    manifest = path / "manifest.json"
+    if manifest.is_file():
+        digest.update(manifest.read_bytes())
+    else:
+        files = [path] if path.is_file() else sorted(path.glob("*"))
+        for file in files:
+            stat = file.stat()
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def device_and_dtype(
+    config: RunConfig, has_bf16: Callable[[], bool]
+) -> tuple[torch.device, torch.dtype]:
+    """Where a run computes, and the type of its matrix products."""
+    wanted = config.device.device
+    if wanted == "auto":
+        wanted = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
+    device = torch.device(wanted)
+    precision = config.device.precision
+    if precision == "auto":
+        able = {
+            "cuda": lambda: torch.cuda.is_bf16_supported(),
+            "mps": lambda: False,
+            "cpu": has_bf16,
+        }[device.type]()
+        precision = "bf16" if able else "fp32"
+    return device, torch.bfloat16 if precision == "bf16" else torch.float32

@@ -1,0 +1,194 @@
+"""Owns how a loaded expert is heard: its hidden states at the scored positions of blocks, projected
+into the student's vocabulary; for shards (cached) and for the running step (online).
+
+It does not own the projection's rules nor the shards' format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.distill.blocks import Reader, TextBlock
+from engine.distill.losses import SoftTargets
+from engine.distill.projection import Alignment, Projected, Projector, concatenate
+from engine.distill.targets import (
+    BlockTargets,
+    Row,
+    TargetStore,
+    collect,
+    sparsify,
+    temper,
+)
+from engine.distill.teacher import Teacher
+from engine.textdata import Message
+
+_TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+
+
+def teacher_reader(teacher: Teacher) -> Reader:
+    """How the expert reads text."""
+
+    def render(chat: list[dict[str, str]]) -> str:
+        return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]
+
+    rows = teacher.head[0].shape[0]
+    return Reader(teacher.tokenizer, render, teacher.end_token_ids, rows)
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The expert's hidden states at the M scored positions of some blocks, (M, H)."""
+
+    teacher: Teacher
+    hidden: Tensor
+    alignment: Alignment
+
+    def logits(self, first: int, stop: int) -> Tensor:
+        """(V_t, stop - first) float32 logits in columns."""
+        weight, bias = self.teacher.head
+        z = (weight @ self.hidden[first:stop].t()).float()
+        if bias is not None:
+            z += bias.float()[:, None]
+        cap = self.teacher.logit_softcap
+        return z if cap is None else z.div_(cap).tanh_().mul_(cap)
+
+    def project(self, projector: Projector, chunk: int) -> Iterator[Projected]:
+        with torch.no_grad():
+            yield from projector.project(self.logits, self.alignment, chunk)
+
+
+@torch.no_grad()
+def hear(teacher: Teacher, blocks: Sequence[TextBlock]) -> Heard:
+    """Runs the expert over the blocks, in passes of blocks of like length."""
+    limit = _TOKENS_PER_PASS.get(teacher.device.type, 4096)
+    order = sorted(range(len(blocks)), key=lambda n: len(blocks[n].teacher_ids))
+    parts: list[Tensor | None] = [None] * len(blocks)
+    while order:
+        longest = len(blocks[order[-1]].teacher_ids)
+        take = max(1, min(len(order), limit // longest))
+        batch, order = order[-take:], order[:-take]
+        ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+        mask = torch.zeros(len(batch), longest, dtype=torch.int64)
+        for r, n in enumerate(batch):
+            size = len(blocks[n].teacher_ids)
+            ids[r, :size] = torch.from_numpy(blocks[n].teacher_ids)
+            mask[r, :size] = 1
+        hidden = teacher.hidden(ids, mask)
+        for r, n in enumerate(batch):
+            at = torch.from_numpy(blocks[n].teacher_scored - 1).to(hidden.device)
+            parts[n] = hidden[r, at]
+    return Heard(
+        teacher,
+        torch.cat([part for part in parts if part is not None]),
+        concatenate([block.alignment for block in blocks]),
+    )
+
+
+def projection_chunk(device: torch.device) -> int:
+    """Teacher positions whose probabilities exist at a time."""
+    return 64 if device.type == "cpu" else 1024
+
+
+def score_blocks(
+    teacher: Teacher,
+    projector: Projector,
+    blocks: Sequence[TextBlock],
+    *,
+    temperature: float,
+    top_k: int,
+    draws: int,
+    epochs: int,
+    generator: torch.Generator,
+    beat: Callable[[str], None],
+) -> list[BlockTargets]:
+    """Sparse targets of the blocks, in their order."""
+    scored: list[BlockTargets] = []
+    limit = 4 * _TOKENS_PER_PASS.get(teacher.device.type, 4096)
+    start = 0
+    while start < len(blocks):
+        stop, tokens = start, 0
+        while stop < len(blocks) and (stop == start or tokens < limit):
+            tokens += len(blocks[stop].teacher_ids)
+            stop += 1
+        group = blocks[start:stop]
+        start = stop
+        beat(f"{teacher.spec.title} scores text")
+        heard = hear(teacher, group)
+        parts = []
+        for projected in heard.project(projector, projection_chunk(teacher.device)):
+            beat(f"{teacher.spec.title} scores text")
+            q_t = temper(projected.q, temperature)
+            parts.append((projected, sparsify(q_t, top_k, draws, epochs, generator)))
+        columns = collect(parts, len(heard.alignment))
+        edges = np.cumsum([0, *(len(block.alignment) for block in group)])
+        for n, block in enumerate(group):
+            cut = {name: array[edges[n] : edges[n + 1]] for name, array in columns.items()}
+            scored.append(BlockTargets(block=block, **cut))
+    return scored
+
+
+@dataclass(frozen=True)
+class CachedSource:
+    """Training blocks whose targets lie in shards."""
+
+    store: TargetStore
+
+    def token_counts(self) -> np.ndarray:
+        return self.store.token_counts()
+
+    def row(self, block: int) -> Row:
+        return self.store.row(block)
+
+    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
+        return SoftTargets.of(self.store.targets(blocks, epoch).to(device))
+
+
+@dataclass(frozen=True)
+class OnlineSource:
+    """Training blocks that the expert scores while the student trains; nothing is kept."""
+
+    blocks: Sequence[TextBlock]
+    teacher: Callable[[], tuple[Teacher, Projector]]
+    temperature: float
+
+    def token_counts(self) -> np.ndarray:
+        return np.array([len(block.student_ids) for block in self.blocks], dtype=np.int64)
+
+    def row(self, block: int) -> Row:
+        b = self.blocks[block]
+        return Row(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+
+    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnlineTargets:
+        teacher, projector = self.teacher()
+        return OnlineTargets(
+            hear(teacher, [self.blocks[n] for n in blocks]), projector, self.temperature
+        )
+
+
+@dataclass(frozen=True)
+class OnlineTargets:
+    """Dense targets, projected while they are asked for."""
+
+    heard: Heard
+    projector: Projector
+    temperature: float
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
+        """About `size` teacher positions at a time, from the end of the text to its start."""
+        device = self.heard.hidden.device
+        for projected in self.heard.project(self.projector, min(size, projection_chunk(device))):
+            q_t = temper(projected.q, self.temperature).t()
+            first = int(projected.index[0])
+            yield (
+                slice(first, first + len(projected.index)),
+                SoftTargets(
+                    weight=projected.weight,
+                    entropy=-torch.special.xlogy(q_t, q_t).sum(1),
+                    dense=q_t,
+                ),
+            )

@@ -1,0 +1,213 @@
+"""Owns the student: its tokenizer, its random initialisation and its final form on disk.
+
+It does not own how it is trained; sizes are worked out in `engine.sizing`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from engine.config import StudentConfig
+from engine.distill.blocks import Chat, Reader
+from engine.errors import MissingError, UsageError
+from engine.workspace import fsync_dir
+
+_CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# TinyLlama-Chat's (Zephyr's) format: role tags are plain text, a turn ends with the tokenizer's EOS.
+_ZEPHYR = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of exactly `vocab_size` tokens (GPT-2's pre-tokenizer, ChatML format).
+
+    Where the text gives fewer merges than asked for, unused tokens fill the vocabulary.
+    """
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    if vocab_size < 256 + len(specials):
+        raise UsageError(
+            f"student.vocab_size is {vocab_size}: a byte-level tokenizer needs at least "
+            f"{256 + len(specials)}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=specials,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    missing = vocab_size - tokenizer.get_vocab_size()
+    tokenizer.add_special_tokens(
+        [AddedToken(f"<|unused_{n}|>", special=True) for n in range(missing)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=_CHATML,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer from a folder (or tokenizer.json), with a chat format and ends of text.
+
+    Raises:
+        MissingError: there is no tokenizer.json.
+        UsageError: it has more tokens than the student has rows, or no end-of-text token.
+    """
+    folder = path if path.is_dir() else path.parent
+    file = path if path.is_file() else path / "tokenizer.json"
+    if not file.is_file():
+        raise MissingError(
+            f"student.tokenizer: no tokenizer.json in {path}; give a folder that holds one, "
+            "an expert's name, or `train`"
+        )
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        # from_pretrained may rebuild steps by class name; tokenizer.json is what counts
+        tokenizer._tokenizer = Tokenizer.from_file(str(file))
+    else:
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    known = tokenizer.get_vocab()
+    for role, names in (("bos_token", ("<s>",)), ("eos_token", ("</s>", "<|endoftext|>"))):
+        if getattr(tokenizer, role) is None:
+            name = next((name for name in names if name in known), None)
+            if name is not None:
+                setattr(tokenizer, role, name)
+    if tokenizer.eos_token is None:
+        raise UsageError(f"student.tokenizer: {file} names no end-of-text token (eos_token)")
+    if len(tokenizer) > vocab_size:
+        raise UsageError(
+            f"student.tokenizer has {len(tokenizer)} tokens, student.vocab_size is {vocab_size}: "
+            f"set student.vocab_size={len(tokenizer)} or more"
+        )
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if tokenizer.chat_template is None:
+        tokenizer.chat_template = _ZEPHYR
+    return tokenizer
+
+
+def student_reader(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Reader:
+    """How the student reads text; its one end of turn is its EOS."""
+
+    def render(messages: Chat) -> str:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        )
+
+    eos = tokenizer.eos_token_id
+    assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
+    return Reader(tokenizer, render, [eos], vocab_size)
+
+
+def build_student(
+    config: StudentConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> LlamaForCausalLM:
+    """The student, initialised at random (fp32, on the CPU).
+
+    Normal(0, initializer_range), the matrices that write to the residual stream scaled down by
+    sqrt(2 layers) as in GPT-2, so that depth does not change the stream's size at the start.
+    """
+    llama = LlamaConfig(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        rms_norm_eps=config.rms_norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.tie_word_embeddings,
+        initializer_range=config.initializer_range,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        attn_implementation="sdpa",  # type: ignore[call-arg]
+        use_cache=False,
+    )
+    # Weights are drawn once, below: the library's own initialisation would only be overwritten.
+    with torch.device("meta"):
+        model = LlamaForCausalLM(llama)
+    rotary = type(model.model.rotary_emb)(llama)
+    model.to_empty(device="cpu")
+    model.model.rotary_emb = rotary
+    model.tie_weights()
+    generator = torch.Generator().manual_seed(seed)
+    residual = config.initializer_range / (2 * config.num_hidden_layers) ** 0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+            elif name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter.normal_(0.0, residual, generator=generator)
+            else:
+                parameter.normal_(0.0, config.initializer_range, generator=generator)
+    return model.train()
+
+
+def save_student(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype
+) -> None:
+    """Writes the finished model so that plain transformers loads it; replaces a former one.
+
+    The new model is complete in a temporary folder before the former one is moved away.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    config = model.config
+    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    cached, stored = config.use_cache, config.dtype
+    config.use_cache, config.dtype = True, dtype
+    try:
+        model.save_pretrained(temporary, state_dict=state)
+    finally:
+        config.use_cache, config.dtype = cached, stored
+    tokenizer.save_pretrained(temporary)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(temporary)
+    # What a user put beside the model (a GGUF file, a report) stays with it.
+    if folder.exists():
+        for item in folder.iterdir():
+            if not (temporary / item.name).exists() and item.name != ".gitkeep":
+                item.rename(temporary / item.name)
+        former = folder.with_name(f".old-{folder.name}")
+        shutil.rmtree(former, ignore_errors=True)
+        folder.rename(former)
+        temporary.rename(folder)
+        shutil.rmtree(former, ignore_errors=True)
+    else:
+        temporary.rename(folder)
+    fsync_dir(folder.parent)

@@ -1,0 +1,161 @@
+"""Owns reading and writing named tensors as safetensors files, streamed and with their SHA-256.
+
+safetensors' own writer tells neither the digest of what it was given nor a full disk as an
+OSError, and copies what lies on a GPU in one go; this one holds one tensor at a time. Which
+tensors go into which file is not owned here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_PIECE = 8 << 20  # bytes between two beats
+
+
+class FileRecord(msgspec.Struct, frozen=True):
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+def _nothing() -> None:
+    """The beat of a caller that has none."""
+
+
+def write_file(
+    path: Path, pieces: Iterable[bytes | memoryview], beat: Callable[[], None] = _nothing
+) -> FileRecord:
+    """Write a new file durably; the digest is of the bytes handed over, not of those on disk."""
+    digest, size = hashlib.sha256(), 0
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        for piece in map(memoryview, pieces):
+            for start in range(0, len(piece), _PIECE):
+                part = piece[start : start + _PIECE]
+                digest.update(part)
+                size += len(part)
+                while part:
+                    part = part[os.write(descriptor, part) :]
+                beat()
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return FileRecord(size, digest.hexdigest())
+
+
+def hash_file(path: Path, beat: Callable[[], None] = _nothing, *, from_disk: bool = False) -> str:
+    """SHA-256 of a file; `from_disk`: not from the page cache, where the system can be told."""
+    digest = hashlib.sha256()
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if from_disk and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        while piece := os.read(descriptor, _PIECE):
+            digest.update(piece)
+            beat()
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest()
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], beat: Callable[[], None] = _nothing
+) -> FileRecord:
+    """Write a new safetensors file durably.
+
+    A tensor under two names (tied weights) lies there once; the name left out is in the file's
+    metadata, as an alias of the other.
+    """
+    kept, aliases = _distinct(tensors)
+    # Wider types first keep every tensor aligned; names make the file a function of its content.
+    names = sorted(kept, key=lambda name: (-kept[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt", **aliases}}
+    offset = 0
+    for name in names:
+        tensor = kept[name]
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        yield len(text).to_bytes(8, "little") + text
+        for name in names:
+            flat = kept[name].detach().cpu().contiguous().reshape(-1)
+            yield flat.view(torch.uint8).numpy().data
+
+    return write_file(path, pieces(), beat)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the CPU, aliases included.
+
+    They are mapped, not read: memory is taken page by page as they are copied from, and given
+    back under pressure. Copy what is to be kept.
+    """
+    with safe_open(path, framework="pt", device="cpu") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    for alias, name in metadata.items():
+        if name in tensors and alias not in tensors:
+            tensors[alias] = tensors[name]
+    return tensors
+
+
+def tensors_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of the tensors in a file, each counted once whatever its names."""
+    kept, _ = _distinct(tensors)
+    return sum(t.numel() * t.element_size() for t in kept.values())
+
+
+def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of a tensor that holds NaN or an infinity; None when there is none."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.numel():
+            # One pass without a mask as large as the tensor; aminmax passes NaN on.
+            low, high = torch.aminmax(tensor.detach())
+            if not (torch.isfinite(low) and torch.isfinite(high)):
+                return name
+    return None
+
+
+def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors without those that are others' memory, and the names left out with theirs."""
+    kept: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[object, ...], str] = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+        else:
+            seen[key] = name
+            kept[name] = tensor
+    return kept, aliases

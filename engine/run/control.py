@@ -1,0 +1,238 @@
+"""Owns the other end of a job: starts its runner, attaches to it, sends it commands.
+
+For the command line, the app and tests; what is sent over the socket is `server`'s.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import get_args
+
+import msgspec
+
+from engine.errors import GladiusError, MissingError
+from engine.run.events import AnyCommand, AnyEvent, Job
+from engine.run.history import History
+from engine.run.server import Answer, Ask, Hello, Watch, same_user
+from engine.run.state import lock_owner
+from engine.workspace import Workspace
+
+# A runner owns its lock a moment before it listens.
+_CONNECT_SECONDS = 5.0
+_ANSWER_SECONDS = 600.0
+_PAGE = 1000
+
+_decoder = msgspec.json.Decoder(AnyEvent | Hello | Answer)
+_encoder = msgspec.json.Encoder()
+_started: list[subprocess.Popen] = []
+
+
+def start(ws: Workspace, argv: list[str]) -> int:
+    """Start `gladius_train --no-ui ARGV` in a session of its own; returns its pid at once.
+
+    It outlives this process. What it prints replaces tmp/logs/runner.out.
+    """
+    ws.create()
+    command = [sys.executable, "-m", "gladius_tui.cli", "--root", str(ws.root), "--no-ui", *argv]
+    with open(ws.logs_dir / "runner.out", "wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    _started.append(process)  # kept, so that its end is noticed and no zombie stays
+    _started[:] = [process for process in _started if process.poll() is None]
+    return process.pid
+
+
+def running_jobs(ws: Workspace) -> list[Job]:
+    """The jobs that have a live runner on this root."""
+    return [job for job in get_args(Job) if lock_owner(ws, job) is not None]
+
+
+def attach(ws: Workspace, job: Job = "train", after_seq: int | None = None) -> Attachment:
+    """Attach to the runner of a job; MissingError when there is none.
+
+    `after_seq` None: events from now on; a number: those of the history after it, then those that
+    follow, none lost and none twice.
+    """
+    return Attachment(ws, job, after_seq)
+
+
+class _Line:
+    """A connection to a runner, read message by message."""
+
+    def __init__(self, ws: Workspace, job: Job) -> None:
+        self._connection = _connect(ws, job)
+        self._rest = b""
+        self._messages: list[AnyEvent | Hello | Answer] = []
+
+    def send(self, message: Watch | Ask) -> None:
+        self._connection.settimeout(5.0)
+        self._connection.sendall(_encoder.encode(message) + b"\n")
+
+    def receive(self, deadline: float | None) -> AnyEvent | Hello | Answer:
+        """The next message. TimeoutError past `deadline` (monotonic; None: never), EOFError when
+        the runner has hung up."""
+        while not self._messages:
+            remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
+            self._connection.settimeout(remaining)
+            try:
+                data = self._connection.recv(1 << 20)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise EOFError from error
+            if not data:
+                raise EOFError
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            self._messages = [_decoder.decode(line) for line in lines]
+            self._messages.reverse()
+        return self._messages.pop()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _connect(ws: Workspace, job: Job) -> socket.socket:
+    deadline = time.monotonic() + _CONNECT_SECONDS
+    while (owner := lock_owner(ws, job)) is not None:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(owner.socket)
+        except OSError as error:
+            connection.close()
+            if time.monotonic() > deadline:
+                raise MissingError(
+                    f"{job} runs (pid {owner.pid}) but can't be reached ({error.strerror}); "
+                    f"end it with: kill {owner.pid}"
+                ) from error
+            time.sleep(0.05)
+            continue
+        if not same_user(connection):
+            connection.close()
+            raise MissingError(f"the socket {owner.socket} belongs to somebody else")
+        return connection
+    raise MissingError(f"no {job} job runs in {ws.root}; start it with: gladius_train {job}")
+
+
+class Attachment:
+    """A viewer's hold of a running job. `events` is for one thread, `send` for any."""
+
+    def __init__(self, ws: Workspace, job: Job, after_seq: int | None) -> None:
+        self._ws = ws
+        self._job: Job = job
+        self._history = History(ws.history_file)
+        self._line: _Line | None = None
+        self._missed: Iterator[AnyEvent] = iter(())
+        self.ended = False
+        """Whether the runner is gone and all its events have been given."""
+        hello = self._watch()
+        self.run_id = hello.run_id
+        self.pid = hello.pid
+        self.seq = hello.seq if after_seq is None else after_seq
+        """Number of the last event that was given."""
+        self._missed = self._past(hello.seq)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def events(self, timeout: float | None = None) -> Iterator[AnyEvent]:
+        """The events in order. Ends when the runner is gone (`ended` is True then), or when none
+        has come for `timeout` seconds; a later call goes on where this one ended."""
+        while not self.ended:
+            for event in self._missed:
+                yield event
+            try:
+                event = self._next(timeout)
+            except TimeoutError:
+                return
+            if event is not None and event.seq > self.seq:
+                self.seq = event.seq
+                yield event
+
+    def send(self, command: AnyCommand, timeout: float = _ANSWER_SECONDS) -> AnyEvent:
+        """Ask for `command`; returns the event that acknowledges it, which names the step.
+
+        MissingError when the runner is gone, GladiusError when no answer came in `timeout` s.
+        """
+        deadline = time.monotonic() + timeout
+        line = _Line(self._ws, self._job)
+        name = type(command).__name__.lower()
+        try:
+            line.send(Ask(command=command))
+            while True:
+                message = line.receive(deadline)
+                if isinstance(message, Answer):
+                    return message.event
+        except TimeoutError as error:
+            raise GladiusError(
+                f"no answer to {name} within {timeout:g} s; the job is busy or stopped, "
+                "see: gladius_train status"
+            ) from error
+        except (EOFError, OSError) as error:
+            raise MissingError(f"the job ended before it answered to {name}") from error
+        finally:
+            line.close()
+
+    def close(self) -> None:
+        """Let go; the job goes on."""
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        self._history.close()
+
+    def _watch(self) -> Hello:
+        line = _Line(self._ws, self._job)
+        line.send(Watch())
+        try:
+            hello = line.receive(time.monotonic() + 10.0)
+        except (EOFError, OSError) as error:
+            line.close()
+            raise MissingError(f"the {self._job} job has just ended") from error
+        assert isinstance(hello, Hello)
+        self._line = line
+        return hello
+
+    def _past(self, up_to: int | None) -> Iterator[AnyEvent]:
+        """The history's events after the last that was given."""
+        while page := self._history.events(self.run_id, self.seq, _PAGE, up_to=up_to):
+            for event in page:
+                self.seq = event.seq
+                yield event
+
+    def _next(self, timeout: float | None) -> AnyEvent | None:
+        if self._line is None:
+            self.ended = True
+            return None
+        try:
+            message = self._line.receive(None if timeout is None else time.monotonic() + timeout)
+        except EOFError:
+            self._reconnect()
+            return None
+        return None if isinstance(message, Hello | Answer) else message
+
+    def _reconnect(self) -> None:
+        """After a hang-up: read on in the history, and watch again if the run still goes on."""
+        assert self._line is not None
+        self._line.close()
+        self._line = None
+        up_to = None
+        try:
+            hello = self._watch()
+            up_to = hello.seq
+            if hello.run_id != self.run_id:
+                up_to = None
+                self.close()
+        except MissingError:
+            pass
+        self._missed = self._past(up_to)

@@ -1,0 +1,159 @@
+"""Owns what becomes of a run's events in its runner: numbered and committed in batches, then told to
+viewers, to the state file, to the log and to whoever prints. What can't be written stops nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import msgspec
+
+from engine.run.events import (
+    AnyEvent,
+    HardwareRead,
+    JobRequest,
+    LogLine,
+    Progress,
+    StepDone,
+    encode,
+)
+from engine.run.history import History
+from engine.run.log import TextLog
+from engine.run.server import ControlServer
+from engine.run.state import StateFile
+from engine.workspace import Workspace
+
+EventHandler = Callable[[AnyEvent], None]
+
+BATCH_SECONDS = 0.1
+BATCH_EVENTS = 200
+
+
+class Recorder:
+    """Records the events of one run; for one thread."""
+
+    def __init__(
+        self,
+        ws: Workspace,
+        history: History,
+        request: JobRequest,
+        on_event: EventHandler | None,
+    ) -> None:
+        history.begin_run(request.run_id, request.job, request.config)
+        known = history.run(request.run_id)
+        self.seq = known.last_seq if known else 0
+        """Number of the last event that was committed."""
+        self.step = 0
+        """Step of the runner's own events: the last one that is known."""
+        self.attempt = 0
+        self.server: ControlServer | None = None
+        self._ws = ws
+        self._run_id = request.run_id
+        self._history = history
+        self._log = TextLog(ws, request.job)
+        self._state = StateFile(ws, request.run_id) if request.job == "train" else None
+        self._printer = _Printer(on_event, self._log) if on_event else None
+        self._batch: list[AnyEvent] = []
+        self._since = 0.0
+        self._urgent = False
+        self._troubles: set[str] = set()
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to commit: an event of note, many events, or a tenth of a second."""
+        late = bool(self._batch) and time.monotonic() - self._since >= BATCH_SECONDS
+        return self._urgent or late or len(self._batch) >= BATCH_EVENTS
+
+    def add(self, event: AnyEvent) -> None:
+        """Take an event into the next commit; one of the runner's own gets its time and step."""
+        if not self._batch:
+            self._since = time.monotonic()
+        stamp = {"time": event.time or time.time(), "step": event.step or self.step}
+        self._batch.append(msgspec.structs.replace(event, **stamp))
+        self._urgent |= not isinstance(event, StepDone | Progress | HardwareRead | LogLine)
+
+    def say(self, level: Literal["info", "warning", "error"], text: str) -> None:
+        """Add a line for the log."""
+        self.add(LogLine(level=level, text=text))
+
+    def flush(self) -> list[AnyEvent]:
+        """Number and commit what was added, then tell everybody; returns the numbered events."""
+        batch, self._batch, self._urgent = self._batch, [], False
+        if not batch:
+            return []
+        events = self._history.append(self._run_id, self.attempt, batch)
+        self.seq = events[-1].seq
+        if self.server is not None:
+            self.server.broadcast(self.seq, map(encode, events))
+        for event in events:
+            if self._state is not None:
+                self._state.apply(event)
+            if self._printer is not None:
+                self._printer.put(event)
+            self._log.event(event)
+        self._warn_once(self._history.trouble)
+        if self._history.moved_aside:
+            name, self._history.moved_aside = self._history.moved_aside, ""
+            self.say("warning", f"the history was damaged: it is now {name}, a new one is begun")
+        return events
+
+    def write_state(self) -> None:
+        """Write the state file if it is time to."""
+        if self._state is None:
+            return
+        try:
+            self._state.write_if_due()
+        except OSError as error:
+            self._warn_once(f"{self._ws.state_file} can't be written ({error.strerror})")
+
+    def close(self) -> None:
+        """Tell the last events, and let go of everything."""
+        self.flush()
+        self.write_state()
+        if self._printer is not None:
+            self._printer.close()
+        if self._history.dropped:
+            self._log.line(f"warning: {self._history.dropped} events are not in the history")
+        self._history.close()
+        if self.server is not None:
+            self.server.close()
+
+    def _warn_once(self, trouble: str) -> None:
+        if trouble and trouble not in self._troubles:
+            self._troubles.add(trouble)
+            self.say("warning", f"{trouble}; the job goes on without")
+
+
+class _Printer:
+    """Calls a handler in a thread of its own: a terminal that is held must not hold the run."""
+
+    def __init__(self, handler: EventHandler, log: TextLog) -> None:
+        self._handler = handler
+        self._log = log
+        self._events: queue.Queue[AnyEvent | None] = queue.Queue(maxsize=10_000)
+        self._thread = threading.Thread(target=self._run, name="printer", daemon=True)
+        self._thread.start()
+
+    def put(self, event: AnyEvent) -> None:
+        """Hand an event over; it is dropped when thousands wait already."""
+        with contextlib.suppress(queue.Full):
+            self._events.put_nowait(event)
+
+    def close(self) -> None:
+        """Wait, for a moment, until everything is printed."""
+        with contextlib.suppress(queue.Full):
+            self._events.put_nowait(None)
+        self._thread.join(timeout=3.0)
+
+    def _run(self) -> None:
+        while (event := self._events.get()) is not None:
+            try:
+                self._handler(event)
+            except Exception as error:  # such as a broken pipe
+                self._log.line(f"warning: printing is turned off: {error!r}")
+                return

@@ -1,0 +1,257 @@
+"""Owns the runner's end of the control socket: who may attach, what each viewer is sent.
+
+The wire is newline-delimited JSON of the event and command structs and of the few messages below.
+A viewer that watches gets every event after the `seq` of its Hello. It never slows the runner:
+one that does not keep up is cut off, and reads on in the history.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+
+from engine.run.events import AnyCommand, AnyEvent, Job
+
+_MAX_QUEUED_BYTES = 4 << 20
+_MAX_REQUEST_BYTES = 64 << 10
+
+
+class Watch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="watch"):
+    """Viewer: send me a Hello, then every event from now on."""
+
+
+class Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ask"):
+    """Viewer: do this, and send me the Answer."""
+
+    command: AnyCommand
+
+
+class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
+    """Runner: what runs; all events up to `seq` are in the history, all later ones follow here."""
+
+    run_id: str
+    job: Job
+    pid: int
+    seq: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="answer"):
+    """Runner: the event that acknowledges the command that was asked for."""
+
+    event: AnyEvent
+
+
+_request_decoder = msgspec.json.Decoder(Watch | Ask)
+_encoder = msgspec.json.Encoder()
+
+
+def same_user(connection: socket.socket) -> bool:
+    """Whether the other end of an AF_UNIX connection runs under our uid.
+
+    Where the system does not tell, the owner-only folder of the socket has to do.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        return True
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    _, uid, _ = struct.unpack("3i", credentials)
+    return uid == os.getuid()
+
+
+class Viewer:
+    """One connection."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self.watching = False
+        self.incoming = b""
+        self.outgoing: deque[bytes] = deque()
+        self.queued = 0
+
+
+class ControlServer:
+    """Serves viewers in a thread of its own, on an AF_UNIX socket at `path`.
+
+    `on_ask(viewer, command)` is called in that thread; OSError when the socket can't be made.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        run_id: str,
+        job: Job,
+        seq: int,
+        on_ask: Callable[[Viewer, AnyCommand], None],
+    ) -> None:
+        self._path = path
+        self._run_id, self._seq = run_id, seq
+        self._job: Job = job
+        self._on_ask = on_ask
+        self._lock = threading.Lock()
+        self._viewers: set[Viewer] = set()
+        self._closing = False
+        # The lock of the job is ours, so a socket that lies here is a dead runner's.
+        path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._listener.bind(str(path))
+            path.chmod(0o600)
+            self._listener.listen(64)
+        except OSError:
+            self._listener.close()
+            raise
+        self._listener.setblocking(False)
+        self._bell, self._ear = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ear.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
+        self._thread.start()
+
+    def broadcast(self, seq: int, lines: Iterable[bytes]) -> None:
+        """Queue committed events, without newlines, for all who watch; `seq` is the last one's."""
+        data = b"".join(line + b"\n" for line in lines)
+        with self._lock:
+            self._seq = seq
+            for viewer in self._viewers:
+                if viewer.watching:
+                    self._queue(viewer, data)
+        self._ring()
+
+    def answer(self, viewer: Viewer, event: AnyEvent) -> None:
+        """Send the acknowledgement of a command; nothing happens when the viewer is gone."""
+        with self._lock:
+            if viewer in self._viewers:
+                self._queue(viewer, _encoder.encode(Answer(event=event)) + b"\n")
+        self._ring()
+
+    def close(self, patience: float = 1.0) -> None:
+        """Stop: viewers get up to `patience` seconds to take what is queued for them."""
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            with self._lock:
+                if not any(viewer.outgoing for viewer in self._viewers):
+                    break
+            time.sleep(0.01)
+        self._closing = True
+        self._ring()
+        self._thread.join(timeout=5.0)
+        self._path.unlink(missing_ok=True)
+
+    def _queue(self, viewer: Viewer, data: bytes) -> None:
+        if viewer.queued + len(data) > _MAX_QUEUED_BYTES:
+            # Its connection ends here, in the middle of a line if need be; the history has it all.
+            viewer.watching = False
+            viewer.outgoing.clear()
+            with contextlib.suppress(OSError):
+                viewer.connection.shutdown(socket.SHUT_RDWR)
+            return
+        viewer.outgoing.append(data)
+        viewer.queued += len(data)
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # a full buffer has woken the thread already
+            self._bell.send(b"!")
+
+    def _serve(self) -> None:
+        while not self._closing:
+            for key, _ in self._selector.select():
+                if key.fileobj is self._listener:
+                    self._accept()
+                elif key.fileobj is self._ear:
+                    with contextlib.suppress(OSError):
+                        self._ear.recv(4096)
+                else:
+                    self._receive(key.data)
+            for viewer in list(self._viewers):
+                self._send(viewer)
+        for viewer in list(self._viewers):
+            self._drop(viewer)
+        for end in (self._listener, self._bell, self._ear):
+            end.close()
+        self._selector.close()
+
+    def _accept(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            time.sleep(0.05)  # out of descriptors: it will be tried again at once
+            return
+        if not same_user(connection):
+            connection.close()
+            return
+        connection.setblocking(False)
+        viewer = Viewer(connection)
+        with self._lock:
+            self._viewers.add(viewer)
+        self._selector.register(connection, selectors.EVENT_READ, viewer)
+
+    def _receive(self, viewer: Viewer) -> None:
+        try:
+            data = viewer.connection.recv(65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        viewer.incoming += data
+        if not data or len(viewer.incoming) > _MAX_REQUEST_BYTES:
+            self._drop(viewer)
+            return
+        *lines, viewer.incoming = viewer.incoming.split(b"\n")
+        for line in lines:
+            try:
+                request = _request_decoder.decode(line)
+            except msgspec.MsgspecError:
+                self._drop(viewer)
+                return
+            if isinstance(request, Ask):
+                self._on_ask(viewer, request.command)
+            else:
+                self._welcome(viewer)
+
+    def _welcome(self, viewer: Viewer) -> None:
+        # Under the same lock as broadcast: no event falls between the Hello and what follows.
+        with self._lock:
+            hello = Hello(run_id=self._run_id, job=self._job, pid=os.getpid(), seq=self._seq)
+            self._queue(viewer, _encoder.encode(hello) + b"\n")
+            viewer.watching = True
+
+    def _send(self, viewer: Viewer) -> None:
+        with self._lock:
+            while viewer.outgoing:
+                data = viewer.outgoing[0]
+                try:
+                    sent = viewer.connection.send(data)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    viewer.outgoing.clear()
+                    break
+                viewer.queued -= sent
+                if sent < len(data):
+                    viewer.outgoing[0] = data[sent:]
+                else:
+                    viewer.outgoing.popleft()
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if viewer.outgoing else 0)
+        if viewer in self._viewers:
+            with contextlib.suppress(KeyError):
+                self._selector.modify(viewer.connection, wanted, viewer)
+
+    def _drop(self, viewer: Viewer) -> None:
+        with self._lock:
+            self._viewers.discard(viewer)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(viewer.connection)
+        viewer.connection.close()

@@ -1,0 +1,254 @@
+"""Owns the worker's side of a job: its link to the runner, its signals, its streams, its watchdog.
+
+What a job does is the job's business; this file calls its `main(link, request) -> int`. Nothing
+here imports torch.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib
+import io
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import GladiusError
+from engine.run.events import (
+    AnyCommand,
+    Event,
+    Heartbeat,
+    JobRequest,
+    LogLine,
+    RunEnded,
+    decode_command,
+    encode,
+)
+
+JOBS = {
+    "train": "engine.distill.worker:main",
+    "download": "engine.experts.fetch:main",
+    "export": "engine.deliver.gguf:main",
+    "validate": "engine.deliver.validate:main",
+}
+"""Where each job's `main(link, request) -> int` is found."""
+
+HUNG = 70
+"""Exit code of a worker that its own watchdog ended; its stacks are in the log."""
+CRASHED = 71
+"""Exit code of a worker that an unexpected exception ended; its traceback is in the log."""
+ORPHANED = 72
+"""Exit code of a worker whose runner is gone."""
+
+HANG_VARIABLE = "GLADIUS_HANG_SECONDS"
+_HANG_SECONDS = 900.0
+_BEAT_SECONDS = 1.0
+
+
+def hang_seconds() -> float:
+    """Seconds without a sign of life after which a worker counts as hung."""
+    return float(os.environ.get(HANG_VARIABLE) or _HANG_SECONDS)
+
+
+class WorkerLink:
+    """What a job holds of its runner: events out, commands in, signs of life.
+
+    `emit` and `beat` may be called from any thread; `poll` and `wait` from one.
+    """
+
+    def __init__(self, outbox: Any, commands: Connection, hang_seconds: float) -> None:
+        """`outbox` is the multiprocessing queue to the runner, `commands` the reading end of the
+        pipe from it; without a beat for `hang_seconds` the process ends itself with HUNG."""
+        self._outbox = outbox
+        self._pipe = commands
+        self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
+        self._hang_seconds = hang_seconds
+        self._idle = 0.0
+        self._last_message = -_BEAT_SECONDS
+        self._step = 0
+        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    @property
+    def step(self) -> int:
+        """The step of the last event that named one."""
+        return self._step
+
+    def emit(self, event: Event) -> None:
+        """Send `event` to the runner, stamped with the time; never blocks on the runner."""
+        if not event.time:
+            event = msgspec.structs.replace(event, time=time.time())
+        self._step = event.step or self._step
+        self._idle = 0.0
+        self._last_message = time.monotonic()
+        self._outbox.put(encode(event))
+
+    def poll(self) -> list[AnyCommand]:
+        """The commands that have come since the last call, in order; does not wait."""
+        commands = []
+        while True:
+            try:
+                commands.append(self._commands.get_nowait())
+            except queue.Empty:
+                return commands
+
+    def wait(self, timeout: float) -> list[AnyCommand]:
+        """As `poll`, but waits up to `timeout` seconds for a first command, and beats."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self.beat("waiting")
+            remaining = deadline - time.monotonic()
+            try:
+                first = self._commands.get(timeout=min(max(remaining, 0.0), _BEAT_SECONDS))
+                return [first, *self.poll()]
+            except queue.Empty:
+                if remaining <= 0:
+                    return []
+
+    def beat(self, doing: str = "") -> None:
+        """Tell that the job lives; cheap, to be called at least every few seconds of work."""
+        self._idle = 0.0
+        if time.monotonic() - self._last_message >= _BEAT_SECONDS:
+            self.emit(Heartbeat(doing=doing))
+
+    @contextmanager
+    def busy(self, doing: str, at_most: float = 3600.0) -> Iterator[None]:
+        """Beat from a thread, for at most `at_most` seconds, while the block runs: for one long
+        call that can't beat itself, such as loading a model."""
+        done = threading.Event()
+        deadline = time.monotonic() + at_most
+
+        def keep_beating() -> None:
+            while not done.wait(_BEAT_SECONDS) and time.monotonic() < deadline:
+                self.beat(doing)
+
+        self.beat(doing)
+        thread = threading.Thread(target=keep_beating, name="busy", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+    def close(self) -> None:
+        """Wait until all events have left for the runner."""
+        self._outbox.close()
+        self._outbox.join_thread()
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                data = self._pipe.recv_bytes()
+            except (EOFError, OSError):
+                # The runner is gone: nobody would see this process train. Its feeder thread may
+                # be stuck on a full queue, which a normal exit would wait for.
+                self._outbox.cancel_join_thread()
+                os._exit(ORPHANED)
+            try:
+                self._commands.put(decode_command(data))
+            except msgspec.MsgspecError as error:
+                self.emit(LogLine(level="warning", text=f"a command was not understood: {error}"))
+
+    def _watch(self) -> None:
+        tick = min(1.0, self._hang_seconds / 4)
+        while True:
+            time.sleep(tick)
+            # Ticks are counted, not the clock: a process that was stopped did not hang.
+            self._idle += tick
+            if self._idle > self._hang_seconds:
+                _say(f"no sign of life for {self._hang_seconds:g} s; the stacks of all threads:")
+                faulthandler.dump_traceback(file=2, all_threads=True)
+                os._exit(HUNG)
+
+
+def run_worker(
+    target: str, request: bytes, outbox: Any, commands: Connection, log_path: str
+) -> None:
+    """The spawned process from start to end: call `target` ("module:function") and exit.
+
+    Exit codes: 0 and 1 as the job's main says (1 after RunEnded(failed)), else it died.
+    """
+    _ignore_signals()
+    _redirect_streams(Path(log_path))
+    # Also answers the runner's SIGABRT, with which it ends a worker that holds the GIL for good.
+    faulthandler.enable(file=2)
+    link = WorkerLink(outbox, commands, hang_seconds())
+    code = _run_job(link, target, msgspec.json.decode(request, type=JobRequest))
+    link.close()
+    sys.exit(code)
+
+
+def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
+    try:
+        with link.busy("starting"):
+            main = _load(target)
+        return main(link, request)
+    except GladiusError as error:
+        reason = " ".join(str(error).split())
+        code = int(error.exit_code)
+        link.emit(RunEnded(step=link.step, status="failed", exit_code=code, reason=reason))
+        _say(traceback.format_exc())
+        return 1
+    except BaseException as error:
+        _say(traceback.format_exc())
+        summary = " ".join(f"{type(error).__name__}: {error}".split())
+        link.emit(LogLine(step=link.step, level="error", text=summary))
+        return CRASHED
+
+
+def _load(target: str) -> Callable[[WorkerLink, JobRequest], int]:
+    module, _, function = target.partition(":")
+    return getattr(importlib.import_module(module), function)
+
+
+def _ignore_signals() -> None:
+    """Leave all decisions to the runner: a terminal or a supervisor signals the whole group."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+    # The runner spawns with these blocked, so that none strikes before this line.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} worker {os.getpid()}: {text}", file=sys.stderr, flush=True)
+
+
+class _UnfailingFile(io.FileIO):
+    """A file whose writes are lost when they can't be done: a full disk must not end training."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data) or 0
+        except OSError:
+            return len(data)
+
+
+def _redirect_streams(log_path: Path) -> None:
+    """Send standard output and error, those of C libraries too, to the end of the log."""
+    try:
+        log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(log, descriptor)
+    os.close(log)
+    stream = io.TextIOWrapper(
+        io.BufferedWriter(_UnfailingFile(2, "w", closefd=False)),
+        encoding="utf-8",
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+    sys.stdout = sys.stderr = stream

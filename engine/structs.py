@@ -1,0 +1,165 @@
+"""Owns the conversion of plain data (TOML, options) to structs that names every problem at once.
+
+msgspec stops at the first error; here each leaf is converted by itself, and a bad one is told with
+its dotted name, what it is and what it may be.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect as mi
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing wrong with one field."""
+
+    name: str
+    """Dotted name of the field."""
+    text: str
+    """What is wrong, and what it may be."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}" if self.name else self.text
+
+
+def problems_text(problems: list[Problem], where: str) -> str:
+    """The problems as a message: one line for one, else a line with their number and one each."""
+    if len(problems) == 1:
+        return f"{where}: {problems[0]}"
+    return "\n".join([f"{where}: {len(problems)} problems", *(f"  {p}" for p in problems)])
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`did you mean 'x'?` for the nearest known word, else `known: a, b`."""
+    names = list(known)
+    match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
+    return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(names)}"
+
+
+def convert(struct: type[T], data: Any, prefix: str = "") -> tuple[T | None, list[Problem]]:
+    """A struct from plain data, and every problem found.
+
+    A leaf that is wrong keeps its default, so that checks across fields can still be made on the
+    others; None where it has no default. Nested structs are converted leaf by leaf too.
+    """
+    problems: list[Problem] = []
+    values: dict[str, Any] = {}
+    info = mi.type_info(struct)
+    assert isinstance(info, mi.StructType)
+    fields = {field.encode_name: field for field in info.fields}
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    if not isinstance(data, dict):
+        problems.append(Problem(prefix, f"{data!r} is no table"))
+        data = {}
+    for key, value in data.items():
+        name = f"{prefix}.{key}" if prefix else str(key)
+        field = fields.get(key)
+        if field is None:
+            problems.append(Problem(name, f"no such field; {nearest(str(key), fields)}"))
+        elif isinstance(field.type, mi.StructType):
+            values[key], found = convert(field.type.cls, value, name)
+            problems += found
+        else:
+            try:
+                values[key] = _convert_leaf(types[key], field.type, value)
+            except (msgspec.ValidationError, ValueError):
+                problems.append(Problem(name, f"{_show(value)} is not {describe(field.type)}"))
+    unset = [key for key, field in fields.items() if field.required and key not in values]
+    for key in unset:
+        if key not in data:
+            name = f"{prefix}.{key}" if prefix else key
+            problems.append(Problem(name, f"missing; it is {describe(fields[key].type)}"))
+    return (None if unset else struct(**values)), problems
+
+
+def _convert_leaf(annotation: Any, info: mi.Type, value: Any) -> Any:
+    kinds = _kinds(info)
+    # TOML has no null: "none" stands for it where the field may be empty.
+    if value == "none" and any(isinstance(kind, mi.NoneType) for kind in kinds):
+        return None
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError("not finite")
+        whole = any(isinstance(kind, mi.IntType) for kind in kinds)
+        if whole and value.is_integer() and not any(isinstance(k, mi.FloatType) for k in kinds):
+            value = int(value)  # 2e9 is how people write a number of tokens
+    return msgspec.convert(value, annotation)
+
+
+def _kinds(info: mi.Type) -> list[mi.Type]:
+    """The type's alternatives, without metadata around them."""
+    if isinstance(info, mi.Metadata):
+        return _kinds(info.type)
+    if isinstance(info, mi.UnionType):
+        return [kind for part in info.types for kind in _kinds(part)]
+    return [info]
+
+
+def describe(info: mi.Type) -> str:
+    """What a field may be, in words: `a whole number, at least 1, or none`."""
+    return " or ".join(_describe_kind(kind) for kind in _kinds(info))
+
+
+def _describe_kind(kind: mi.Type) -> str:
+    match kind:
+        case mi.BoolType():
+            return "true or false"
+        case mi.IntType() | mi.FloatType():
+            text = "a whole number" if isinstance(kind, mi.IntType) else "a number"
+            bounds = (
+                ("over", kind.gt),
+                ("at least", kind.ge),
+                ("under", kind.lt),
+                ("at most", kind.le),
+            )
+            said = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+            return f"{text} {' and '.join(said)}" if said else text
+        case mi.LiteralType():
+            return f"one of {', '.join(str(value) for value in kind.values)}"
+        case mi.StrType():
+            return "text"
+        case mi.NoneType():
+            return "none"
+        case mi.ListType() | mi.VarTupleType():
+            least = f" with at least {kind.min_length} entry" if kind.min_length else ""
+            return f"a list{least}, each {describe(kind.item_type)}"
+        case mi.DictType():
+            return f"a table of names, each with {describe(kind.value_type)}"
+        case _:
+            return "a table"
+
+
+def _show(value: Any) -> str:
+    text = "true" if value is True else "false" if value is False else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def is_mutable(info: mi.Type) -> bool:
+    """Whether the field's Meta says `extra={"mutable": True}` (anywhere in a union)."""
+    if isinstance(info, mi.Metadata):
+        return bool((info.extra or {}).get("mutable")) or is_mutable(info.type)
+    if isinstance(info, mi.UnionType):
+        return any(is_mutable(part) for part in info.types)
+    return False
+
+
+def leaves(value: msgspec.Struct, prefix: str = "") -> dict[str, tuple[Any, bool]]:
+    """Every leaf of a struct by its dotted name: its value, and whether it is mutable."""
+    found: dict[str, tuple[Any, bool]] = {}
+    info = mi.type_info(type(value))
+    assert isinstance(info, mi.StructType)
+    for field in info.fields:
+        name = f"{prefix}{field.encode_name}"
+        leaf = getattr(value, field.name)
+        if isinstance(leaf, msgspec.Struct):
+            found |= leaves(leaf, f"{name}.")
+        else:
+            found[name] = (leaf, is_mutable(field.type))
+    return found

@@ -1,0 +1,326 @@
+"""Owns where everything lies below a root, and the durable ways to write there.
+
+Paths, confinement of names that come from users, write-fsync-rename, and cleaning up. It does not
+own what the files say: checkpoints, history and state have rooms of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.errors import GladiusError, UsageError
+
+_SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The folders and files of one root (`--root`, else GLADIUS_ROOT, else the current folder)."""
+
+    root: Path
+
+    @classmethod
+    def find(cls, root: str | Path | None = None) -> Workspace:
+        """The workspace at `root`, absolute and with links followed; nothing is created."""
+        chosen = root or os.environ.get("GLADIUS_ROOT") or "."
+        try:
+            return cls(Path(chosen).expanduser().resolve())
+        except (ValueError, OSError, RuntimeError) as error:
+            raise UsageError(f"{str(chosen)!r} can't be a root folder: {error}") from error
+
+    @property
+    def tmp(self) -> Path:
+        return self.root / "tmp"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def cache_dir(self) -> Path:
+        return self.tmp / "cache"
+
+    @property
+    def experts_dir(self) -> Path:
+        return self.tmp / "models"
+
+    @property
+    def downloads_dir(self) -> Path:
+        return self.tmp / "downloads"
+
+    @property
+    def experts_cache_dir(self) -> Path:
+        return self.tmp / "experts_cache"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.tmp / "checkpoints"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.tmp / "logs"
+
+    @property
+    def state_file(self) -> Path:
+        return self.checkpoints_dir / "training_state.json"
+
+    @property
+    def history_file(self) -> Path:
+        return self.logs_dir / "history.sqlite"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.models / "gladius_primary"
+
+    @property
+    def user_config(self) -> Path:
+        return self.root / "gladius.toml"
+
+    @property
+    def runtime_dir(self) -> Path:
+        """An owner-only folder (0700) for sockets, short enough for AF_UNIX; created when absent.
+
+        Raises GladiusError when somebody else owns it.
+        """
+        import hashlib  # these few are imported where they are used: `status` needs none of them
+        import tempfile
+
+        candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
+        # A socket's whole path may have 107 bytes; 40 are left for our part of it.
+        usable = (c for c in candidates if c and len(os.fsencode(c)) < 67 and os.path.isdir(c))
+        mine = Path(next(usable, "/tmp")) / f"gladius-{os.getuid()}"
+        folder = mine / hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        for path in (mine, folder):
+            try:
+                path.mkdir(mode=0o700, exist_ok=True)
+                found = path.lstat()
+            except OSError as error:
+                raise GladiusError(
+                    f"can't make {path} for control sockets: {error.strerror}; "
+                    "set XDG_RUNTIME_DIR to a folder of yours"
+                ) from error
+            # In a shared temporary folder somebody else may have put it there first.
+            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+                raise GladiusError(
+                    f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a folder of yours"
+                )
+            if stat.S_IMODE(found.st_mode) != 0o700:
+                path.chmod(0o700)
+        return folder
+
+    def log_file(self, day: date | None = None) -> Path:
+        """The plain-text log of `day` (today by default)."""
+        return self.logs_dir / f"training_{day or date.today():%Y%m%d}.log"
+
+    def expert_dir(self, name: str) -> Path:
+        """Where the expert `name` lies once downloaded; UsageError for a name that is no name."""
+        if not _SAFE_NAME.fullmatch(name):
+            raise UsageError(
+                f"{name!r} is no expert's name; use letters, digits, '.', '_' and '-', "
+                "beginning with a letter or digit"
+            )
+        return self.experts_dir / name
+
+    def create(self) -> None:
+        """Make all folders; GladiusError when the root can't be written."""
+        folders = (
+            self.models,
+            self.cache_dir,
+            self.experts_dir,
+            self.downloads_dir,
+            self.experts_cache_dir,
+            self.checkpoints_dir,
+            self.logs_dir,
+        )
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            # An existing tree can be read-only too; only a write tells.
+            probe = self.checkpoints_dir / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise GladiusError(
+                f"can't write in {self.root}: {error.strerror or error}; "
+                "choose another folder with --root"
+            ) from error
+
+
+def assets_dir() -> Path:
+    """The folder of data that ships: the installed copy, or the repository's `assets/`."""
+    package = Path(__file__).resolve().parent
+    installed = package / "assets"
+    return installed if installed.is_dir() else package.parent / "assets"
+
+
+def fsync_dir(path: Path) -> None:
+    """Make the entries of a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace `path` durably: a reader, or a crash, sees the old content or the new one."""
+    temporary = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp"
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        try:
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_dir(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace `path` durably with `value` as indented JSON (structs and plain data)."""
+    write_bytes(path, msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line durably; a torn last line, left by a crash, is cut off first.
+
+    One writer at a time. When the line can't be written whole (a full disk) the file is left as
+    it was, and the OSError is raised.
+    """
+    created = not path.exists()
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        end = _whole_lines(descriptor)
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        try:
+            _write_all(descriptor, line.rstrip(b"\n") + b"\n")
+        except OSError:
+            os.ftruncate(descriptor, end)
+            raise
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    if created:
+        fsync_dir(path.parent)
+
+
+def _whole_lines(descriptor: int) -> int:
+    """Length in bytes of the file without a torn last line."""
+    end = os.lseek(descriptor, 0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 65536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def publish_dir(temporary: Path, final: Path) -> None:
+    """Move a finished folder into place durably; FileExistsError when `final` exists."""
+    if os.path.lexists(final):
+        raise FileExistsError(f"{final} exists")
+    for folder, _, files in os.walk(temporary):
+        for name in files:
+            descriptor = os.open(os.path.join(folder, name), os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        fsync_dir(Path(folder))
+    os.rename(temporary, final)
+    fsync_dir(final.parent)
+
+
+def sha256_file(path: Path) -> str:
+    """The file's SHA-256 in hex, read in pieces."""
+    import hashlib
+
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_bytes(path: Path) -> int:
+    """Bytes of the files below `path`; links count as links and are never followed."""
+    total = 0
+    stack = [path]
+    while stack:
+        current = stack.pop()
+        try:
+            found = current.lstat()
+            if stat.S_ISDIR(found.st_mode):
+                stack.extend(current / entry.name for entry in os.scandir(current))
+            else:
+                total += found.st_size
+        except OSError:
+            continue
+    return total
+
+
+# What `clean` knows by name: folders (as Workspace properties) and the entries in them.
+_CLEANABLE: dict[str, tuple[tuple[str, ...], str]] = {
+    "downloads": (("downloads_dir",), "*"),
+    "partials": (("experts_dir", "experts_cache_dir", "checkpoints_dir"), ".*tmp*"),
+    "logs": (("logs_dir",), "*.log*"),
+    "cache": (("cache_dir",), "*"),
+    "answers": (("experts_cache_dir",), "*"),
+    "history": (("logs_dir",), "history*"),
+    "checkpoints": (("checkpoints_dir",), "*"),
+    "experts": (("experts_dir",), "*"),
+    "models": (("models",), "*"),
+}
+CLEANABLE = tuple(_CLEANABLE)
+CLEANED_BY_DEFAULT = ("downloads", "partials", "logs")
+
+
+def clean_targets(
+    workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT
+) -> list[tuple[Path, int]]:
+    """What cleaning `names` (of CLEANABLE) would remove: paths and their bytes.
+
+    UsageError where one of the folders is a link: what lies behind it is not ours to delete.
+    """
+    found: dict[Path, int] = {}
+    for name in names:
+        folders, pattern = _CLEANABLE[name]
+        for folder in (getattr(workspace, folder) for folder in folders):
+            for part in (folder, *folder.parents):
+                if part == workspace.root:
+                    break
+                if part.is_symlink():
+                    raise UsageError(f"{part} is a link; clean what it leads to by hand")
+            for entry in sorted(folder.glob(pattern)):
+                if entry.name != ".gitkeep":
+                    found[entry] = tree_bytes(entry)
+    return list(found.items())
+
+
+def remove_entry(path: Path) -> None:
+    """Delete a file, a folder with all in it, or a link (never what the link leads to)."""
+    if path.is_dir() and not path.is_symlink():
+        import shutil
+
+        # rmtree works on descriptors here: links inside are unlinked, not followed.
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

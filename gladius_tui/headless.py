@@ -1,0 +1,370 @@
+"""Owns how events read as lines of text, for terminals, logs and pipes. It knows no job but by
+its events, and no time but theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from pathlib import Path
+from typing import IO
+
+from engine.run.events import (
+    AnyEvent,
+    CheckpointRejected,
+    CheckpointSaved,
+    DataReady,
+    EvalDone,
+    GuardTripped,
+    Heartbeat,
+    LogLine,
+    PhaseStarted,
+    Progress,
+    RunEnded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+    encode,
+)
+
+PROGRESS_SECONDS = 5.0
+"""Least time between two lines of the same task."""
+
+_STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them: `45s`, `6m12`, `3h05`, `2d04h`; `–` where unknown."""
+    if seconds is None:
+        return "–"
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def size(count: float) -> str:
+    """Bytes with a binary unit: `78.2 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def wants_colour(stream: IO[str]) -> bool:
+    """Colour is for terminals, and not under NO_COLOR."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def acknowledgement(event: AnyEvent) -> str:
+    """What a command's answer says, in a line."""
+    match event:
+        case RunPaused():
+            return f"paused at step {event.step:,}"
+        case RunResumed():
+            return f"going on from step {event.step:,}"
+        case CheckpointSaved():
+            return f"checkpoint of step {event.step:,} saved: {event.path} ({size(event.bytes)})"
+        case RunEnded(status="completed"):
+            return f"completed at step {event.step:,}"
+        case RunEnded(status="stopped"):
+            return f"stopped at step {event.step:,}"
+        case RunEnded():
+            return f"failed at step {event.step:,}: {event.reason}"
+    return f"{type(event).__name__} at step {event.step:,}"
+
+
+class Renderer:
+    """Turns a run's events, in order, into lines."""
+
+    def __init__(self, *, colour: bool = False, width: int = 100) -> None:
+        self._colour = colour
+        self._width = max(60, width)
+        self._log_interval = 1
+        self._max_steps: int | None = None
+        self._shares: dict[str, str] = {}
+        self._first_eval: EvalDone | None = None
+        self._last_eval: EvalDone | None = None
+        self._progress_at: dict[str, float] = {}
+
+    def lines(self, event: AnyEvent) -> list[str]:
+        """The lines that tell `event`; none for what is not worth one."""
+        match event:
+            case RunStarted():
+                return self._run_started(event)
+            case PhaseStarted():
+                return self._phase_started(event)
+            case DataReady():
+                return self._data_ready(event)
+            case StepDone():
+                return self._step_done(event)
+            case EvalDone():
+                return self._eval_done(event)
+            case SampleDrawn():
+                return self._sample_drawn(event)
+            case Progress():
+                return self._progress(event)
+            case CheckpointSaved():
+                kept = ", best so far" if event.best else ""
+                text = f"step {event.step:,} saved, {size(event.bytes)} in {event.seconds:.1f} s"
+                return [self._item("checkpoint", f"{text} ({event.reason}{kept})", "green")]
+            case CheckpointRejected():
+                moved = f"; moved to {event.moved_to}" if event.moved_to else ""
+                text = f"{event.path} is not used: {event.reason}{moved}"
+                return [self._item("checkpoint", text, "yellow")]
+            case GuardTripped():
+                value = "" if event.value is None else f" ({event.value:.4g})"
+                name = event.guard.replace("_", " ")
+                return [self._item("guard", f"{name}: {event.action}{value}", "yellow")]
+            case LogLine():
+                style = {"warning": "yellow", "error": "red"}.get(event.level, "")
+                label = event.level if style else ""
+                return [self._item(label, event.text, style)]
+            case RunPaused():
+                return [self._item("paused", f"at step {event.step:,} ({event.reason})", "yellow")]
+            case RunResumed():
+                return [self._item("resumed", f"at step {event.step:,}", "yellow")]
+            case RunEnded():
+                return self._run_ended(event)
+        return []
+
+    def _style(self, text: str, style: str) -> str:
+        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colour and style else text
+
+    def _item(self, label: str, text: str, style: str = "") -> str:
+        return f"  {self._style(f'{label:<10}', style)} {text}" if label else f"  {text}"
+
+    def _heading(self, text: str) -> str:
+        rule = "─" * max(4, min(self._width, 100) - len(text) - 4)
+        return f"{self._style('── ' + text, 'bold')} {self._style(rule, 'dim')}"
+
+    def _run_started(self, event: RunStarted) -> list[str]:
+        self._log_interval = int(event.config.get("schedule", {}).get("log_interval", 1))
+        self._max_steps = event.max_steps
+        self._shares = {expert.name: expert.title for expert in event.experts}
+        facts = [event.job]
+        if event.preset:
+            facts.append(f"preset {event.preset}")
+        if event.device:
+            facts.append(f"{event.device} {event.precision}".strip())
+        if event.target_params:
+            facts.append(f"{event.target_params:,} parameters")
+        if event.tokens_per_step:
+            facts.append(f"{event.tokens_per_step:,} tokens a step")
+        lines = [self._style("GLADIUS  ", "bold") + " · ".join(facts)]
+        about = [f"run {event.run_id}", f"pid {event.pid}"]
+        if event.attempt > 1:
+            about.append(f"attempt {event.attempt}")
+        lines.append(self._style("  " + " · ".join(about), "dim"))
+        if event.experts:
+            shares = (f"{expert.title} {expert.share:.0%}" for expert in event.experts)
+            lines.append(f"  {'experts':<10} " + " · ".join(shares))
+        if event.resumed_from is not None:
+            lines.append(
+                self._item("resumed", f"from the checkpoint of step {event.resumed_from:,}")
+            )
+        return lines
+
+    def _phase_started(self, event: PhaseStarted) -> list[str]:
+        text = f"phase {event.phase}/{event.phases}  {event.name}"
+        if event.expert and event.expert != event.name:
+            text += f" · {self._shares.get(event.expert, event.expert)}"
+        if event.last_step is not None and event.last_step >= event.first_step:
+            text += f" · steps {event.first_step:,}–{event.last_step:,}"
+        elif event.first_step:
+            text += f" · from step {event.first_step:,}"
+        clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
+        return ["", self._heading(f"{text} · {clock}")]
+
+    def _data_ready(self, event: DataReady) -> list[str]:
+        text = (
+            f"{event.expert}: {event.blocks:,} blocks + {event.held_out_blocks:,} held out, "
+            f"{event.positions:,} positions, {event.aligned:.0%} aligned, "
+            f"weight {event.mean_weight:.2f}"
+        )
+        if event.skipped_blocks:
+            text += f", {event.skipped_blocks:,} blocks skipped"
+        return [self._item("data", text)]
+
+    def _step_done(self, event: StepDone) -> list[str]:
+        last = event.step == self._max_steps
+        if not (event.step % self._log_interval == 0 or event.step == 1 or last or event.skipped):
+            return []
+        if self._max_steps:
+            total = f"{self._max_steps:,}"
+            step = f"{event.step:>{len(total)},}/{total}"
+        else:
+            step = f"{event.step:>7,}"
+        parts = [
+            f"  step {step}",
+            f"loss {_number(event.loss)}",
+            f"kl {_number(event.kl)}",
+            f"ce {_number(event.ce)}",
+            f"lr {event.lr:.1e}",
+            f"{event.tokens_per_sec:,.0f} tok/s",
+        ]
+        eta = event.run_eta if event.run_eta is not None else event.phase_eta
+        if eta is not None:
+            parts.append(f"eta {duration(eta)}")
+        if event.skipped:
+            parts.append(self._style("skipped", "yellow"))
+        return ["  ".join(parts)]
+
+    def _eval_done(self, event: EvalDone) -> list[str]:
+        self._first_eval = self._first_eval or event
+        before, self._last_eval = self._last_eval, event
+        text = f"{event.bits_per_byte:.3f} bits/byte held out"
+        if before is not None:
+            text += f" ({event.bits_per_byte - before.bits_per_byte:+.3f})"
+        if event.best:
+            text += ", best so far"
+        lines = [self._item("eval", self._style(text, "cyan"), "cyan")]
+        for score in event.scores:
+            parts = [f"{score.bits_per_byte:.3f} bits/byte"]
+            if score.kl is not None:
+                parts.append(f"KL {score.kl:.3f}")
+            if score.agreement is not None:
+                parts.append(f"agreement {score.agreement:.0%}")
+            lines.append(self._item("", f"{'':<10} {score.expert}: {'  '.join(parts)}"))
+        return lines
+
+    def _sample_drawn(self, event: SampleDrawn) -> list[str]:
+        room = self._width - 15
+        prompt = " ".join(event.prompt.split())
+        lines = [self._item("sample", self._style(f"> {_cut(prompt, room - 2)}", "dim"))]
+        # A young student writes control characters too; they must not reach the terminal.
+        text = "".join(c if c.isprintable() else " " for c in " ".join(event.text.split()))
+        for start in range(0, min(len(text), 4 * room), room):
+            lines.append(self._item("", f"{'':<10} {text[start : start + room]}"))
+        return lines
+
+    def _progress(self, event: Progress) -> list[str]:
+        shown = self._progress_at.get(event.task)
+        if not event.finished and shown is not None and event.time - shown < PROGRESS_SECONDS:
+            return []
+        if event.finished:
+            self._progress_at.pop(event.task, None)
+        else:
+            self._progress_at[event.task] = event.time
+        return [self._progress_text(event)]
+
+    def _progress_text(self, event: Progress) -> str:
+        is_bytes = event.unit in ("B", "bytes")
+
+        def amount(value: float) -> str:
+            return size(value) if is_bytes else f"{value:,.0f}"
+
+        parts = [amount(event.done)]
+        if event.total:
+            parts[0] += f" of {amount(event.total)}"
+        if event.unit and not is_bytes:
+            parts[0] += f" {event.unit}"
+        if event.total:
+            parts.append(f"{event.done / event.total:.0%}")
+        if event.rate:
+            parts.append(f"{amount(event.rate)}{'' if is_bytes else ' ' + event.unit}/s".strip())
+        if event.eta is not None and not event.finished:
+            parts.append(f"eta {duration(event.eta)}")
+        return self._item("", f"{event.label}  {'  '.join(parts)}")
+
+    def _run_ended(self, event: RunEnded) -> list[str]:
+        style = {"completed": "green", "failed": "red"}.get(event.status, "yellow")
+        facts = [f"{event.status} at step {event.step:,}" if event.step else event.status]
+        if event.tokens_seen:
+            facts.append(f"{event.tokens_seen:,} tokens")
+        if event.seconds:
+            facts.append(duration(event.seconds))
+        lines = ["", self._style(" · ".join(facts), style)]
+        if event.reason and event.status != "failed":
+            lines.append(f"  {event.reason}")
+        first, last = self._first_eval, self._last_eval
+        if first is not None and last is not None and first is not last:
+            text = f"bits/byte {first.bits_per_byte:.3f} → {last.bits_per_byte:.3f}"
+            lines.append(self._item("held out", f"{text}, steps {first.step:,} to {last.step:,}"))
+        if event.model_path:
+            lines.append(self._item("model", _short_path(event.model_path)))
+        return lines
+
+
+def _number(value: float | None) -> str:
+    return "  –  " if value is None else f"{value:.3f}"
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else text[: room - 1] + "…"
+
+
+def _short_path(path: str) -> str:
+    """The path as seen from the current folder when it lies below that."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return path
+
+
+def print_lines(lines: Iterable[str], stream: IO[str] | None = None) -> bool:
+    """Write the lines to `stream` (standard output); False when it is broken.
+
+    A closed pipe or a full disk must not end a run: from then on what is written there is lost.
+    """
+    out: IO[str] = sys.stdout if stream is None else stream
+    try:
+        out.write("".join(f"{line}\n" for line in lines))
+        out.flush()
+        return True
+    except (OSError, ValueError):
+        _silence(out)
+        return False
+
+
+def _silence(stream: IO[str]) -> None:
+    """Lead the stream nowhere, so that Python's own flush at exit doesn't fail on it again."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError):
+        pass
+
+
+class Printer:
+    """Writes events to a stream as lines, or as JSON lines; `quiet` leaves only the end."""
+
+    def __init__(
+        self, stream: IO[str] | None = None, *, as_json: bool = False, quiet: bool = False
+    ) -> None:
+        self._stream: IO[str] = sys.stdout if stream is None else stream
+        self._as_json = as_json
+        self._quiet = quiet
+        self._broken = False
+        width = 100
+        if self._stream.isatty():
+            with contextlib.suppress(OSError):
+                width = os.get_terminal_size(self._stream.fileno()).columns
+        self._renderer = Renderer(colour=wants_colour(self._stream), width=width)
+
+    def __call__(self, event: AnyEvent) -> None:
+        if self._broken or isinstance(event, Heartbeat):
+            return
+        if self._as_json:
+            lines = [encode(event).decode()]
+        else:
+            lines = self._renderer.lines(event)
+            if self._quiet and not isinstance(event, RunEnded):
+                return
+        if lines:
+            self._broken = not print_lines(lines, self._stream)
+
+    def take_in(self, event: AnyEvent) -> None:
+        """Know of an event that later lines refer to, without printing it."""
+        self._renderer.lines(event)

@@ -1,0 +1,79 @@
+"""Tokenizers for the tests of distill: small ones trained here, and real ones where they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer
+from toys import ROOT, byte_level, reader, sentencepiece
+from transformers import PreTrainedTokenizerFast
+
+from engine.distill.blocks import Reader
+
+REAL_TEACHERS = ("qwen3", "llama3", "gpt2", "smollm2")
+_ENDS = {
+    "qwen3": ("<|im_end|>", "<|endoftext|>"),
+    "llama3": ("<|eot_id|>", "<|end_of_text|>", "<|eom_id|>"),
+    "gpt2": ("<|endoftext|>",),
+    "smollm2": ("<|im_end|>", "<|endoftext|>"),
+    "llama2": ("</s>",),
+    "mistral": ("</s>",),
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """The models here are tiny: threads only cost."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_reader() -> Callable[[str], Reader]:
+    """A real tokenizer's way to read text; the test is skipped where it was not fetched."""
+    held: dict[str, Reader] = {}
+
+    def get(name: str) -> Reader:
+        if name not in held:
+            folder = ROOT / "tmp" / ("models" if name == "smollm2" else "tokenizers") / name
+            file = folder / "tokenizer.json"
+            if not file.is_file():
+                how = "download smollm2" if name == "smollm2" else "make tokenizers"
+                pytest.skip(f"the real tokenizer {name} is not in tmp/: run `{how}`")
+            backend = Tokenizer.from_file(str(file))
+            ends = [token for token in _ENDS[name] if backend.token_to_id(token) is not None]
+            tokenizer = PreTrainedTokenizerFast(
+                tokenizer_object=backend,
+                eos_token=ends[0],
+                bos_token="<s>" if ends[0] == "</s>" else None,
+                chat_template=_PLAIN,
+            )
+            ids = [backend.token_to_id(token) for token in ends]
+            held[name] = Reader(tokenizer, _renderer(tokenizer), ids)
+        return held[name]
+
+    return get
+
+
+# The chat formats are `blocks`' matter; here every model marks its turns in the same plain way.
+_PLAIN = (
+    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
+)
+
+
+def _renderer(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[dict[str, str]]], str]:
+    return lambda messages: str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def trained() -> dict[str, Reader]:
+    """Readers with tokenizers trained here: byte_level, prepend and metaspace."""
+    return {
+        "byte_level": reader(byte_level()),
+        "prepend": reader(sentencepiece("prepend")),
+        "metaspace": reader(sentencepiece("metaspace")),
+    }

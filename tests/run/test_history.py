@@ -1,0 +1,211 @@
+"""The history database: what goes in comes out, and what breaks it stops nothing."""
+
+from __future__ import annotations
+
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPO
+from test_state import started, step_done
+
+from engine.run.events import EvalDone, ExpertScore, LogLine, StepDone
+from engine.run.history import History
+
+
+@pytest.fixture
+def run(history: History) -> str:
+    history.begin_run("r", "train", b'{"seed":1}')
+    assert history.begin_attempt("r") == 1
+    return "r"
+
+
+def values(history: History, metric: str = "loss", hi: int = 1000) -> dict[int, float]:
+    """The metric's values by step."""
+    columns = history.series("r", metric, 0, hi, hi)
+    return {c.start: c.first for c in columns if c.first is not None}
+
+
+def test_events_are_numbered_and_read_back_in_pages(history, run):
+    first = history.append(run, 1, [started(), step_done(1)])
+    second = history.append(run, 1, [step_done(2), LogLine(text="ü\u2028")])
+    assert [e.seq for e in first + second] == [1, 2, 3, 4]
+    assert history.events(run) == first + second
+    assert history.events(run, after_seq=1, limit=2) == [first[1], second[0]]
+    assert history.events(run, up_to=1) == first[:1]
+    assert history.events(run, types=["StepDone"]) == [first[1], second[0]]
+    assert history.last(run, "StepDone") == second[0]
+    assert history.events(run, after_seq=4) == []
+
+
+def test_numbers_go_on_in_another_process(ws, history, run):
+    history.append(run, 1, [step_done(1, training_seconds=7.5), step_done(2)])
+    history.close()
+    other = History(ws.history_file)
+    other.begin_run(run, "train", b"{}")
+    assert other.begin_attempt(run) == 2
+    assert other.append(run, 2, [step_done(3)])[0].seq == 3
+    record = other.run(run)
+    assert record is not None
+    assert (record.attempts, record.last_seq, record.config) == (2, 3, b'{"seed":1}')
+
+
+def test_training_seconds_are_those_of_the_last_step(history, run):
+    assert history.training_seconds(run) == 0.0
+    history.append(run, 1, [step_done(1, training_seconds=7.5), LogLine(text="x")])
+    assert history.training_seconds(run) == 7.5
+
+
+def test_the_last_run_is_told_by_kind_of_job(history, run):
+    history.begin_run("d", "download", b"{}")
+    last = history.last_run("train"), history.last_run("download"), history.last_run("export")
+    assert [r and r.run_id for r in last] == ["r", "d", None]
+
+
+def test_a_resumed_attempt_supersedes_later_steps(history, run):
+    history.append(run, 1, [step_done(n, loss=float(n)) for n in range(1, 151)])
+    history.append(run, 1, [EvalDone(step=n, bits_per_byte=1.0) for n in (50, 100, 150)])
+    history.begin_attempt(run)
+    history.append(run, 2, [started(resumed_from=99)])
+    # Void at once, also before they are done again.
+    assert max(values(history)) == 99
+    assert list(values(history, "bits_per_byte")) == [50]
+    history.append(run, 2, [step_done(n, loss=-float(n)) for n in range(100, 121)])
+    expected = {n: float(n) for n in range(1, 100)} | {n: -float(n) for n in range(100, 121)}
+    assert values(history) == expected
+    coarse = history.series(run, "loss", 0, 10**6, 2)
+    assert (coarse[0].low, coarse[0].high, coarse[0].count) == (-120.0, 99.0, 120)
+    # The events themselves are all kept: what happened happened.
+    assert len(history.events(run, types=["StepDone"])) == 171
+
+
+def test_a_rollback_within_an_attempt_supersedes_too(history, run):
+    history.append(run, 1, [step_done(n, loss=1.0) for n in range(1, 31)])
+    history.append(run, 1, [EvalDone(step=30, bits_per_byte=1.0)])
+    history.append(run, 1, [step_done(n, loss=2.0) for n in range(11, 21)])
+    assert values(history) == {n: 1.0 if n <= 10 else 2.0 for n in range(1, 21)}
+    assert values(history, "bits_per_byte") == {}
+
+
+def test_a_fresh_start_supersedes_everything(history, run):
+    history.append(run, 1, [EvalDone(bits_per_byte=9.0), step_done(1)])
+    history.append(run, 1, [started()])
+    assert values(history) == {} and values(history, "bits_per_byte") == {}
+
+
+def test_what_each_expert_scores_is_a_series_of_its_own(history, run):
+    score = ExpertScore(expert="qwen", bits_per_byte=1.5, kl=None, agreement=0.5, positions=9)
+    history.append(run, 1, [EvalDone(step=5, bits_per_byte=1.0, scores=(score,))])
+    assert values(history, "bits_per_byte/qwen") == {5: 1.5}
+    assert values(history, "kl/qwen") == {}
+    assert {"bits_per_byte", "agreement/qwen", "kl/qwen"} <= set(history.metrics(run))
+
+
+def test_reading_where_nothing_is_creates_nothing(ws, history):
+    assert history.last_run("train") is None
+    assert history.events("r") == [] and history.series("r", "loss", 0, 10, 5) == []
+    assert not ws.history_file.exists()
+
+
+def test_foreign_rows_are_skipped_and_counted(ws, history, run):
+    told = history.append(run, 1, [step_done(1), step_done(2), step_done(3)])
+    with sqlite3.connect(ws.history_file) as db:
+        db.execute('UPDATE events SET body = \'{"type":"StepDo\' WHERE seq = 1')
+        db.execute("UPDATE events SET body = x'8004' WHERE seq = 2")
+    assert history.events(run, limit=1) == [told[2]]
+    assert history.events(run) == [told[2]]
+    assert history.skipped == 4
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+def test_a_damaged_file_is_moved_aside_and_begun_anew(ws, when):
+    first = History(ws.history_file)
+    first.begin_run("r", "train", b"{}")
+    first.begin_attempt("r")
+    for start in range(1, 2001, 100):
+        first.append("r", 1, [step_done(n) for n in range(start, start + 100)])
+    history = first
+    if when == "before":
+        first.close()
+    data = bytearray(ws.history_file.read_bytes())
+    for page in range(2, len(data) // 4096):  # all but the first page
+        data[page * 4096 : page * 4096 + 4096] = b"\xa5" * 4096
+    ws.history_file.write_bytes(data)
+    if when == "before":
+        history = History(ws.history_file)
+        history.begin_run("r", "train", b"{}")
+        history.begin_attempt("r")
+    else:
+        wal = ws.history_file.with_name("history.sqlite-wal")
+        wal.write_bytes(b"\xa5" * wal.stat().st_size)
+        # Pages that are cached hide the damage for a while.
+        for n in range(2001, 3001):
+            history.append("r", 1, [step_done(n)])
+    told = history.append("r", 1, [step_done(5000)])
+    assert history.events("r", types=["StepDone"])[-1] == told[-1]
+    assert history.trouble == ""
+    assert history.moved_aside and (ws.logs_dir / history.moved_aside).exists()
+    assert values(history, hi=6000)[5000] == 2.0
+
+
+def test_a_locked_database_makes_rows_wait(ws, history, run):
+    other = sqlite3.connect(ws.history_file, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    told = [history.append(run, 1, [step_done(n)])[0] for n in range(1, 21)]
+    assert time.monotonic() - began < 2.5
+    assert "locked" in history.trouble
+    other.execute("ROLLBACK")
+    told += history.append(run, 1, [step_done(21)])
+    assert history.trouble == ""
+    assert history.events(run) == told
+    assert len(values(history)) == 21
+
+
+_FILL = """
+import resource, sys
+from pathlib import Path
+sys.path.insert(0, "tests/run")
+from test_state import step_done
+from engine.run.history import History
+history = History(Path(sys.argv[1]))
+history.begin_run("r", "train", b"{}")
+attempt = history.begin_attempt("r")
+limit = 400_000  # no file may grow over this: writes fail as on a full disk
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+for start in range(0, 3000, 10):
+    history.append("r", 1, [step_done(n) for n in range(start + 1, start + 11)])
+assert history.trouble, "it was not full"
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+history.append("r", 1, [step_done(3001)])
+assert history.trouble == "", history.trouble
+history.close()
+"""
+
+
+def test_a_full_disk_makes_rows_wait(ws, history):
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[1] != resource.RLIM_INFINITY:
+        pytest.skip("file sizes are limited here")
+    subprocess.run([sys.executable, "-c", _FILL, str(ws.history_file)], cwd=REPO, check=True)
+    steps = []
+    after = 0
+    while page := history.events("r", after):
+        steps += [e.step for e in page if isinstance(e, StepDone)]
+        after = page[-1].seq
+    assert steps == list(range(1, 3002))
+
+
+def test_a_reader_follows_to_a_new_file(ws, history, run):
+    history.append(run, 1, [step_done(1)])
+    reader = History(ws.history_file)
+    assert len(reader.events(run)) == 1
+    history.close()
+    ws.history_file.unlink()
+    history.begin_run("again", "train", b"{}")
+    history.append("again", 1, [step_done(1), step_done(2)])
+    assert reader.events(run) == [] and len(reader.events("again")) == 2

@@ -1,0 +1,230 @@
+"""The state file, and the lock that says who owns a job."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+from conftest import until
+from toy import PLAN, ToyConfig
+
+from engine.errors import ExitCode, LockedError
+from engine.run.events import (
+    CheckpointSaved,
+    EvalDone,
+    PhaseStarted,
+    RunEnded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    StepDone,
+)
+from engine.run.state import (
+    Owner,
+    RunState,
+    StateFile,
+    advance,
+    hold_lock,
+    identity_of,
+    lock_owner,
+    lock_path,
+    read_state,
+)
+
+
+def step_done(step: int, **fields) -> StepDone:
+    values = {
+        "phase": 1,
+        "loss": 2.0,
+        "kl": 1.0,
+        "ce": 3.0,
+        "lr": 1e-3,
+        "grad_norm": 1.0,
+        "tokens": 8,
+        "tokens_seen": 8 * step,
+        "tokens_per_sec": 10.0,
+        "step_seconds": 0.1,
+    }
+    return StepDone(step=step, **{**values, **fields})
+
+
+def fold(*events) -> RunState:
+    state = RunState()
+    for event in events:
+        state = advance(state, event)
+    return state
+
+
+def started(**fields) -> RunStarted:
+    return RunStarted(
+        time=100.0, run_id="r", job="train", attempt=1, pid=1, phases=PLAN, preset="nano", **fields
+    )
+
+
+def phase(number: int, expert: str | None) -> PhaseStarted:
+    return PhaseStarted(phase=number, phases=2, name="p", expert=expert)
+
+
+def test_events_fold_into_the_state():
+    state = fold(
+        started(current_params=5, target_params=7),
+        phase(1, "alpha"),
+        step_done(1, training_seconds=1800.0),
+        EvalDone(step=1, bits_per_byte=1.5),
+        CheckpointSaved(step=1, time=103.0, path="c", bytes=1, seconds=0.1),
+        phase(2, "beta"),
+    )
+    assert (state.status, state.phase, state.phases, state.current_expert) == (
+        "training",
+        2,
+        2,
+        "beta",
+    )
+    assert state.experts_completed == ("alpha",)
+    assert (state.step, state.tokens_seen, state.loss, state.bits_per_byte) == (1, 8, 2.0, 1.5)
+    assert (state.current_params, state.target_params) == (5, 7)
+    assert (state.training_hours, state.started_at) == (0.5, 100.0)
+    assert (state.last_checkpoint, state.last_checkpoint_step) == ("c", 1)
+
+
+def test_pauses_and_ends_change_the_status():
+    assert fold(started(), RunPaused()).status == "paused"
+    assert fold(started(), RunPaused(), RunResumed()).status == "training"
+    assert fold(started(), RunEnded(status="stopped")).status == "paused"
+    failed = fold(started(), RunEnded(status="failed", reason="no"))
+    assert (failed.status, failed.last_error, failed.pid) == ("failed", "no", None)
+    completed = fold(started(), phase(2, "beta"), RunEnded(status="completed"))
+    assert (completed.status, completed.experts_completed) == ("completed", ("alpha", "beta"))
+
+
+def test_a_resumed_attempt_keeps_what_the_run_had_and_a_fresh_one_does_not():
+    before = fold(started(), phase(1, "alpha"), step_done(30))
+    resumed = advance(before, msgspec.structs.replace(started(resumed_from=20), time=999.0))
+    assert (resumed.step, resumed.started_at, resumed.tokens_seen) == (20, 100.0, 240)
+    fresh = advance(before, msgspec.structs.replace(started(), time=999.0))
+    assert (fresh.step, fresh.started_at, fresh.tokens_seen) == (0, 999.0, 0)
+
+
+def test_a_root_without_a_run_reads_not_started(ws):
+    assert read_state(ws) == RunState()
+
+
+def test_a_torn_state_file_is_told_and_stops_nothing(ws):
+    ws.state_file.write_text('{"status": "trai')
+    state = read_state(ws)
+    assert state.status == "not_started" and "can't be read" in state.last_error
+    StateFile(ws, "r").write_if_due()
+    assert read_state(ws).status == "training"
+
+
+def test_a_state_whose_process_is_gone_reads_failed(ws):
+    keeper = StateFile(ws, "r")
+    keeper.apply(started())
+    keeper.write_if_due()
+    assert read_state(ws).status == "training"
+    # The same pid, given to another program since.
+    keeper.state = msgspec.structs.replace(keeper.state, identity="another boot:1", status="paused")
+    keeper.write_if_due()
+    state = read_state(ws)
+    assert (state.status, state.pid) == ("failed", None)
+    assert "go on with: gladius_train resume" in state.last_error
+
+
+def test_the_state_is_written_once_a_second_and_at_once_when_its_status_changes(ws):
+    keeper = StateFile(ws, "r")
+    keeper.apply(started())
+    keeper.write_if_due()
+    keeper.apply(step_done(1))
+    keeper.write_if_due()
+    assert read_state(ws).step == 0
+    keeper.apply(RunPaused(step=1))
+    keeper.write_if_due()
+    assert (read_state(ws).status, read_state(ws).step) == ("paused", 1)
+    keeper.apply(step_done(2))
+    time.sleep(1.05)
+    keeper.write_if_due()
+    assert read_state(ws).step == 2
+
+
+def test_the_lock_names_its_owner_and_is_given_back(ws):
+    with hold_lock(ws, "train", "socket") as owner:
+        assert lock_owner(ws, "train") == owner
+        assert (owner.pid, owner.socket) == (os.getpid(), "socket")
+        message = rf"pid {os.getpid()}, since \d{{4}}-"
+        with pytest.raises(LockedError, match=message) as caught, hold_lock(ws, "train"):
+            pass
+        assert caught.value.exit_code == ExitCode.LOCKED
+        with hold_lock(ws, "download"):  # another kind of job
+            pass
+    assert lock_owner(ws, "train") is None
+    with hold_lock(ws, "train"):
+        pass
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b'{"job":"train"}'])
+def test_a_torn_lock_is_taken_over(ws, content):
+    lock_path(ws, "train").write_bytes(content)
+    with hold_lock(ws, "train") as owner:
+        assert lock_owner(ws, "train") == owner
+
+
+def test_a_stale_lock_is_taken_over_even_when_its_pid_was_given_to_another(ws):
+    mine = identity_of(os.getpid())
+    assert mine is not None
+    for pid, identity in ((2**22 - 3, mine), (os.getpid(), "an earlier boot:123")):
+        record = Owner(job="train", pid=pid, identity=identity, since=1.0)
+        lock_path(ws, "train").write_bytes(msgspec.json.encode(record))
+        assert lock_owner(ws, "train") is None
+        with hold_lock(ws, "train"):
+            pass
+
+
+def test_a_zombie_owns_nothing(ws):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert identity_of(child.pid) is not None
+    child.kill()
+    until(lambda: identity_of(child.pid) is None, 5)
+    child.communicate()
+
+
+def _race(root: str, gate, results) -> None:
+    from engine.workspace import Workspace
+
+    gate.wait()
+    began = time.monotonic()
+    try:
+        with hold_lock(Workspace.find(root), "train"):
+            results.put((os.getpid(), 0, 0.0))
+            time.sleep(3)
+    except LockedError as error:
+        results.put((os.getpid(), str(error), time.monotonic() - began))
+
+
+def test_of_twenty_that_race_one_wins_and_the_others_name_it_within_two_seconds(ws):
+    lock_path(ws, "train").write_bytes(b"a dead runner's torn record")
+    context = multiprocessing.get_context("fork")
+    gate, results = context.Barrier(20), context.Queue()
+    racers = [context.Process(target=_race, args=(str(ws.root), gate, results)) for _ in range(20)]
+    for racer in racers:
+        racer.start()
+    outcome = [results.get(timeout=20) for _ in racers]
+    for racer in racers:
+        racer.join()
+    winners = [pid for pid, answer, _ in outcome if answer == 0]
+    assert len(winners) == 1
+    losers = [(answer, seconds) for _, answer, seconds in outcome if answer != 0]
+    assert all(f"pid {winners[0]}" in answer and seconds < 2 for answer, seconds in losers)
+
+
+def test_a_second_runner_on_the_root_ends_with_75(ws, host):
+    first = host()
+    first.wait_for(StepDone)
+    second = host(ToyConfig(steps=5))
+    assert second.end() == 75
+    assert f"pid {first.pid}" in second.errors.read_text()
+    first.wait_for(StepDone, 20)

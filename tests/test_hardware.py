@@ -1,0 +1,68 @@
+"""Readings of the machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.hardware import (
+    Sampler,
+    available_ram,
+    disk_free,
+    has_bf16,
+    physical_cores,
+    total_ram,
+    visible_gpus,
+)
+
+
+def test_a_reading_tells_of_this_process_and_this_disk(tmp_path):
+    sampler = Sampler()
+    sampler.read(None, tmp_path)
+    reading = sampler.read(os.getpid(), tmp_path)
+    assert 0 <= reading.cpu_percent <= 100
+    assert 0 < reading.ram_used < reading.ram_total == total_ram()
+    assert 1 << 20 < reading.worker_rss < reading.ram_total
+    assert reading.disk_free > 0
+    assert reading.disk_read_per_sec >= 0 and reading.disk_write_per_sec >= 0
+
+
+def test_a_reading_never_fails_for_what_is_gone(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    reading = Sampler().read(gone.pid, tmp_path / "not" / "there")
+    assert reading.worker_rss == 0
+    assert reading.disk_free == disk_free(tmp_path) or reading.disk_free > 0
+
+
+def test_memory_and_cores_are_plausible():
+    assert 0 < available_ram() <= total_ram()
+    assert 1 <= physical_cores() <= (os.cpu_count() or 1)
+
+
+def test_bf16_is_what_the_processor_says():
+    words = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    assert has_bf16() == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, [0, 1, 2]),
+        ("", []),
+        ("-1", []),
+        ("2,0", [2, 0]),
+        (" 1 ", [1]),
+        ("GPU-bbb", [1]),
+        ("GPU-c,0", [2, 0]),
+        ("0,7,1", [0]),  # CUDA stops at the first that is none
+        ("GPU-", []),  # no single GPU begins so
+        ("0,0", [0]),
+    ],
+)
+def test_gpus_are_those_that_cuda_shows(visible, expected):
+    assert visible_gpus(["GPU-aaa1", "GPU-bbb2", "GPU-ccc3"], visible) == expected
