@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
@@ -34,6 +35,8 @@ from engine.run.events import (
 
 PROGRESS_SECONDS = 5.0
 """Least time between two lines of the same task."""
+STANDSTILL_SECONDS = 30.0
+"""The same where nothing has moved since."""
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
@@ -92,10 +95,10 @@ class Renderer:
         self._width = max(60, width)
         self._log_interval = 1
         self._max_steps: int | None = None
-        self._shares: dict[str, str] = {}
+        self._titles: dict[str, str] = {}
         self._first_eval: EvalDone | None = None
         self._last_eval: EvalDone | None = None
-        self._progress_at: dict[str, float] = {}
+        self._told: dict[str, tuple[float, float]] = {}
 
     def lines(self, event: AnyEvent) -> list[str]:
         """The lines that tell `event`; none for what is not worth one."""
@@ -115,7 +118,7 @@ class Renderer:
             case Progress():
                 return self._progress(event)
             case CheckpointSaved():
-                kept = ", best so far" if event.best else ""
+                kept = ", best so far" if event.best and event.reason != "best" else ""
                 text = f"step {event.step:,} saved, {size(event.bytes)} in {event.seconds:.1f} s"
                 return [self._item("checkpoint", f"{text} ({event.reason}{kept})", "green")]
             case CheckpointRejected():
@@ -151,7 +154,7 @@ class Renderer:
     def _run_started(self, event: RunStarted) -> list[str]:
         self._log_interval = int(event.config.get("schedule", {}).get("log_interval", 1))
         self._max_steps = event.max_steps
-        self._shares = {expert.name: expert.title for expert in event.experts}
+        self._titles = {expert.name: expert.title for expert in event.experts}
         facts = [event.job]
         if event.preset:
             facts.append(f"preset {event.preset}")
@@ -177,10 +180,13 @@ class Renderer:
 
     def _phase_started(self, event: PhaseStarted) -> list[str]:
         text = f"phase {event.phase}/{event.phases}  {event.name}"
-        if event.expert and event.expert != event.name:
-            text += f" · {self._shares.get(event.expert, event.expert)}"
-        if event.last_step is not None and event.last_step >= event.first_step:
+        title = self._titles.get(event.expert or "", event.expert)
+        if title and event.name not in (event.expert, title):
+            text += f" · {title}"
+        if event.last_step is not None and event.last_step > event.first_step:
             text += f" · steps {event.first_step:,}–{event.last_step:,}"
+        elif event.last_step is not None and event.last_step == event.first_step:
+            text += f" · step {event.first_step:,}"
         elif event.first_step:
             text += f" · from step {event.first_step:,}"
         clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
@@ -244,18 +250,15 @@ class Renderer:
         lines = [self._item("sample", self._style(f"> {_cut(prompt, room - 2)}", "dim"))]
         # A young student writes control characters too; they must not reach the terminal.
         text = "".join(c if c.isprintable() else " " for c in " ".join(event.text.split()))
-        for start in range(0, min(len(text), 4 * room), room):
-            lines.append(self._item("", f"{'':<10} {text[start : start + room]}"))
-        return lines
+        wrapped = textwrap.wrap(text, room, max_lines=5, placeholder=" …")
+        return lines + [self._item("", f"{'':<10} {line}") for line in wrapped]
 
     def _progress(self, event: Progress) -> list[str]:
-        shown = self._progress_at.get(event.task)
-        if not event.finished and shown is not None and event.time - shown < PROGRESS_SECONDS:
+        told_at, told = self._told.get(event.task, (-STANDSTILL_SECONDS, -1.0))
+        least = PROGRESS_SECONDS if event.done != told else STANDSTILL_SECONDS
+        if not event.finished and event.time - told_at < least:
             return []
-        if event.finished:
-            self._progress_at.pop(event.task, None)
-        else:
-            self._progress_at[event.task] = event.time
+        self._told[event.task] = (event.time, event.done)
         return [self._progress_text(event)]
 
     def _progress_text(self, event: Progress) -> str:

@@ -72,9 +72,9 @@ def _run_lines(state: RunState, now: float) -> list[str]:
 
 
 def _hardware(state: RunState) -> str:
-    if state.hardware is not None:
+    if state.hardware is not None and state.pid is not None:
         return hardware_text(state.hardware)
-    # No reading was stored: what the system tells without a library, which would take time to load.
+    # Nothing runs: what the system tells without a library, which would take time to load.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = Path("/proc/driver/nvidia/gpus")
     cuda = f" · CUDA {len(list(gpus.iterdir()))} GPUs" if gpus.is_dir() else ""

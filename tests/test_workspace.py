@@ -109,7 +109,8 @@ def test_a_write_that_fails_keeps_the_former_content(tmp_path):
     path = tmp_path / "file"
     write_bytes(path, b"former")
     script = (
-        "import resource, signal; from pathlib import Path; from engine.workspace import write_bytes;"
+        "import resource, signal; from pathlib import Path;"
+        "from engine.workspace import write_bytes;"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
         f"write_bytes(Path({str(path)!r}), bytes(100_000))"

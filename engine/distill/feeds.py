@@ -19,6 +19,8 @@ from engine.distill.losses import SoftSource
 from engine.distill.targets import Row
 
 _OPEN_ROWS = 8
+LENGTH_STEP = 64
+"""Few lengths of batches: for every new one a CPU compiles its bf16 kernels anew and keeps them."""
 
 
 class Source(Protocol):
@@ -155,8 +157,9 @@ class Batch:
 
 
 def make_batch(rows: Sequence[Sequence[Row]], device: torch.device) -> Batch:
-    """Rows of blocks as one batch, as long as its longest row."""
-    length = max(sum(len(block.ids) for block in row) for row in rows)
+    """Rows of blocks as one batch, as long as its longest row, rounded up to `LENGTH_STEP`."""
+    longest = max(sum(len(block.ids) for block in row) for row in rows)
+    length = longest + -longest % LENGTH_STEP
     ids = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     segment = np.full((len(rows), length), -1, dtype=np.int32)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -23,6 +24,8 @@ from engine.distill.targets import TargetBatch
 # About 8 MB of fp32 logits stay in a processor's cache; a GPU wants larger products.
 _CPU_CHUNK_ELEMENTS = 1 << 21
 _GPU_CHUNK_ELEMENTS = 1 << 26
+# Rows of the output matrix whose gradient is made at a time: a large one is not held twice.
+_VOCABULARY_BLOCK = 8192
 
 
 class SoftSource(Protocol):
@@ -145,7 +148,9 @@ class _ChunkedLoss(torch.autograd.Function):
             total = torch.zeros((), dtype=exact, device=hidden.device)
             kl_sum, ce_sum, heard = (torch.zeros_like(total) for _ in range(3))
             for span, targets in _chunks(soft, len(h), chunk):
-                z = (h[span] @ w.t()).to(exact)
+                rows = _padded(h[span])
+                n = span.stop - span.start
+                z = (rows @ w.t())[:n].to(exact)
                 part = _chunk(z, labels[span], targets, alpha, temperature, wants_gradient)
                 total += part.loss
                 kl_sum += part.kl
@@ -153,12 +158,13 @@ class _ChunkedLoss(torch.autograd.Function):
                 if targets is not None:
                     heard += targets.weight.sum()
                 if grad_h is not None and grad_w is not None and part.gradient is not None:
-                    g = part.gradient.mul_(1.0 / denominator).to(dtype)
-                    torch.mm(g, w, out=grad_h[span])
-                    if dtype == exact:
-                        grad_w.addmm_(g.t(), h[span])
-                    else:
-                        grad_w += g.t() @ h[span]
+                    g = _padded(part.gradient.mul_(1.0 / denominator).to(dtype))
+                    grad_h[span] = (g @ w)[:n]
+                    for block in _spans(len(w), _VOCABULARY_BLOCK):
+                        if dtype == exact:
+                            grad_w[block].addmm_(g[:, block].t(), rows)
+                        else:
+                            grad_w[block] += g[:, block].t() @ rows
         if wants_gradient:
             ctx.save_for_backward(grad_h, grad_w)
             ctx.types = hidden.dtype, weight.dtype
@@ -189,6 +195,16 @@ class ChainedTargets:
             for span, targets in source.chunks(size):
                 yield slice(at + span.start, at + span.stop), targets
             at += positions
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """Rows of zeros added, up to a multiple of 64.
+
+    For every new shape of a bf16 product a CPU compiles a kernel and keeps about 2 MB; scored
+    positions come in any number.
+    """
+    lacking = -len(rows) % 64
+    return F.pad(rows, (0, 0, 0, lacking)) if lacking else rows
 
 
 def _spans(count: int, size: int) -> Iterator[slice]:
@@ -325,7 +341,7 @@ def score_positions(
     h, w = hidden.to(dtype), weight.to(dtype)
     chunk = chunk_positions(weight.shape[0], hidden.device, chunk_size)
     for span, part in _chunks(soft, len(h), chunk):
-        z = (h[span] @ w.t()).float()
+        z = (_padded(h[span]) @ w.t())[: span.stop - span.start].float()
         best = z.argmax(1)
         log_p = z.log_softmax(1)
         ce = -log_p.gather(1, labels[span, None])[:, 0]

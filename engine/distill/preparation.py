@@ -118,7 +118,7 @@ class Preparation:
         return texts
 
     def _answers(self, spec: ExpertSpec) -> list[Example]:
-        """What the expert writes to the prompts; read back, without loading it, once it is whole."""
+        """What the expert writes to the prompts; once whole, read back without loading it."""
         prompts = load_prompts(spec.capabilities)
         expert = _expert_digest(expert_path(self.workspace, spec), spec)
         settings = [prompts, self.config.data, self.config.seed, str(self.dtype), expert]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -283,7 +284,7 @@ class Projected:
 class Projector:
     """Projects a teacher's logits for one pair of tokenizers, on one device.
 
-    Vectorised over positions and tokens: rule 1 is a product with a 0/1 matrix, rule 2 a ragged
+    Vectorised over positions and tokens: rule 1 sums rows in bags, rule 2 is a ragged
     gather and scatter over ranges of the sorted vocabulary, rule 3 moves one number per crossing.
     """
 
@@ -310,21 +311,16 @@ class Projector:
         self.same_vocabulary = bool(
             tables.student_size == len(tables.phi) and np.array_equal(tables.phi, identity)
         )
-        self._gather = self._rows_to_student(tables) if self.device.type == "cpu" else None
+        self._gather = self._bags(tables) if self.device.type == "cpu" else None
 
-    def _rows_to_student(self, tables: ProjectionTables) -> Tensor:
-        """Rule 1 as a sparse matrix (V_s + 1, V_t): on a CPU three times as fast as index_add."""
+    def _bags(self, tables: ProjectionTables) -> tuple[Tensor, Tensor]:
+        """Rule 1 as ragged rows: the teacher tokens of each student token and the residual, one
+        after the other, (V_t,), and where each begins, (V_s + 2,). Summed by `embedding_bag`, on a
+        CPU several times as fast as index_add or a sparse product."""
         rows = self.phi.cpu()
-        order = torch.argsort(rows, stable=True)
         counts = torch.bincount(rows, minlength=tables.student_size + 1)
-        bounds = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        return torch.sparse_csr_tensor(
-            bounds,
-            order,
-            torch.ones(len(order)),
-            size=(tables.student_size + 1, len(rows)),
-            check_invariants=False,
-        )
+        bounds = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return torch.argsort(rows, stable=True), bounds
 
     def project(
         self,
@@ -463,7 +459,8 @@ class Projector:
         if self.same_vocabulary:
             return torch.cat([p, p.new_zeros(1, p.shape[1])])
         if self._gather is not None:
-            return self._gather @ p
+            tokens, bounds = self._gather
+            return F.embedding_bag(tokens, p, bounds, mode="sum", include_last_offset=True)
         q = p.new_zeros(self.student_size + 1, p.shape[1])
         return q.index_add_(0, self.phi, p)
 

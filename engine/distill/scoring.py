@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from engine.distill.blocks import Reader, TextBlock
+from engine.distill.feeds import LENGTH_STEP
 from engine.distill.losses import SoftTargets
 from engine.distill.projection import Alignment, Projected, Projector, concatenate
 from engine.distill.targets import (
@@ -63,13 +64,17 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(teacher: Teacher, blocks: Sequence[TextBlock]) -> Heard:
-    """Runs the expert over the blocks, in passes of blocks of like length."""
+def hear(
+    teacher: Teacher, blocks: Sequence[TextBlock], beat: Callable[[str], None] = lambda _: None
+) -> Heard:
+    """Runs the expert over the blocks, in passes of blocks of like length; `beat` before each."""
     limit = _TOKENS_PER_PASS.get(teacher.device.type, 4096)
     order = sorted(range(len(blocks)), key=lambda n: len(blocks[n].teacher_ids))
     parts: list[Tensor | None] = [None] * len(blocks)
     while order:
+        beat(f"{teacher.spec.title} scores text")
         longest = len(blocks[order[-1]].teacher_ids)
+        longest += -longest % LENGTH_STEP
         take = max(1, min(len(order), limit // longest))
         batch, order = order[-take:], order[:-take]
         ids = torch.zeros(len(batch), longest, dtype=torch.int64)
@@ -117,8 +122,7 @@ def score_blocks(
             stop += 1
         group = blocks[start:stop]
         start = stop
-        beat(f"{teacher.spec.title} scores text")
-        heard = hear(teacher, group)
+        heard = hear(teacher, group, beat)
         parts = []
         for projected in heard.project(projector, projection_chunk(teacher.device)):
             beat(f"{teacher.spec.title} scores text")

@@ -1,5 +1,5 @@
-"""Owns the state that a step changes and a checkpoint holds: weights, optimizer, data cursors, guard
-and best evaluation. What a step does with it is the trainer's.
+"""Owns the state that a step changes and a checkpoint holds: weights, optimizer, data cursors,
+guard and best evaluation. What a step does with it is the trainer's.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ _CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# TinyLlama-Chat's (Zephyr's) format: role tags are plain text, a turn ends with the tokenizer's EOS.
+# TinyLlama-Chat's (Zephyr's) format: role tags are plain text, the tokenizer's EOS ends a turn.
 _ZEPHYR = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>\n' + message['content'] + eos_token + '\n' }}"

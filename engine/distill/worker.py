@@ -92,7 +92,7 @@ class TrainingJob:
     def run(self) -> int:
         transformers_logging.disable_progress_bar()  # libraries print nothing
         self.workspace.create()
-        if self.request.fresh and self.request.attempt == 1:
+        if self.request.fresh:
             self._set_aside_former_run()
         self.checkpoints.remove_temporaries()
         loaded = self._former()
@@ -127,8 +127,7 @@ class TrainingJob:
     def _former(self) -> tuple[TrainState, Manifest] | None:
         """The checkpoint to go on from, checked against this config."""
         folder = self.workspace.checkpoints_dir
-        resumes = self.request.resume or self.request.attempt > 1
-        if not resumes:
+        if not self.request.resume:
             if self.checkpoints.list():
                 raise UsageError(
                     f"{folder} holds checkpoints of a run; go on with "

@@ -6,6 +6,7 @@ job: a full or locked disk delays or drops rows, a damaged file is moved aside a
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 import time
@@ -43,6 +44,7 @@ _LOCK_SECONDS = 1.0
 _STILL_LOCKED_SECONDS = 0.02
 # Events that wait for a database that can't be written now; older ones are dropped.
 _MAX_WAITING = 20_000
+_PART = 200
 _MAX_CHECKED_BYTES = 256 << 20
 
 T = TypeVar("T")
@@ -123,9 +125,8 @@ class History:
                 numbered.append(msgspec.structs.replace(event, seq=number))
             self._seq[run_id] = seq + len(numbered)
             self._waiting += [(run_id, attempt, event) for event in numbered]
-            if self._write(self._insert_waiting):
-                self._waiting = []
-            elif len(self._waiting) > _MAX_WAITING:
+            self._write_waiting()
+            if len(self._waiting) > _MAX_WAITING:
                 self.dropped += len(self._waiting) - _MAX_WAITING
                 self._waiting = self._waiting[-_MAX_WAITING:]
             return numbered
@@ -133,8 +134,9 @@ class History:
     def close(self) -> None:
         """Write what waits, if it can be, and let go of the file."""
         with self._lock:
-            if self._waiting and self._write(self._insert_waiting):
-                self._waiting = []
+            self._write_waiting()
+            self.dropped += len(self._waiting)
+            self._waiting = []
             self._disconnect()
 
     # Reading
@@ -235,22 +237,31 @@ class History:
             raise KeyError(f"run {run_id} was not begun")
         return int(row[0])
 
-    def _insert_waiting(self, db: sqlite3.Connection) -> None:
+    def _write_waiting(self) -> None:
+        # In parts: what fails now is tried with every call, and must stay cheap.
+        while self._waiting:
+            part = self._waiting[:_PART]
+            if not self._write(lambda db, part=part: self._insert(db, part)):
+                return
+            del self._waiting[:_PART]
+
+    def _insert(self, db: sqlite3.Connection, part: list[tuple[str, int, AnyEvent]]) -> None:
         assert self._series is not None
-        runs: dict[str, int] = {}
-        for run_id, attempt, event in self._waiting:
-            run = runs.get(run_id) or runs.setdefault(run_id, self._run_row(db, run_id))
-            name = type(event).__name__
-            body = encode(event).decode()
-            row = (run, event.seq, attempt, event.step, name, body)
-            db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
-        for run_id, run in runs.items():
+        for (run_id, attempt), rows in itertools.groupby(part, key=lambda row: row[:2]):
+            run = self._run_row(db, run_id)
             batch: list[AnyEvent] = []
-            for owner, _, event in self._waiting:
-                if owner != run_id:
-                    continue
+            for _, _, event in rows:
+                row = (
+                    run,
+                    event.seq,
+                    attempt,
+                    event.step,
+                    type(event).__name__,
+                    encode(event).decode(),
+                )
+                db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
                 if isinstance(event, RunStarted):
-                    # The attempt goes on from its checkpoint: what was done after it is void.
+                    # It goes on from its checkpoint: what was done after that is void.
                     self._series.add(run, batch)
                     batch = []
                     resumed = event.resumed_from

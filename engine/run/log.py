@@ -61,6 +61,8 @@ def describe(event: AnyEvent) -> str | None:
             return f"checkpoint {event.step:,} saved ({event.reason}), {size}: {event.path}"
         case CheckpointRejected():
             return f"checkpoint {event.path} rejected: {event.reason}; moved to {event.moved_to}"
+        case GuardTripped(guard="worker"):
+            return event.action
         case GuardTripped():
             return f"guard {event.guard} at step {event.step:,}: {event.action}"
         case Progress(finished=True):

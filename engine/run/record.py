@@ -1,5 +1,5 @@
-"""Owns what becomes of a run's events in its runner: numbered and committed in batches, then told to
-viewers, to the state file, to the log and to whoever prints. What can't be written stops nothing.
+"""Owns what becomes of a run's events in its runner: numbered and committed in batches, then told
+to viewers, the state file, the log and whoever prints. What can't be written stops nothing.
 """
 
 from __future__ import annotations

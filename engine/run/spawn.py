@@ -86,9 +86,9 @@ class WorkerProcess:
         return not self._reader.is_alive() or quiet
 
     def is_stopped(self) -> bool:
-        """Whether it was stopped (SIGSTOP, a debugger) and does not run on by itself."""
+        """Whether it was stopped (SIGSTOP) and does not run on by itself."""
         try:
-            return self._view.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+            return self._view.status() == psutil.STATUS_STOPPED
         except psutil.Error:
             return False
 

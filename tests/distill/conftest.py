@@ -58,7 +58,7 @@ def real_reader() -> Callable[[str], Reader]:
 
 # The chat formats are `blocks`' matter; here every model marks its turns in the same plain way.
 _PLAIN = (
-    "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + eos_token + '\n' }}{% endfor %}"
+    "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
 

@@ -226,9 +226,7 @@ def project_all(
     projector: Projector, logits: Tensor, block: TextBlock, chunk: int = 64
 ) -> Projected:
     """The projection of a whole block, in the order of its text; logits (V_t, M)."""
-    parts = list(
-        projector.project(lambda lo, hi: logits[:, lo:hi].clone(), block.alignment, chunk)
-    )
+    parts = list(projector.project(lambda lo, hi: logits[:, lo:hi].clone(), block.alignment, chunk))
     index = torch.cat([part.index for part in parts])
     order = torch.argsort(index)
     assert torch.equal(index[order], torch.arange(len(block.alignment)))

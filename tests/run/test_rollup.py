@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sqlite3
 import time
@@ -41,7 +42,7 @@ def check(db: sqlite3.Connection, truth: dict[int, float | None], lo: int, hi: i
     assert len(columns) <= max(n, 2)
     assert columns[0].start <= lo and columns[-1].stop >= hi
     width = columns[0].stop - columns[0].start
-    for column, following in zip(columns, columns[1:], strict=False):
+    for column, following in itertools.pairwise(columns):
         assert column.stop == following.start
     for column in columns:
         assert column.stop - column.start == width and column.start % width == 0

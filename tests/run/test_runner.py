@@ -11,7 +11,7 @@ import pytest
 from conftest import gone, status, until
 from toy import ToyConfig
 
-from engine.run.events import CheckpointSaved, GuardTripped, RunEnded, RunStarted, StepDone
+from engine.run.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone
 from engine.run.history import History
 from engine.run.state import lock_owner, read_state
 
@@ -252,3 +252,22 @@ def test_what_a_worker_prints_goes_to_the_log_and_not_to_the_terminal(ws, host):
     assert running.output.read_bytes() == b""
     assert running.errors.read_bytes() == b""
     assert "the toy says 20" in ws.log_file().read_text()
+
+
+def test_a_long_load_is_neither_a_stall_nor_a_hang(host):
+    config = ToyConfig(steps=30, faults={1: (15, "load")})
+    running = host(config, GLADIUS_HANG_SECONDS="2", GLADIUS_STALL_SECONDS="2")
+    assert running.end() == 0
+    assert guards(running, "stall") == guards(running, "worker") == []
+
+
+def test_files_that_cannot_be_written_stop_nothing(ws, host):
+    for path in (ws.state_file, ws.history_file, ws.log_file()):
+        path.mkdir()
+    running = host(ToyConfig(steps=30))
+    assert running.end() == 0
+    warnings = sorted(e.text for e in running.events() if isinstance(e, LogLine))
+    assert len(warnings) == 2  # each once
+    assert "training_state.json can't be written" in warnings[0]
+    assert "the history can't be written" in warnings[1]
+    assert [e.step for e in running.events() if isinstance(e, StepDone)] == list(range(1, 31))

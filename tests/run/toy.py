@@ -166,6 +166,9 @@ class Toy:
                 raise MissingError("no toy expert is ready; download one")
             case "hang":
                 time.sleep(3600)
+            case "load":  # one long call that can't beat itself
+                with self.link.busy("loading"):
+                    time.sleep(2.5)
             case "hold":
                 ctypes.PyDLL(None).sleep(3600)  # never lets go of the interpreter's lock
             case "deaf":  # works on, but hears no command
@@ -184,8 +187,7 @@ def main(link: WorkerLink, request: JobRequest) -> int:
 
 
 def print_event(event: AnyEvent) -> None:
-    sys.stdout.buffer.write(encode(event) + b"\n")
-    sys.stdout.buffer.flush()
+    os.write(1, encode(event) + b"\n")
 
 
 def host(root: str, config: str, *options: str) -> int:

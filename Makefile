@@ -1,0 +1,64 @@
+# make demo           train a small student from a real expert, in minutes, on any machine
+# make test           all checks and all tests
+# make check          format, lint, types, import contracts
+# make bench          measured ratios as one JSON object
+# make faults         the tests that kill, cut and fill up (part of `make test` too)
+# make tokenizers     fetch real tokenizers for the tests into tmp/tokenizers
+# make conversations  let SmolLM2 write assets/conversations/demo.jsonl anew
+# make clean-venv     remove the virtual environment
+
+PYTHON ?= python3
+BIN := .venv/bin
+# pip and torch keep their own settings; an index of your own goes into pip's configuration.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The demo learns from answers that ship, and from a few that SmolLM2 writes now.
+DEMO ?= --preset nano --data assets/conversations/demo.jsonl --set data.max_answers=8 \
+	--set data.max_teacher_tokens=90000 --set schedule.max_steps=195
+
+.PHONY: help setup demo test check format bench faults tokenizers conversations clean-venv
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p' Makefile
+
+setup: .venv/.ready
+
+.venv/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 setup" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	./gladius_train --no-ui download smollm2
+	./gladius_train --no-ui train $(DEMO)
+
+test: check
+	$(PYTEST)
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: setup
+	@$(BIN)/python -m benchmarks.run
+
+faults: setup
+	$(PYTEST) tests/run tests/distill/test_checkpoint.py tests/distill/test_guards.py
+
+tokenizers: setup
+	$(BIN)/python tools/make_tokenizers.py
+
+conversations: setup
+	$(BIN)/python tools/make_conversations.py
+
+clean-venv:
+	rm -rf .venv

@@ -1,0 +1,144 @@
+"""What is settled before a training job starts."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+
+from engine.config import RunConfig, load_config, to_json
+from engine.errors import LockedError, MissingError, UsageError
+from engine.preflight import launch_resume, launch_training, stored_config
+from engine.run.state import RunState, hold_lock
+from engine.workspace import Workspace, write_json
+
+
+@pytest.fixture
+def ws(tmp_path) -> Workspace:
+    workspace = Workspace.find(tmp_path)
+    workspace.create()
+    make_ready(workspace, "local")
+    return workspace
+
+
+def make_ready(ws: Workspace, *names: str) -> None:
+    """Experts of the user's own that count as ready."""
+    with ws.user_config.open("a") as file:
+        for name in names:
+            file.write(f'[experts.{name}]\nrepo = "{name}.gguf"\n')
+            (ws.root / f"{name}.gguf").write_bytes(b"GGUF")
+
+
+def nano(ws: Workspace, *overrides: str, experts: tuple[str, ...] = ("local",)) -> RunConfig:
+    return load_config(ws, preset="nano", experts=experts, overrides=overrides)
+
+
+def store_checkpoint(ws: Workspace, step: int, config: RunConfig, status="paused") -> None:
+    folder = ws.checkpoints_dir / f"step-{step:09d}"
+    folder.mkdir()
+    (folder / "run_config.json").write_bytes(to_json(config))
+    write_json(ws.state_file, RunState(status=status, step=step))
+
+
+def test_a_first_run_begins_anew(ws):
+    launch = launch_training(ws, nano(ws))
+    assert (launch.resume, launch.fresh, launch.notes) == (False, False, ())
+
+
+def test_an_unfinished_run_of_the_same_config_goes_on_and_says_so(ws):
+    store_checkpoint(ws, 7, nano(ws, "schedule.max_steps=9"))
+    launch = launch_training(ws, nano(ws, "schedule.max_steps=20"))
+    assert launch.resume and not launch.fresh
+    assert launch.config.schedule.max_steps == 20
+    assert "step 7" in launch.notes[0] and "9 becomes 20" in launch.notes[1]
+
+
+def test_an_unfinished_run_of_another_config_is_refused_with_the_difference(ws):
+    store_checkpoint(ws, 7, nano(ws))
+    with pytest.raises(UsageError) as raised:
+        launch_training(ws, nano(ws, "loss.temperature=1"))
+    for part in ("step 7", "loss.temperature is 2.0, asked 1.0", "resume", "--fresh"):
+        assert part in str(raised.value)
+
+
+def test_fresh_begins_anew_whatever_is_there(ws):
+    store_checkpoint(ws, 7, nano(ws))
+    launch = launch_training(ws, nano(ws, "loss.temperature=1"), fresh=True)
+    assert launch.fresh and not launch.resume and "aside" in launch.notes[0]
+
+
+def test_after_a_finished_run_training_begins_anew_and_keeps_it_aside(ws):
+    store_checkpoint(ws, 7, nano(ws), status="completed")
+    assert launch_training(ws, nano(ws)).fresh
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_goes_on(ws):
+    (ws.checkpoints_dir / "config.json").write_bytes(to_json(nano(ws)))
+    assert launch_resume(ws, (), None).resume
+    assert launch_training(ws, nano(ws)).resume
+    assert not launch_training(ws, nano(ws, "loss.temperature=1")).resume
+
+
+def test_the_newest_checkpoint_with_a_readable_config_counts(ws):
+    store_checkpoint(ws, 7, nano(ws))
+    (ws.checkpoints_dir / "step-000000009").mkdir()
+    (ws.checkpoints_dir / "step-000000009" / "run_config.json").write_bytes(b"{torn")
+    stored = stored_config(ws)
+    assert stored is not None and stored[0] == 7
+
+
+def test_resume_without_a_checkpoint_is_missing(ws):
+    with pytest.raises(MissingError, match="gladius_train train"):
+        launch_resume(ws, (), None)
+
+
+def test_resume_changes_only_what_may_change(ws):
+    store_checkpoint(ws, 7, nano(ws))
+    launch = launch_resume(ws, ["schedule.max_steps=50"], 2.0)
+    assert (launch.config.schedule.max_steps, launch.config.schedule.hours) == (50, 2.0)
+    with pytest.raises(UsageError, match=r"loss\.alpha is 0\.5, asked 0\.1"):
+        launch_resume(ws, ["loss.alpha=0.1"], None)
+
+
+def test_resume_of_a_finished_run_needs_more_to_do(ws):
+    store_checkpoint(ws, 7, nano(ws), status="completed")
+    with pytest.raises(UsageError, match="complete"):
+        launch_resume(ws, (), None)
+    assert launch_resume(ws, ["schedule.max_steps=50"], None).resume
+
+
+def test_experts_that_are_not_ready_are_named_with_the_list_that_goes_on_without(ws):
+    make_ready(ws, "other")
+    with pytest.raises(MissingError) as raised:
+        launch_training(ws, nano(ws, experts=("local", "qwen", "other", "phi")))
+    text = str(raised.value)
+    assert "qwen (missing), phi (missing)" in text
+    assert "gladius_train download qwen phi" in text and "--experts local,other" in text
+
+
+def test_no_expert_ready_names_the_download(ws):
+    with pytest.raises(MissingError, match=r"no expert is ready.*download smollm2"):
+        launch_training(ws, nano(ws, experts=("smollm2",)))
+
+
+def test_a_borrowed_tokenizer_must_be_here(ws):
+    with pytest.raises(MissingError, match=r"tokenizer is tinyllama's.*download tinyllama"):
+        launch_training(ws, nano(ws, "student.tokenizer=tinyllama"))
+
+
+def test_a_broken_data_file_is_found_before_the_start(ws):
+    path = ws.root / "data.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": 1}\n')
+    with pytest.raises(UsageError, match="line 2"):
+        launch_training(ws, nano(ws, f"data.files=['{path}']"))
+
+
+def test_a_running_job_is_seen_before_the_files_are_read(ws):
+    (ws.root / "data.jsonl").write_text("broken")
+    config = nano(ws, f"data.files=['{ws.root / 'data.jsonl'}']")
+    with hold_lock(ws, "train"):
+        began = time.monotonic()
+        with pytest.raises(LockedError, match=f"pid {os.getpid()}"):
+            launch_training(ws, config)
+        assert time.monotonic() - began < 1
