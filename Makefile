@@ -13,8 +13,7 @@ BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # The demo learns from answers that ship, and from a few that SmolLM2 writes now.
-DEMO ?= --preset nano --data assets/conversations/demo.jsonl --set data.max_answers=8 \
-	--set data.max_teacher_tokens=90000 --set schedule.max_steps=195
+DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
 .PHONY: help setup demo test check format bench faults tokenizers conversations clean-venv
 .DEFAULT_GOAL := help

@@ -142,7 +142,7 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     expert_share: Share = 0.6
     """Share of a budget that goes to the expert phases together; the unified phase has the rest."""
     decay_share: Share = 0.15
-    """Share of the whole budget in which the learning rate decays (taken from the unified phase)."""
+    """Share of the whole budget in which the learning rate decays (part of the unified phase)."""
     min_lr_ratio: Share = 0.0
     """Learning rate at the end of the decay, as a share of lr."""
     replay: Share = 0.2

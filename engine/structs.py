@@ -6,7 +6,7 @@ its dotted name, what it is and what it may be.
 
 from __future__ import annotations
 
-import difflib
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -38,6 +38,8 @@ def problems_text(problems: list[Problem], where: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`did you mean 'x'?` for the nearest known word, else `known: a, b`."""
+    import difflib  # only mistakes need it
+
     names = list(known)
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"did you mean {match[0]!r}?" if match else f"known: {', '.join(names)}"
@@ -51,10 +53,7 @@ def convert(struct: type[T], data: Any, prefix: str = "") -> tuple[T | None, lis
     """
     problems: list[Problem] = []
     values: dict[str, Any] = {}
-    info = mi.type_info(struct)
-    assert isinstance(info, mi.StructType)
-    fields = {field.encode_name: field for field in info.fields}
-    types = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    fields, types = _fields(struct)
     if not isinstance(data, dict):
         problems.append(Problem(prefix, f"{data!r} is no table"))
         data = {}
@@ -77,6 +76,15 @@ def convert(struct: type[T], data: Any, prefix: str = "") -> tuple[T | None, lis
             name = f"{prefix}.{key}" if prefix else key
             problems.append(Problem(name, f"missing; it is {describe(fields[key].type)}"))
     return (None if unset else struct(**values)), problems
+
+
+@functools.cache
+def _fields(struct: type[msgspec.Struct]) -> tuple[dict[str, mi.Field], dict[str, Any]]:
+    """The struct's fields as msgspec describes them, and their annotations, by name."""
+    info = mi.type_info(struct)
+    assert isinstance(info, mi.StructType)
+    fields = {field.encode_name: field for field in info.fields}
+    return fields, {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
 
 
 def _convert_leaf(annotation: Any, info: mi.Type, value: Any) -> Any:
@@ -153,9 +161,7 @@ def is_mutable(info: mi.Type) -> bool:
 def leaves(value: msgspec.Struct, prefix: str = "") -> dict[str, tuple[Any, bool]]:
     """Every leaf of a struct by its dotted name: its value, and whether it is mutable."""
     found: dict[str, tuple[Any, bool]] = {}
-    info = mi.type_info(type(value))
-    assert isinstance(info, mi.StructType)
-    for field in info.fields:
+    for field in _fields(type(value))[0].values():
         name = f"{prefix}{field.encode_name}"
         leaf = getattr(value, field.name)
         if isinstance(leaf, msgspec.Struct):

@@ -154,7 +154,7 @@ def download(options: Options, names: tuple[str, ...], every: bool, force: bool)
 
 
 @_command()
-@click.option("--preset", metavar="NAME", help="A config that ships: 1b, nano.")
+@click.option("--preset", metavar="NAME", help="A config that ships: 1b, nano, demo.")
 @click.option("--config", metavar="FILE", help="TOML laid over the preset.")
 @click.option("--experts", metavar="A,B", help="Experts, in the order of their phases.")
 @click.option("--hours", type=float, help="Training time of the whole run, save included.")
@@ -388,6 +388,19 @@ def _print_traceback() -> None:
     traceback.print_exc()
 
 
+def _log_traceback(arguments: list[str]) -> None:
+    """Append the current exception to today's log, where there is a folder for it."""
+    import traceback
+
+    place = arguments.index("--root") + 1 if "--root" in arguments else 0
+    try:
+        log = Workspace.find(arguments[place] if place else None).log_file()
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(f"gladius_train {' '.join(arguments)}\n{traceback.format_exc()}")
+    except (OSError, GladiusError):
+        pass  # there is no root yet, or no room: the line on standard error must do
+
+
 def _narrate(text: str) -> None:
     from gladius_tui.headless import print_lines
 
@@ -404,8 +417,10 @@ def _globals_first(arguments: list[str]) -> list[str]:
         if word == "--":
             rest += [word, *queue]
             break
-        if word in _FLAGS or word.startswith("--root="):
+        if word in _FLAGS:
             first.append(word)
+        elif word.startswith("--root="):
+            first += word.split("=", 1)
         elif word == "--root":
             first += [word, *queue[:1]]
             del queue[:1]
@@ -437,8 +452,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if debug:
             _print_traceback()
+        _log_traceback(arguments)
         summary = " ".join(f"{type(error).__name__}: {error}".split())
-        _narrate(f"error: {summary}; this is a fault of the program, see it with --debug")
+        _narrate(f"error: {summary}; a fault of the program: see the log, or run it with --debug")
         return ExitCode.FAILED
 
 

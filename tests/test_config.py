@@ -33,7 +33,7 @@ def problems(ws: Workspace, **options) -> list[str]:
 
 
 def test_the_preset_1b_is_what_the_fields_default_to(ws):
-    assert preset_names() == ["1b", "nano"]
+    assert {"1b", "nano"} <= set(preset_names())
     assert load_config(ws) == load_config(ws, preset="1b") == RunConfig()
 
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -66,3 +67,60 @@ def test_bf16_is_what_the_processor_says():
 )
 def test_gpus_are_those_that_cuda_shows(visible, expected):
     assert visible_gpus(["GPU-aaa1", "GPU-bbb2", "GPU-ccc3"], visible) == expected
+
+
+class TwoGpus:
+    """What pynvml answers on a machine with two GPUs, the second of which tells little."""
+
+    class NVMLError(Exception):
+        pass
+
+    NVML_TEMPERATURE_GPU = 0
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 2
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        return index
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return f"GPU-{'ab'[handle]}"
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return f"Card {handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=1 << 30, total=80 << 30)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(gpu=97 - handle)
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
+        return 71
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        if handle == 1:
+            raise self.NVMLError
+        return 410_000
+
+    nvmlDeviceGetEnforcedPowerLimit = nvmlDeviceGetPowerUsage
+
+
+def test_gpus_are_read_in_cudas_order_and_a_missing_figure_is_none(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pynvml", TwoGpus())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,0")
+    second, first = Sampler().read(None, tmp_path).gpus
+    assert (second.index, second.name, second.percent, second.power) == (0, "Card 1", 96.0, None)
+    assert (first.index, first.name, first.power, first.power_limit) == (1, "Card 0", 410.0, 410.0)
+    assert (first.used_bytes, first.total_bytes, first.temperature) == (1 << 30, 80 << 30, 71.0)
+
+
+def test_without_a_driver_there_are_no_gpus(tmp_path, monkeypatch):
+    class NoDriver(TwoGpus):
+        def nvmlInit(self) -> None:
+            raise self.NVMLError("driver not loaded")
+
+    monkeypatch.setitem(sys.modules, "pynvml", NoDriver())
+    assert Sampler().read(None, tmp_path).gpus == ()

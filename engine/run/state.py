@@ -25,6 +25,7 @@ from engine.run.events import (
     HardwareRead,
     PhasePlan,
     PhaseStarted,
+    Progress,
     RunEnded,
     RunPaused,
     RunResumed,
@@ -94,6 +95,8 @@ def advance(state: RunState, event: AnyEvent) -> RunState:
                 started_at=base.started_at or event.time,
                 last_error="",
             )
+        case Progress(task="create"):
+            return replace(state, current_params=int(event.done))
         case PhaseStarted():
             return replace(
                 state,

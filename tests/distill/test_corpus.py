@@ -195,7 +195,7 @@ def test_ends_that_are_not_trusted_have_no_soft_target(trained, teacher):
         assert not block.alignment.soft[block.is_end].any()
 
 
-# --- Scoring into shards -----------------------------------------------------------------------------
+# --- Scoring into shards ---------------------------------------------------
 
 KEY = ShardKey(
     corpus="",

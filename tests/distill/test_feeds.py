@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.distill.feeds import (
+    LENGTH_STEP,
     Cursor,
     Mixer,
     cursors_from_json,
@@ -158,7 +159,7 @@ def row_of(length: int, first_scored: int, seed: int) -> Row:
 def test_a_batch_predicts_each_scored_token_from_the_one_before_it():
     packed = [[row_of(7, 3, 0), row_of(5, 1, 1)], [row_of(4, 2, 2)]]
     batch = make_batch(packed, torch.device("cpu"))
-    assert batch.input_ids.shape == (2, 12)
+    assert batch.input_ids.shape == (2, LENGTH_STEP)
     assert batch.tokens == 16
     assert (batch.input_ids[1, 4:] == 0).all()
     blocks = [block for row in packed for block in row]
@@ -170,13 +171,16 @@ def test_a_batch_predicts_each_scored_token_from_the_one_before_it():
 
 def test_a_block_sees_itself_and_nothing_ahead():
     batch = make_batch([[row_of(3, 1, 0), row_of(2, 1, 1)], [row_of(4, 1, 2)]], torch.device("cpu"))
-    assert batch.mask.shape == (2, 1, 5, 5)
-    assert batch.position_ids.tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
+    size = batch.input_ids.shape[1]
+    assert size % LENGTH_STEP == 0
+    assert batch.mask.shape == (2, 1, size, size)
+    assert batch.position_ids[:, :5].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
     block = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     expected = torch.zeros(5, 5, dtype=torch.bool)
     expected[:3, :3] = torch.tensor(block, dtype=torch.bool)
     expected[3:, 3:] = torch.tensor([[1, 0], [1, 1]], dtype=torch.bool)
-    assert torch.equal(batch.mask[0, 0], expected)
+    assert torch.equal(batch.mask[0, 0, :5, :5], expected)
     # padding sees something (a row of nothing would be NaN), and no token sees padding
-    assert batch.mask[1, 0].any(1).all()
+    assert batch.mask[:, 0].any(2).all()
+    assert not batch.mask[0, 0, :5, 5:].any()
     assert not batch.mask[1, 0, :4, 4:].any()

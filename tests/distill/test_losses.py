@@ -202,7 +202,7 @@ def test_a_student_that_equals_its_target_has_no_kl_and_no_gradient(temperature)
         chunk_size=7,
     )
     assert float(parts.kl) == pytest.approx(0.0, abs=1e-12)
-    assert float(parts.loss) == pytest.approx(0.0, abs=1e-12)
+    assert float(parts.loss.detach()) == pytest.approx(0.0, abs=1e-12)
     for gradient in torch.autograd.grad(parts.loss, (problem.hidden, problem.weight)):
         assert float(gradient.abs().max()) < 1e-14
 
@@ -313,11 +313,12 @@ class Backwards:
 def test_the_order_of_chunks_and_several_sources_change_nothing():
     problem = Problem(8)
     whole = problem.dense()
-    cut = (
-        lambda lo, hi: SoftTargets(  # noqa: E731
+
+    def cut(lo: int, hi: int) -> SoftTargets:
+        return SoftTargets(
             weight=whole.weight[lo:hi], entropy=whole.entropy[lo:hi], dense=whole.dense[lo:hi]
         )
-    )
+
     chained = ChainedTargets([(9, Backwards(cut(0, 9))), (14, cut(9, N))])
     results = []
     for soft in (whole, Backwards(whole), chained):
@@ -389,29 +390,51 @@ def test_bf16_products_stay_near_the_exact_loss():
 
 
 def test_logits_exist_for_one_chunk_of_positions_at_a_time(monkeypatch):
-    seen = []
+    count, vocab_size, chunk = 1000, 300, 128
+    seen: list[tuple[int, ...]] = []
     original = torch.Tensor.__matmul__
 
     def watched(a: Tensor, b: Tensor) -> Tensor:
         result = original(a, b)
-        seen.append(result.shape)
+        seen.append(tuple(result.shape))
         return result
 
-    problem = Problem(11)
     monkeypatch.setattr(torch.Tensor, "__matmul__", watched)
-    distillation_loss(
-        problem.hidden,
-        problem.weight,
-        problem.labels,
-        problem.dense(),
+    parts = distillation_loss(
+        torch.randn(count, H, requires_grad=True),
+        torch.randn(vocab_size, H, requires_grad=True),
+        torch.zeros(count, dtype=torch.int64),
+        None,
         alpha=0.5,
         temperature=2.0,
-        denominator=N,
-        chunk_size=5,
+        denominator=count,
+        chunk_size=chunk,
     )
-    assert (5, V) in seen
-    assert (N, V) not in seen
+    parts.loss.backward()
+    logits = [shape[0] for shape in seen if shape[1] == vocab_size]
+    assert len(logits) == 8
+    assert max(logits) == chunk
     assert chunk_positions(32000, torch.device("cpu")) * 32000 < 1 << 24
+
+
+def test_the_gradient_of_the_output_matrix_in_blocks_of_the_vocabulary_is_whole(monkeypatch):
+    problem = Problem(13)
+    inputs = (problem.hidden, problem.weight)
+    gradients = []
+    for block in (V, 5):
+        monkeypatch.setattr("engine.distill.losses._VOCABULARY_BLOCK", block)
+        parts = distillation_loss(
+            problem.hidden,
+            problem.weight,
+            problem.labels,
+            problem.sparse(),
+            alpha=0.5,
+            temperature=2.0,
+            denominator=N,
+        )
+        gradients.append(torch.autograd.grad(parts.loss, inputs))
+    for whole, blocks in zip(*gradients, strict=True):
+        close(blocks, whole)
 
 
 def test_nothing_is_kept_for_backward_without_gradients():
@@ -429,7 +452,7 @@ def test_nothing_is_kept_for_backward_without_gradients():
     assert torch.isfinite(parts.loss)
 
 
-# --- Draws from the tail ---------------------------------------------------------------------------
+# --- Draws from the tail ---------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
@@ -485,7 +508,7 @@ def test_cached_targets_are_unbiased_and_their_noise_is_bounded(temperature):
     assert float(torch.stack(losses).mean()) == pytest.approx(float(loss), abs=4 * spread)
 
 
-# --- With a model ----------------------------------------------------------------------------------
+# --- With a model ----------------------------------------------------------
 
 MODEL_VOCAB = 40
 
@@ -536,7 +559,7 @@ def accumulate(batches: list[list[list[int]]], rows: list[Row], soft: list[SoftT
             chunk_size=16,
         )
         parts.loss.backward()
-        total += float(parts.loss)
+        total += float(parts.loss.detach())
     return total, {name: p.grad for name, p in model.named_parameters()}
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch
 from tokenizers import (
     AddedToken,
@@ -20,10 +20,10 @@ from tokenizers import (
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.distill.blocks import Chat, Reader, TextBlock, make_blocks
+from engine.distill.blocks import Reader, TextBlock, make_blocks
 from engine.distill.projection import Projected, Projector, build_tables
 from engine.distill.student import student_reader, train_tokenizer
-from engine.distill.vocabulary import BYTE_TO_CHAR, CHAR_TO_BYTE
+from engine.distill.vocabulary import BYTE_TO_CHAR
 from engine.textdata import Example, Message
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,8 +101,8 @@ def sentencepiece(style: str) -> PreTrainedTokenizerFast:
         unk_token="<unk>",
         pad_token="</s>",
         chat_template=(
-            "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token + '\n' }}"
-            "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+            "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + eos_token }}"
+            "{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
         ),
     )
 
@@ -154,9 +154,7 @@ class Toy:
         parts = [bytes([b]) for b in data]
         while True:
             ranked = [
-                (self.rank[pair], n)
-                for n, pair in enumerate(zip(parts, parts[1:], strict=False))
-                if pair in self.rank
+                (self.rank[pair], n) for n, pair in enumerate(pairwise(parts)) if pair in self.rank
             ]
             if not ranked:
                 return parts

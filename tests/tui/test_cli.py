@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -162,6 +161,18 @@ def test_a_traceback_is_shown_with_debug_only(ws):
     assert "Traceback" in gladius(ws, "resume", "--debug").stderr
 
 
+def test_a_fault_of_the_program_is_one_line_and_its_traceback_is_in_the_log(ws):
+    program = (
+        "import sys; from gladius_tui import cli, report; del report.status_lines;"
+        f"sys.exit(cli.main(['status', '--root', {str(ws.root)!r}]))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO
+    )
+    assert "ImportError" in error_of(result, 1)
+    assert "Traceback" in ws.log_file().read_text()
+
+
 def test_commands_act_on_a_running_job_and_are_acknowledged_with_its_step(ws, toy):
     assert gladius(ws, "status").stdout.startswith(f"status       training (pid {toy.pid})\n")
     paused = decode_event(gladius(ws, "pause", "--json").stdout)
@@ -229,14 +240,15 @@ def test_status_starts_in_less_than_three_times_a_bare_python_plus_100_ms(ws):
         "help": [str(LAUNCHER), "--help"],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    for _ in range(7):
+    for _ in range(9):
         for name, command in commands.items():
             began = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
             seconds[name].append(time.perf_counter() - began)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    limit = 3 * median["bare"] + 0.1
-    assert median["status"] < limit and median["help"] < limit, median
+    # The fastest of each: what else runs on the machine only ever adds.
+    fastest = {name: min(values) for name, values in seconds.items()}
+    limit = 3 * fastest["bare"] + 0.1
+    assert fastest["status"] < limit and fastest["help"] < limit, fastest
 
 
 def test_the_launcher_is_the_program_and_says_how_to_install_it(ws, tmp_path):
