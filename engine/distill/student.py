@@ -190,6 +190,8 @@ def save_student(
     config.use_cache, config.dtype = True, dtype
     try:
         model.save_pretrained(temporary, state_dict=state)
+        config.dtype = dtype  # save_pretrained has put the training's there
+        config.save_pretrained(temporary)
     finally:
         config.use_cache, config.dtype = cached, stored
     tokenizer.save_pretrained(temporary)

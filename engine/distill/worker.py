@@ -115,7 +115,7 @@ class TrainingJob:
     # Before the first step
 
     def _set_aside_former_run(self) -> None:
-        """--fresh: everything of the former run goes to old-<time>/, nothing is deleted."""
+        """Everything of the former run goes to old-<time>/, nothing is deleted."""
         folder = self.workspace.checkpoints_dir
         target = folder / time.strftime("old-%Y%m%d-%H%M%S")
         for item in sorted(folder.iterdir()):
@@ -133,16 +133,17 @@ class TrainingJob:
                     f"{folder} holds checkpoints of a run; go on with "
                     "`resume`, or start anew with `train --fresh` (they are kept aside)"
                 )
+            # Such as the tokenizer of a run with another config that never took a step.
+            self._set_aside_former_run()
             return None
         loaded = self.checkpoints.load_newest(self._reject)
         if loaded is None:
             # A run that was stopped before its first checkpoint goes on with what it prepared.
-            begun = (folder / "config.json").is_file() and not any(folder.glob("rejected-*"))
-            if begun or self.request.attempt > 1:
+            if (folder / "config.json").is_file() and not any(folder.glob("rejected-*")):
                 return None
             raise MissingError(
-                f"no checkpoint in {folder} can be resumed; start with "
-                "`train`"
+                f"no checkpoint in {folder} can be resumed (none was deleted); "
+                "start anew with: gladius_train train --fresh"
             )
         loaded = self._before_decay(*loaded)
         state, manifest = loaded

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import psutil
 
 from engine.errors import GladiusError, LockedError
 from engine.run.events import (
@@ -234,6 +233,8 @@ def identity_of(pid: int) -> str | None:
         return f"{boot}:{fields[19]}"
     except (OSError, IndexError):
         pass
+    import psutil  # late: where there is no /proc; `status` starts without it
+
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"

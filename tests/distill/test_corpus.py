@@ -223,7 +223,7 @@ def score(trained, teacher, projector, monkeypatch):
     monkeypatch.setattr("engine.distill.corpus.SHARD_POSITIONS", 300)
     text = read(trained, teacher, texts(0, 40))
 
-    def run(store: TargetStore, stop_at: int | None = None):
+    def run(store: TargetStore, stop_at: int | None = None, config: RunConfig = CONFIG):
         told: list[tuple[int, int]] = []
 
         def report(blocks: int, tokens: int) -> None:
@@ -232,7 +232,7 @@ def score(trained, teacher, projector, monkeypatch):
                 raise Interrupted
 
         size = trained["prepend"].vocabulary.size
-        score_into(store, text.train, teacher, projector, CONFIG, size, text.tally, report)
+        score_into(store, text.train, teacher, projector, config, size, text.tally, report)
         return text, told
 
     return run
@@ -264,6 +264,16 @@ def test_an_interrupted_scoring_goes_on_and_gives_the_same_shards(score, tmp_pat
         for name in ("whole", "cut")
     ]
     assert files[0] == files[1]
+
+
+def test_the_seed_decides_the_draws_and_nothing_else(score, tmp_path):
+    stores = [TargetStore(tmp_path / str(seed), KEY) for seed in (0, 1)]
+    for seed, store in enumerate(stores):
+        score(store, config=msgspec.structs.replace(CONFIG, seed=seed))
+    one, two = (store.targets(range(len(store)), 0) for store in stores)
+    assert torch.equal(one.ids[:, :8], two.ids[:, :8])
+    assert torch.equal(one.mass, two.mass)
+    assert not torch.equal(one.ids[:, 8:], two.ids[:, 8:])
 
 
 def test_what_is_scored_is_not_scored_again(score, tmp_path, monkeypatch):

@@ -1,0 +1,164 @@
+"""The student: drawn from its seed alone, as large as computed, and loaded by plain transformers."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import torch
+from tokenizers import Tokenizer
+from toys import NASTY, PROSE, byte_level
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from engine.config import StudentConfig
+from engine.distill.student import (
+    build_student,
+    load_tokenizer,
+    save_student,
+    student_reader,
+    train_tokenizer,
+)
+from engine.errors import MissingError, UsageError
+from engine.sizing import parameter_count
+
+TINY = StudentConfig(
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=320,
+    max_position_embeddings=128,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return byte_level()
+
+
+def test_the_same_seed_gives_the_same_student_whatever_was_drawn_before(tokenizer):
+    torch.manual_seed(1)
+    one = build_student(TINY, tokenizer, 7)
+    torch.rand(100)
+    two = build_student(TINY, tokenizer, 7)
+    other = build_student(TINY, tokenizer, 8)
+    for (name, a), b, c in zip(
+        one.named_parameters(), two.parameters(), other.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+        assert name.endswith("norm.weight") or not torch.equal(a, c)
+
+
+def test_matrices_are_normal_and_those_that_write_to_the_residual_stream_are_smaller(tokenizer):
+    config = msgspec.structs.replace(TINY, hidden_size=128, intermediate_size=256)
+    model = build_student(config, tokenizer, 0)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            assert (parameter == 1).all()
+            continue
+        residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        expected = config.initializer_range / (2 if residual else 1)  # sqrt(2 x 2 layers)
+        assert float(parameter.detach().std()) == pytest.approx(expected, rel=0.03)
+    assert model.training and model.dtype == torch.float32
+
+
+def test_an_initialised_student_computes_what_transformers_own_model_does(tokenizer):
+    """The rotary tables are real, not what was left in memory."""
+    model = build_student(TINY, tokenizer, 0).eval()
+    reference = LlamaForCausalLM(model.config).eval()
+    reference.load_state_dict(model.state_dict())
+    ids = torch.arange(60)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, reference(ids).logits)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {},
+        {"num_key_value_heads": 4},
+        {"num_attention_heads": 8, "num_key_value_heads": 1, "num_hidden_layers": 3},
+        {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 24,
+         "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32000},
+    ],
+)  # fmt: skip
+def test_a_student_has_as_many_parameters_as_computed(shape, tied):
+    config = msgspec.structs.replace(TINY, tie_word_embeddings=tied, **shape)
+    names = set(LlamaConfig().to_dict()) & set(config.__struct_fields__)
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**{name: getattr(config, name) for name in names}))
+    count = sum(p.numel() for p in model.parameters())
+    assert count == parameter_count(config).total
+    if config.hidden_size == 2048:
+        assert count == (1_147_766_784 if tied else 1_213_302_784)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_saved_student_is_loaded_by_plain_transformers(tokenizer, tmp_path, tied):
+    config = msgspec.structs.replace(TINY, tie_word_embeddings=tied)
+    model = build_student(config, tokenizer, 0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "mine.gguf").write_text("kept")
+    (folder / "model.safetensors").write_text("former")
+    save_student(model, tokenizer, folder, torch.bfloat16)
+    loaded = AutoModelForCausalLM.from_pretrained(folder)
+    assert loaded.dtype == torch.bfloat16 and loaded.config.use_cache
+    for (name, a), b in zip(model.named_parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(a.to(torch.bfloat16), b), name
+    assert sum(p.numel() for p in loaded.parameters()) == parameter_count(config).total
+    assert (folder / "mine.gguf").read_text() == "kept"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    assert model.config.use_cache is False and model.dtype == torch.float32
+
+    again = AutoTokenizer.from_pretrained(folder)
+    for text in NASTY:
+        assert again(text).input_ids == tokenizer(text).input_ids
+    chat = [{"role": "user", "content": "hello"}]
+    for one in (True, False):
+        assert again.apply_chat_template(
+            chat, add_generation_prompt=one, tokenize=False
+        ) == tokenizer.apply_chat_template(chat, add_generation_prompt=one, tokenize=False)
+    assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_trained_tokenizer_has_exactly_the_size_asked_for_and_gives_every_text_back():
+    small, padded = train_tokenizer([PROSE], 280), train_tokenizer(["a b"], 400)
+    assert len(small) == 280 and len(padded) == 400
+    for text in NASTY:
+        ids = small(text, add_special_tokens=False).input_ids
+        assert small.decode(ids) == text
+    with pytest.raises(UsageError, match="student.vocab_size is 200.*at least 259"):
+        train_tokenizer([PROSE], 200)
+
+
+def test_a_loaded_tokenizer_reads_as_its_file_says_and_has_its_ends(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path, 320)
+    file = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in NASTY:
+        assert loaded(text, add_special_tokens=False).input_ids == (
+            file.encode(text, add_special_tokens=False).ids
+        )
+    reader = student_reader(loaded, 320)
+    assert reader.end_ids == [tokenizer.eos_token_id] == (tokenizer.eos_token_id,) or (
+        list(reader.end_ids) == [tokenizer.eos_token_id]
+    )
+    by_file = load_tokenizer(tmp_path / "tokenizer.json", 320)
+    assert by_file.eos_token == tokenizer.eos_token
+
+
+def test_a_tokenizer_that_does_not_fit_is_refused_with_the_remedy(tokenizer, tmp_path):
+    with pytest.raises(MissingError, match="no tokenizer.json"):
+        load_tokenizer(tmp_path, 320)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UsageError, match="set student.vocab_size=320 or more"):
+        load_tokenizer(tmp_path, 300)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace("<|endoftext|>", "<|x|>")).save(
+        str(bare / "tokenizer.json")
+    )
+    with pytest.raises(UsageError, match="names no end-of-text token"):
+        load_tokenizer(bare, 320)

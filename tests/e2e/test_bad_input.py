@@ -1,0 +1,73 @@
+"""What can be wrong before a run: one line, a remedy, the documented exit code."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from program import LAUNCHER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "parts"),
+    [
+        (["--preset", "nanno"], 2, ["unknown preset 'nanno'", "'nano'"]),
+        (["--experts", "tinny"], 2, ["unknown expert 'tinny'", "'tiny'"]),
+        (["--experts", "qwen,phi"], 3, ["no expert is ready", "qwen", "phi", "download"]),
+        (["--experts", "tiny,qwen"], 3, ["qwen", "download qwen", "--experts tiny"]),
+        (["--set", "student.tokenizer=qwen"], 3, ["tokenizer", "download qwen"]),
+        (["--data", "gone.jsonl"], 2, ["gone.jsonl doesn't exist"]),
+    ],
+)
+def test_wrong_options_are_answered_with_one_line(root, arguments, code, parts):
+    line = root.error_of(code, *root.training(4), *arguments)
+    for part in parts:
+        assert part in line
+
+
+def test_all_three_mistakes_of_a_config_are_named(root):
+    result = root.run(
+        *root.training(4, optimizer__lr=-1, loss__alfa=1, device__device="tpu"),
+    )
+    assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
+    for part in ("3 problems", "optimizer.lr", "loss.alfa", "device.device"):
+        assert part in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('{"text": "good"}\n{"text": "good"}\n{"text": \n', ["line 3"]),
+        ('{"text": "good"}\n{"messages": "no list"}\n', ["line 2"]),
+        ("", ["is empty"]),
+        ("\n\n", ["is empty"]),
+    ],
+)
+def test_a_broken_data_file_is_named_with_its_line(root, content, parts):
+    data = root.path / "mine.jsonl"
+    data.write_text(content)
+    line = root.error_of(2, *root.training(4), "--data", str(data))
+    for part in ("mine.jsonl", *parts):
+        assert part in line
+    assert root.saved_steps() == []
+
+
+def test_a_text_too_short_to_learn_from_is_told(root):
+    data = root.path / "mine.jsonl"
+    data.write_text('{"text": "one"}\n')
+    root.text = data
+    line = root.error_of(2, *root.training(4))
+    assert "1 texts give" in line and "--data" in line
+
+
+def test_a_root_that_cant_be_written_is_told():
+    for root in ("/dev/null/x", "/proc/x"):
+        result = subprocess.run(
+            [str(LAUNCHER), "--root", root, "train", "--preset", "nano"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 1 and result.stdout == ""
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("error: ") and root in line and "--root" in line

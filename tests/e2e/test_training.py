@@ -1,0 +1,161 @@
+"""The main job as a user runs it: text in, a model out that plain transformers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from program import SMALL, Root
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from engine.config import from_json
+from engine.run.events import (
+    CheckpointRejected,
+    EvalDone,
+    GuardTripped,
+    PhaseStarted,
+    RunEnded,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+    decode_event,
+)
+from engine.sizing import parameter_count
+
+STEPS = 24
+NASTY = (
+    "🙂 and 👩‍👩‍👧 e\u0301 ก\u0e48",
+    "one\r\n\n\ttab   spaces ",
+    "漢字 العربية \u00a0\u200b\ufeff",
+    "<|im_end|> </s> <0x0A> Ġ <|unused_0|>",
+    "\x00\x7f",
+    "",
+    " ",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(make_root) -> tuple[Root, list]:
+    """A root with a run of STEPS steps, and what `--json` printed."""
+    root: Root = make_root("finished")
+    result = root.run("--json", *root.training(STEPS, checkpoint__interval_steps=5))
+    assert result.returncode == 0, result.stderr
+    return root, [decode_event(line) for line in result.stdout.splitlines()]
+
+
+@pytest.fixture
+def copy(finished, tmp_path) -> Root:
+    """The finished root, to be changed."""
+    root = finished[0]
+    shutil.copytree(root.path, tmp_path, dirs_exist_ok=True)
+    return Root(tmp_path, Path(_repo(root)), root.text)
+
+
+def end_of(events: list) -> RunEnded:
+    (end,) = [e for e in events if isinstance(e, RunEnded)]
+    return end
+
+
+def _repo(root: Root) -> str:
+    (line,) = (
+        n for n in (root.path / "gladius.toml").read_text().splitlines() if n.startswith("repo")
+    )
+    return json.loads(line.partition("=")[2])
+
+
+def test_json_output_tells_the_whole_run(finished):
+    _, events = finished
+    steps = [e for e in events if isinstance(e, StepDone)]
+    assert [e.step for e in steps] == list(range(1, STEPS + 1))
+    assert all(e.loss is not None and not e.skipped for e in steps)
+    assert end_of(events).status == "completed"
+    phases = [e.name for e in events if isinstance(e, PhaseStarted)]
+    assert phases == ["Create the student", "Tiny", "All experts", "Save the model"]
+    evaluations = [e for e in events if isinstance(e, EvalDone)]
+    assert evaluations[0].step == 0 and evaluations[-1].step == STEPS
+    assert evaluations[-1].bits_per_byte < evaluations[0].bits_per_byte
+    samples = [e for e in events if isinstance(e, SampleDrawn)]
+    assert [e.step for e in samples] == [e.step for e in evaluations]
+    assert [e.seq for e in events] == list(range(1, len(events) + 1))
+
+
+def test_plain_transformers_loads_the_model(finished):
+    root, events = finished
+    model = AutoModelForCausalLM.from_pretrained(root.ws.model_dir)
+    config = from_json(json.dumps(next(e for e in events if isinstance(e, RunStarted)).config).encode())
+    count = sum(p.numel() for p in model.parameters())
+    assert count == parameter_count(config.student).total
+    assert count == next(e for e in events if isinstance(e, RunStarted)).target_params
+    for name in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
+        assert getattr(model.config, name) == SMALL[f"student.{name}"]
+    tokenizer = AutoTokenizer.from_pretrained(root.ws.model_dir)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    chat = [{"role": "user", "content": "Tell of the river."}]
+    inputs = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    with torch.no_grad():
+        out = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert out.shape[1] > inputs["input_ids"].shape[1]
+    tokenizer.decode(out[0])
+
+
+def test_the_models_tokenizer_encodes_as_the_training_did(finished):
+    root, _ = finished
+    trained = AutoTokenizer.from_pretrained(root.ws.checkpoints_dir / "tokenizer")
+    saved = AutoTokenizer.from_pretrained(root.ws.model_dir)
+    for text in NASTY:
+        assert saved(text).input_ids == trained(text).input_ids
+        assert saved.decode(saved(text).input_ids) == text
+
+
+def test_a_finished_run_given_more_steps_goes_on_from_before_its_decay(copy):
+    journal = (copy.ws.checkpoints_dir / "journal.jsonl").read_text()
+    decay = next(d["step"] for d in map(json.loads, journal.splitlines()) if "decay" in d["kind"])
+    assert "the run is complete" in copy.error_of(2, "resume")
+    running = copy.start("resume", "--set", f"schedule.max_steps={STEPS + 8}")
+    assert running.end() == 0, running.errors.read_text()
+    steps = [e for e in running.events() if isinstance(e, StepDone)]
+    assert [e.step for e in steps] == list(range(decay + 1, STEPS + 9))
+    assert steps[0].lr == pytest.approx(0.002)  # not decayed
+    assert end_of(running.events()).status == "completed"
+
+
+def test_fresh_keeps_the_former_checkpoints_aside(copy):
+    former = {p.name for p in copy.ws.checkpoints_dir.glob("step-*")}
+    fresh = copy.training(4, student__num_hidden_layers=1)
+    assert copy.run("--no-ui", *fresh, "--fresh").returncode == 0
+    (aside,) = copy.ws.checkpoints_dir.glob("old-*")
+    assert former <= {p.name for p in aside.iterdir()}
+    assert copy.saved_steps()[-1] == 4
+    model = AutoModelForCausalLM.from_pretrained(copy.ws.model_dir)
+    assert model.config.num_hidden_layers == 1
+
+
+def test_hours_end_the_run_by_themselves_with_all_phases_done(root):
+    hours = 0.004
+    running = root.start(*root.training(None), "--hours", str(hours))
+    assert running.end() == 0, running.errors.read_text()
+    events = running.events()
+    assert [e.phase for e in events if isinstance(e, PhaseStarted)] == [0, 1, 2, 3]
+    steps = [e for e in events if isinstance(e, StepDone)]
+    end = end_of(events)
+    assert end.status == "completed"
+    assert end.seconds < hours * 3600 * 1.25
+    # the decay was done
+    assert steps[-1].lr < 0.5 * max(e.lr for e in steps)
+
+
+def test_a_finished_root_trains_anew_when_asked_for_the_same_config_again(copy):
+    """`train` after the end begins a new run; the former checkpoints are kept."""
+    result = copy.run("--no-ui", *copy.training(4))
+    assert result.returncode == 0 and "moved aside" in result.stderr
+    assert list(copy.ws.checkpoints_dir.glob("old-*/step-*"))
+
+
+def test_nothing_was_rejected_or_guarded_in_a_plain_run(finished):
+    _, events = finished
+    assert not [e for e in events if isinstance(e, (CheckpointRejected, GuardTripped))]
