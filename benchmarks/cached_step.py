@@ -31,8 +31,8 @@ def measure(bench: Workbench) -> dict[str, Figure]:
         taken = interleave(
             {
                 "ours": lambda _: take_step(trainer),
-                "bare": lambda _, b=batch, l=labels: loops["bare"].step(b, l),
-                "strict": lambda _, b=batch, l=labels: loops["strict"].step(b, l),
+                "bare": lambda _, b=batch, y=labels: loops["bare"].step(b, y),
+                "strict": lambda _, b=batch, y=labels: loops["strict"].step(b, y),
             },
             repetitions=1,
             warmup=0,

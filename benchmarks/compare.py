@@ -18,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from engine.run.events import EvalDone
 from engine.run.history import History
 from engine.workspace import Workspace
 
@@ -40,7 +41,7 @@ def train(root: Path, settings: list[str]) -> float:
     run = history.last_run("train")
     done = history.last(run.run_id, "EvalDone") if run is not None else None
     history.close()
-    if done is None:
+    if not isinstance(done, EvalDone):
         raise RuntimeError("the run left no evaluation in its history")
     return done.bits_per_byte
 

@@ -34,7 +34,7 @@ def measure(bench: Workbench) -> dict[str, Figure]:
             {
                 "ours": lambda _: take_step(trainer),
                 "teacher": lambda _, p=padded: teacher.forward(p),
-                "bare": lambda _, b=batch, l=labels: loop.step(b, l),
+                "bare": lambda _, b=batch, y=labels: loop.step(b, y),
             },
             repetitions=1,
             warmup=0,

@@ -1,5 +1,5 @@
-"""Owns `status_start_ratio`: how long `status` and `--help` take from the shell, against three times
-a Python that imports sqlite3 and json, plus 100 ms. The slower of the two commands counts.
+"""Owns `status_start_ratio`: how long `status` and `--help` take from the shell, against three
+times a Python that imports sqlite3 and json, plus 100 ms. The slower of the two commands counts.
 """
 
 from __future__ import annotations

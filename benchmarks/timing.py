@@ -32,7 +32,9 @@ def interleave(
     """
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(warmup + repetitions):
-        names = list(parts) if number % 2 == 0 else list(reversed(parts))
+        names = list(parts)
+        if number % 2:
+            names.reverse()
         for name in names:
             began = time.perf_counter()
             parts[name](number)

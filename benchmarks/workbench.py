@@ -21,6 +21,7 @@ from engine.distill.feeds import Batch, PackedRow, make_batch
 from engine.distill.journal import Journal
 from engine.distill.phases import Schedule, plan_phases
 from engine.distill.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
+from engine.distill.session import Session
 from engine.distill.steering import Steering
 from engine.distill.student import build_student
 from engine.distill.trainer import Parts, Trainer
@@ -133,9 +134,8 @@ class Workbench:
                 config=config,
                 config_json=to_json(config),
                 config_digest=digest(config),
-                model=self.student(),
+                session=Session(self.student(), config.optimizer, config.guards, vocabulary.digest),
                 tokenizer=self.tokenizer,
-                vocabulary_digest=vocabulary.digest,
                 sources={self.expert.name: prepared.source},
                 held_out={self.expert.name: prepared.held_out},
                 schedule=schedule,
@@ -144,21 +144,22 @@ class Workbench:
                 steering=self.steering,
                 device=self.device,
                 dtype=self.dtype,
+                sample_prompts=(),
             )
         )
 
 
 def take_step(trainer: Trainer) -> None:
     """One optimizer step as `Trainer.run` takes it, from dealing the rows to the new weights."""
-    step = trainer.progress.step + 1
+    step = trainer.session.progress.step + 1
     phase = trainer.schedule.phase_at(step)
     trainer._finish_step(step, phase, *trainer._accumulate(step))
 
 
 def next_rows(trainer: Trainer) -> list[PackedRow]:
     """The rows that the trainer's next step will deal itself."""
-    mix = trainer.schedule.mix_at(trainer.progress.step + 1)
-    return trainer.mixer.next(trainer.progress.cursors, mix)[0]
+    mix = trainer.schedule.mix_at(trainer.session.progress.step + 1)
+    return trainer.mixer.next(trainer.session.progress.cursors, mix)[0]
 
 
 def batch_of(trainer: Trainer, rows: list[PackedRow]) -> Batch:

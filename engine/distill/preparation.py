@@ -361,7 +361,8 @@ def device_and_dtype(
     precision = config.device.precision
     if precision == "auto":
         able = {
-            "cuda": lambda: torch.cuda.is_bf16_supported(),
+            # without emulation: a GPU before Ampere would be slower in bf16 than in fp32
+            "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
             "mps": lambda: False,
             "cpu": has_bf16,
         }[device.type]()

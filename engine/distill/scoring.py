@@ -169,9 +169,8 @@ class OnlineSource:
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnlineTargets:
         teacher, projector = self.teacher()
-        return OnlineTargets(
-            hear(teacher, [self.blocks[n] for n in blocks]), projector, self.temperature
-        )
+        heard = hear(teacher, [self.blocks[n] for n in blocks])
+        return OnlineTargets(heard, projector, self.temperature, device)
 
 
 @dataclass(frozen=True)
@@ -181,17 +180,19 @@ class OnlineTargets:
     heard: Heard
     projector: Projector
     temperature: float
+    device: torch.device
+    """The student's, where the targets are wanted."""
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         """About `size` teacher positions at a time, from the end of the text to its start."""
-        device = self.heard.hidden.device
-        for projected in self.heard.project(self.projector, min(size, projection_chunk(device))):
-            q_t = temper(projected.q, self.temperature).t()
+        most = projection_chunk(self.heard.hidden.device)
+        for projected in self.heard.project(self.projector, min(size, most)):
+            q_t = temper(projected.q, self.temperature).t().to(self.device)
             first = int(projected.index[0])
             yield (
                 slice(first, first + len(projected.index)),
                 SoftTargets(
-                    weight=projected.weight,
+                    weight=projected.weight.to(self.device),
                     entropy=-torch.special.xlogy(q_t, q_t).sum(1),
                     dense=q_t,
                 ),

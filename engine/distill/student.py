@@ -187,7 +187,7 @@ def save_student(
     config = model.config
     state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
     cached, stored = config.use_cache, config.dtype
-    config.use_cache, config.dtype = True, dtype
+    config.use_cache = True
     try:
         model.save_pretrained(temporary, state_dict=state)
         config.dtype = dtype  # save_pretrained has put the training's there

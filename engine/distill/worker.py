@@ -72,6 +72,7 @@ class TrainingJob:
         self.phases = plan_phases(self.config, self.experts)
         self.journal = Journal(self.workspace.checkpoints_dir / "journal.jsonl")
         self.device, self.dtype = device_and_dtype(self.config, hardware.has_bf16)
+        self.teacher_device = self.device  # stays where it is when the student must go to the CPU
         self.checkpoints = CheckpointStore(
             self.workspace.checkpoints_dir,
             self.config.checkpoint.keep,
@@ -145,7 +146,6 @@ class TrainingJob:
                 f"no checkpoint in {folder} can be resumed (none was deleted); "
                 "start anew with: gladius_train train --fresh"
             )
-        loaded = self._before_decay(*loaded)
         state, manifest = loaded
         if manifest.config_digest != digest(self.config):
             old = from_json(self.checkpoints.read_config(state.step))
@@ -158,7 +158,7 @@ class TrainingJob:
                 f"the checkpoint of step {state.step} belongs to another config "
                 f"({'; '.join(differing)}): put it back, or start anew with `train --fresh`"
             )
-        return loaded
+        return self._before_decay(state, manifest)
 
     def _before_decay(self, state: TrainState, manifest: Manifest) -> tuple[TrainState, Manifest]:
         """A finished run that is given more to do goes on from before its decay."""
@@ -260,6 +260,10 @@ class TrainingJob:
         for decision in decisions:
             ladder = ladder.after(decision)
         taken: list[Decision] = []
+        online = self.config.targets.source == "online"
+        # Two bytes a parameter: experts stand beside the student in half precision.
+        teachers = sum(2 * spec.parameters for spec in self.experts) if online else 0
+        beside = f", the experts beside it {teachers / GIB:.1f} GiB" if teachers else ""
         while True:
             optimizer = msgspec.structs.replace(
                 self.config.optimizer,
@@ -269,18 +273,19 @@ class TrainingJob:
             config = msgspec.structs.replace(self.config, optimizer=optimizer)
             need = training_memory(config, self.dtype == torch.bfloat16)
             free = self._free_memory(ladder.device)
-            if need.total <= free:
+            if need.total + teachers <= free:
                 break
             decision = ladder.next(0)
-            if decision is None or decision.kind == "device":
+            if decision is None:
                 raise GladiusError(
-                    f"training this student needs {need.sentence()}, and "
+                    f"training this student needs {need.sentence()}{beside}, and "
                     f"{free / GIB:.1f} GiB of {_memory_of(ladder.device)} are free: close other "
                     "programs, lower optimizer.max_seq_len, or choose a smaller student "
                     "(--preset nano)"
                 )
             ladder = ladder.after(decision)
             taken.append(decision)
+        self.device = torch.device(ladder.device)
         for decision in taken:
             self.journal.append(decision)
             self.link.emit(
@@ -302,7 +307,9 @@ class TrainingJob:
     ) -> tuple[Trainer, PreTrainedTokenizerFast]:
         """Text, student and trainer."""
         online = self.config.targets.source == "online"
-        pool = TeacherPool(self.workspace, self.link, self.device, self.dtype, keep_all=online)
+        pool = TeacherPool(
+            self.workspace, self.link, self.teacher_device, self.dtype, keep_all=online
+        )
         preparation = Preparation(
             self.workspace,
             self.config,

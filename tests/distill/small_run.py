@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from engine.distill import worker
 from engine.distill.checkpoint import CheckpointStore
 from engine.distill.journal import Journal
 from engine.distill.phases import Schedule, plan_phases
-from engine.distill.preparation import Prepared, Preparation, TeacherPool
+from engine.distill.preparation import Preparation, Prepared, TeacherPool
 from engine.distill.session import Session
 from engine.distill.steering import Steering
 from engine.distill.student import build_student
@@ -39,12 +39,17 @@ SMALL = {
     "student.num_key_value_heads": 1,
     "student.vocab_size": 320,
     "student.max_position_embeddings": 128,
+    "loss.alpha": 0.5,
+    "loss.temperature": 2.0,
     "optimizer.max_seq_len": 128,
+    "optimizer.rows_per_step": 4,
+    "optimizer.micro_batch_size": 4,
+    "optimizer.lr": 0.002,
     "schedule.max_steps": 12,
     "schedule.eval_interval": 100,
     "schedule.sample_tokens": 4,
 }
-_WORDS = "river town bank old snow stone bridge water mill field road house garden winter".split()
+_WORDS = ("river", "town", "bank", "old", "snow", "stone", "bridge", "water", "mill", "field")
 
 T = TypeVar("T", bound=Event)
 
@@ -108,13 +113,15 @@ def make_root(folder: Path) -> Workspace:
     return workspace
 
 
-def make_config(workspace: Workspace, **fields: object) -> RunConfig:
+def make_config(
+    workspace: Workspace, experts: Sequence[str] = ("tiny",), **fields: object
+) -> RunConfig:
     """A small run's config; fields as section__field=value."""
     values = {**SMALL, **{name.replace("__", "."): value for name, value in fields.items()}}
     return load_config(
         workspace,
         preset="nano",
-        experts=["tiny"],
+        experts=experts,
         data=[str(workspace.root / "text.jsonl")],
         overrides=[f"{name}={value}" for name, value in values.items()],
     )
@@ -125,9 +132,7 @@ def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Pre
     link: Any = KeepingLink()
     pool = TeacherPool(workspace, link, CPU, torch.float32, keep_all=True)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
-    preparation = Preparation(
-        workspace, config, experts, Steering(link), link, pool, torch.float32
-    )
+    preparation = Preparation(workspace, config, experts, Steering(link), link, pool, torch.float32)
     texts = preparation.texts()
     tokenizer = preparation.tokenizer(texts)
     return tokenizer, preparation.prepare(texts, tokenizer)

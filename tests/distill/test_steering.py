@@ -1,4 +1,4 @@
-"""Commands between the pieces of work: a pause stands still, an end interrupts, a checkpoint waits."""
+"""Commands between the pieces of work: a pause stands still, an end interrupts."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_pause_stands_still_at_its_step_until_it_is_lifted():
 
 def test_an_end_interrupts_also_a_pause():
     link = KeepingLink(lambda event: [Stop(signal=15)] if isinstance(event, RunPaused) else [])
-    steering, saved = steering_at(3, link)
+    steering, _ = steering_at(3, link)
     link.ask(Pause())
     with pytest.raises(Interrupted):
         steering.serve("training")

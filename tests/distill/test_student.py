@@ -1,4 +1,4 @@
-"""The student: drawn from its seed alone, as large as computed, and loaded by plain transformers."""
+"""The student: drawn from its seed, as large as computed, loaded by plain transformers."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def test_a_trained_tokenizer_has_exactly_the_size_asked_for_and_gives_every_text
     for text in NASTY:
         ids = small(text, add_special_tokens=False).input_ids
         assert small.decode(ids) == text
-    with pytest.raises(UsageError, match="student.vocab_size is 200.*at least 259"):
+    with pytest.raises(UsageError, match=r"student.vocab_size is 200.*at least 259"):
         train_tokenizer([PROSE], 200)
 
 
@@ -142,23 +142,21 @@ def test_a_loaded_tokenizer_reads_as_its_file_says_and_has_its_ends(tokenizer, t
             file.encode(text, add_special_tokens=False).ids
         )
     reader = student_reader(loaded, 320)
-    assert reader.end_ids == [tokenizer.eos_token_id] == (tokenizer.eos_token_id,) or (
-        list(reader.end_ids) == [tokenizer.eos_token_id]
-    )
+    assert list(reader.end_ids) == [tokenizer.eos_token_id]
     by_file = load_tokenizer(tmp_path / "tokenizer.json", 320)
     assert by_file.eos_token == tokenizer.eos_token
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused_with_the_remedy(tokenizer, tmp_path):
-    with pytest.raises(MissingError, match="no tokenizer.json"):
+    with pytest.raises(MissingError, match=r"no tokenizer.json"):
         load_tokenizer(tmp_path, 320)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UsageError, match="set student.vocab_size=320 or more"):
+    with pytest.raises(UsageError, match=r"set student.vocab_size=320 or more"):
         load_tokenizer(tmp_path, 300)
     bare = tmp_path / "bare"
     bare.mkdir()
     Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace("<|endoftext|>", "<|x|>")).save(
         str(bare / "tokenizer.json")
     )
-    with pytest.raises(UsageError, match="names no end-of-text token"):
+    with pytest.raises(UsageError, match=r"names no end-of-text token"):
         load_tokenizer(bare, 320)

@@ -1,4 +1,4 @@
-"""The real program on a root of its own: `./gladius_train` as a process, its output and its traces."""
+"""The real program on a root of its own: `./gladius_train` as a process, and what it leaves."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ SMALL = {
     "student.num_key_value_heads": 1,
     "student.vocab_size": 320,
     "student.max_position_embeddings": 128,
+    "loss.alpha": 0.5,
+    "loss.temperature": 2.0,
     "optimizer.max_seq_len": 128,
+    "optimizer.rows_per_step": 4,
     "optimizer.micro_batch_size": 2,
+    "optimizer.lr": 0.002,
     "device.threads": 1,
+    "schedule.log_interval": 5,
     "schedule.eval_interval": 10,
     "schedule.sample_tokens": 6,
 }
@@ -127,9 +132,7 @@ class Root:
         return words + [word for name, value in values.items() for word in _set(name, value)]
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(*arguments), capture_output=True, text=True, timeout=120
-        )
+        return subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120)
 
     def start(self, *arguments: str) -> Running:
         self._started.append(Running(self, list(arguments)))

@@ -18,9 +18,11 @@ from engine.run.events import (
     RunEnded,
     RunPaused,
     RunResumed,
+    RunStarted,
     StepDone,
     decode_event,
 )
+from engine.run.state import read_state
 
 
 def answer(root: Root, *command: str):
@@ -37,6 +39,7 @@ def test_a_second_terminal_acts_on_the_running_job(root):
     until(following.steps)
 
     assert f"training (pid {running.pid})" in root.run("status").stdout
+    until(lambda: read_state(root.ws).step >= 3)  # written once a second
     status = json.loads(root.run("status", "--json").stdout)
     assert status["status"] == "training" and status["step"] >= 3
 
@@ -125,6 +128,14 @@ def test_the_recipe_with_nohup_ends_with_a_checkpoint_and_143(nohup):
     assert "loss" in output and output.splitlines()[-1] == "exit 143"
     assert root.saved_steps()[-1] >= 10 and root.status() == "paused"
     assert "stopped at step" in (root.path / "log").read_text()
+
+
+def test_sigterm_before_the_first_step_ends_in_order(root):
+    running = root.start(*root.training())
+    until(lambda: any(isinstance(e, RunStarted) for e in running.events()))
+    assert running.end(signal.SIGTERM) == 143
+    (end,) = [e for e in running.events() if isinstance(e, RunEnded)]
+    assert end.status == "stopped" and root.status() == "paused"
 
 
 def test_resume_goes_on_after_the_recipe(ended):

@@ -86,7 +86,7 @@ def test_an_interruption_changes_nothing_in_fp32_either(root, make_root):
     kill_worker(running)
     running.reach(max(second, running.steps()[-1] + 1))
     assert running.end(signal.SIGINT) == 130
-    assert root.start("resume").end() == 0
+    assert root.start(*root.training(**fields)).end() == 0  # `train` again goes on, too
     assert root.trace(STEPS) == trace_of_an_undisturbed_run(make_root, "fp32")
 
 

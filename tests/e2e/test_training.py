@@ -85,10 +85,11 @@ def test_json_output_tells_the_whole_run(finished):
 def test_plain_transformers_loads_the_model(finished):
     root, events = finished
     model = AutoModelForCausalLM.from_pretrained(root.ws.model_dir)
-    config = from_json(json.dumps(next(e for e in events if isinstance(e, RunStarted)).config).encode())
+    started = next(e for e in events if isinstance(e, RunStarted))
+    config = from_json(json.dumps(started.config).encode())
     count = sum(p.numel() for p in model.parameters())
     assert count == parameter_count(config.student).total
-    assert count == next(e for e in events if isinstance(e, RunStarted)).target_params
+    assert count == started.target_params
     for name in ("hidden_size", "num_hidden_layers", "vocab_size", "max_position_embeddings"):
         assert getattr(model.config, name) == SMALL[f"student.{name}"]
     tokenizer = AutoTokenizer.from_pretrained(root.ws.model_dir)
