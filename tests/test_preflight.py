@@ -57,14 +57,14 @@ def test_an_unfinished_run_of_the_same_config_goes_on_and_says_so(ws):
 def test_an_unfinished_run_of_another_config_is_refused_with_the_difference(ws):
     store_checkpoint(ws, 7, nano(ws))
     with pytest.raises(UsageError) as raised:
-        launch_training(ws, nano(ws, "loss.temperature=1"))
-    for part in ("step 7", "loss.temperature is 2.0, asked 1.0", "resume", "--fresh"):
+        launch_training(ws, nano(ws, "loss.temperature=3"))
+    for part in ("step 7", "loss.temperature is 1.0, asked 3.0", "resume", "--fresh"):
         assert part in str(raised.value)
 
 
 def test_fresh_begins_anew_whatever_is_there(ws):
     store_checkpoint(ws, 7, nano(ws))
-    launch = launch_training(ws, nano(ws, "loss.temperature=1"), fresh=True)
+    launch = launch_training(ws, nano(ws, "loss.temperature=3"), fresh=True)
     assert launch.fresh and not launch.resume and "aside" in launch.notes[0]
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_goes_on(ws):
     (ws.checkpoints_dir / "config.json").write_bytes(to_json(nano(ws)))
     assert launch_resume(ws, (), None).resume
     assert launch_training(ws, nano(ws)).resume
-    assert not launch_training(ws, nano(ws, "loss.temperature=1")).resume
+    assert not launch_training(ws, nano(ws, "loss.temperature=3")).resume
 
 
 def test_the_newest_checkpoint_with_a_readable_config_counts(ws):

@@ -21,7 +21,7 @@ from transformers import (
 from engine.config import StudentConfig
 from engine.distill.blocks import Chat, Reader
 from engine.errors import MissingError, UsageError
-from engine.workspace import fsync_dir
+from engine.workspace import publish_dir
 
 _CHATML = (
     "{% for message in messages %}"
@@ -200,16 +200,20 @@ def save_student(
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     ).save_pretrained(temporary)
-    # What a user put beside the model (a GGUF file, a report) stays with it.
+    former = folder.with_name(f".old-{folder.name}")
+    _keep_what_is_beside(former, folder)  # a crash left it
     if folder.exists():
-        for item in folder.iterdir():
-            if not (temporary / item.name).exists() and item.name != ".gitkeep":
-                item.rename(temporary / item.name)
-        former = folder.with_name(f".old-{folder.name}")
-        shutil.rmtree(former, ignore_errors=True)
         folder.rename(former)
-        temporary.rename(folder)
-        shutil.rmtree(former, ignore_errors=True)
-    else:
-        temporary.rename(folder)
-    fsync_dir(folder.parent)
+    publish_dir(temporary, folder)
+    _keep_what_is_beside(former, folder)
+
+
+def _keep_what_is_beside(former: Path, folder: Path) -> None:
+    """What a user put beside a former model (a GGUF file, a report) goes to the new one."""
+    if not former.exists():
+        return
+    folder.mkdir(exist_ok=True)
+    for item in former.iterdir():
+        if not (folder / item.name).exists():
+            item.rename(folder / item.name)
+    shutil.rmtree(former)

@@ -181,10 +181,12 @@ class Trainer:
         wanted = bool(optimizer.activation_checkpointing if again is None else again)
         if wanted != self._activation_checkpointing:
             model = self.session.model
+            # transformers 5.2x calls it activation checkpointing, and will forget the former name
+            word = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
             if wanted:
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                getattr(model, f"{word}_checkpointing_enable")({"use_reentrant": False})
             else:
-                model.gradient_checkpointing_disable()
+                getattr(model, f"{word}_checkpointing_disable")()
             self._activation_checkpointing = wanted
         if device is not None and str(device) != self.device.type:
             self.device = torch.device(str(device))

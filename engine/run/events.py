@@ -49,7 +49,7 @@ class ExpertScore(msgspec.Struct, frozen=True, kw_only=True):
     expert: str
     bits_per_byte: float
     kl: float | None
-    """Mean KL(expert || student) in nats at the training temperature; None where it was not heard."""
+    """Mean KL(expert || student) in nats at the training temperature; None: it was not heard."""
     agreement: float | None
     """Share of positions whose most probable token is the expert's, 0 to 1."""
     positions: int
@@ -336,7 +336,7 @@ def encode(message: Event | Command) -> bytes:
 
 
 def decode_event(data: bytes | str) -> AnyEvent:
-    """The event in `data`; raises msgspec.MsgspecError (DecodeError, ValidationError) when it is none."""
+    """The event in `data`; raises msgspec.MsgspecError when it is none."""
     return _event_decoder.decode(data)
 
 

@@ -19,6 +19,7 @@ from engine.run.events import (
     JobRequest,
     LogLine,
     Progress,
+    RunEnded,
     StepDone,
     encode,
 )
@@ -61,6 +62,7 @@ class Recorder:
         self._batch: list[AnyEvent] = []
         self._since = 0.0
         self._urgent = False
+        self._ended = False
         self._troubles: set[str] = set()
 
     @property
@@ -71,6 +73,9 @@ class Recorder:
 
     def add(self, event: AnyEvent) -> None:
         """Take an event into the next commit; one of the runner's own gets its time and step."""
+        if self._ended and isinstance(event, HardwareRead):
+            return  # a run's end is the last that is told of it
+        self._ended |= isinstance(event, RunEnded)
         if not self._batch:
             self._since = time.monotonic()
         stamp = {"time": event.time or time.time(), "step": event.step or self.step}
