@@ -1,6 +1,6 @@
 """Does the expert help? The demo's student with three losses and several seeds, side by side.
 
-    python -m benchmarks.compare [--seeds 3] [--set key=value ...]
+    python -m benchmarks.compare [--seeds 0 1 2] [--set key=value ...]
 
 Trains the demo (preset `demo`, same text, same steps) with cross-entropy alone (alpha = 0), with
 soft targets at T = 1, and at T = 2, and prints the held-out bits per byte of each as a table on
@@ -48,7 +48,7 @@ def train(root: Path, settings: list[str]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--set", action="append", default=[], dest="settings")
     arguments = parser.parse_args()
     results: dict[str, list[float]] = {name: [] for name in VARIANTS}
@@ -57,7 +57,7 @@ def main() -> None:
         (root / "tmp").mkdir()
         # the experts at hand, not a second copy of them
         (root / "tmp/models").symlink_to(PROJECT / "tmp/models")
-        for seed in range(arguments.seeds):
+        for seed in arguments.seeds:
             for name, settings in VARIANTS.items():
                 extra = [f"seed={seed}", *settings, *arguments.settings]
                 results[name].append(train(root, extra))
