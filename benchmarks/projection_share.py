@@ -22,8 +22,8 @@ from engine.distill.scoring import Heard, OnlineSource, hear, projection_chunk
 from engine.distill.targets import sparsify, temper
 
 BOUND = 0.10
-REPETITIONS = 8
-BLOCKS = 24
+REPETITIONS = 10
+BLOCKS = 8
 
 
 class _Clock:
