@@ -182,9 +182,9 @@ def test_the_digest_sees_fixed_fields_and_not_mutable_ones(ws):
 
 def test_what_changed_is_told_with_whether_it_may(ws):
     config = load_config(ws, preset="nano")
-    changed = change_config(ws, config, ["loss.temperature=1", "optimizer.micro_batch_size=2"], 0.5)
+    changed = change_config(ws, config, ["loss.temperature=3", "optimizer.micro_batch_size=2"], 0.5)
     assert changed_fields(config, changed) == [
-        ("loss.temperature", 2.0, 1.0, False),
+        ("loss.temperature", 1.0, 3.0, False),
         ("optimizer.micro_batch_size", 4, 2, True),
         ("schedule.hours", None, 0.5, True),
     ]
