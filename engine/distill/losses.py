@@ -25,7 +25,7 @@ from engine.distill.targets import TargetBatch
 _CPU_CHUNK_ELEMENTS = 1 << 21
 _GPU_CHUNK_ELEMENTS = 1 << 26
 # Rows of the output matrix whose gradient is made at a time: a large one is not held twice.
-_VOCABULARY_BLOCK = 8192
+_VOCABULARY_BLOCK = 4096
 
 
 class SoftSource(Protocol):
@@ -147,10 +147,11 @@ class _ChunkedLoss(torch.autograd.Function):
             grad_w = torch.zeros_like(weight, dtype=exact) if wants_gradient else None
             total = torch.zeros((), dtype=exact, device=hidden.device)
             kl_sum, ce_sum, heard = (torch.zeros_like(total) for _ in range(3))
+            room = _Room(len(w), dtype, exact, hidden.device)
             for span, targets in _chunks(soft, len(h), chunk):
                 rows = _padded(h[span])
                 n = span.stop - span.start
-                z = (rows @ w.t())[:n].to(exact)
+                z = room.logits(rows, w)[:n]
                 part = _chunk(z, labels[span], targets, alpha, temperature, wants_gradient)
                 total += part.loss
                 kl_sum += part.kl
@@ -158,7 +159,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 if targets is not None:
                     heard += targets.weight.sum()
                 if grad_h is not None and grad_w is not None and part.gradient is not None:
-                    g = _padded(part.gradient.mul_(1.0 / denominator).to(dtype))
+                    g = room.gradient(part.gradient.mul_(1.0 / denominator), len(rows))
                     grad_h[span] = (g @ w)[:n]
                     for block in _spans(len(w), _VOCABULARY_BLOCK):
                         if dtype == exact:
@@ -195,6 +196,42 @@ class ChainedTargets:
             for span, targets in source.chunks(size):
                 yield slice(at + span.start, at + span.stop), targets
             at += positions
+
+
+class _Room:
+    """Memory for the logits of a chunk and for their gradient, used again by the next chunk:
+    allocated anew each time, blocks of this size leave holes that nothing else fits in.
+
+    The products' type may be narrower than that of the logits; then it has memory of its own,
+    which logits and gradient share.
+    """
+
+    def __init__(
+        self, vocab_size: int, dtype: torch.dtype, exact: torch.dtype, device: torch.device
+    ) -> None:
+        self._exact = torch.empty(0, vocab_size, dtype=exact, device=device)
+        self._narrow = None if dtype == exact else self._exact.to(dtype)
+
+    def logits(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """rows @ weight.t(), (n, V), from (n, H) and (V, H)."""
+        n = len(rows)
+        if len(self._exact) < n:
+            self._exact = self._exact.new_empty(n, len(weight))
+            if self._narrow is not None:
+                self._narrow = self._narrow.new_empty(n, len(weight))
+        z = self._exact[:n]
+        if self._narrow is None:
+            return torch.mm(rows, weight.t(), out=z)
+        return z.copy_(torch.mm(rows, weight.t(), out=self._narrow[:n]))
+
+    def gradient(self, gradient: Tensor, rows: int) -> Tensor:
+        """(n, V) in the products' type, zeros added up to `rows`; in place of the last logits."""
+        n = len(gradient)
+        g = (self._exact if self._narrow is None else self._narrow)[:rows]
+        if g.data_ptr() != gradient.data_ptr():
+            g[:n] = gradient
+        g[n:] = 0.0
+        return g
 
 
 def _padded(rows: Tensor) -> Tensor:

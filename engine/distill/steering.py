@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from engine.run.events import (
@@ -28,6 +29,7 @@ class Link(Protocol):
     def poll(self) -> list[AnyCommand]: ...
     def wait(self, timeout: float) -> list[AnyCommand]: ...
     def beat(self, doing: str = "") -> None: ...
+    def busy(self, doing: str, at_most: float = 3600.0) -> AbstractContextManager[None]: ...
 
 
 class Interrupted(Exception):

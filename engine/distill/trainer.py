@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,6 +50,11 @@ from engine.run.events import (
     SampleDrawn,
     StepDone,
 )
+
+_LONG_MICRO_BATCH = 5.0
+"""Seconds from which on it beats from a thread."""
+_LONGEST_MICRO_BATCH = 1800.0
+"""Seconds after which it counts as hung all the same."""
 
 Reason = Literal["interval", "asked", "stop", "best", "decay", "final", "phase"]
 
@@ -116,6 +122,7 @@ class Trainer:
             device=self.device.type,
         )
         self._micro_batch = optimizer.micro_batch_size
+        self._micro_batch_seconds = math.inf  # not known before the first step
         self._activation_checkpointing = False
         self._phase: Phase | None = None
         self._last_save = time.monotonic()
@@ -212,11 +219,19 @@ class Trainer:
         for micro, rows in zip(micros, blocks, strict=True):
             self.steering.serve("training")
             batch = make_batch(rows, self.device)
-            totals += self._backward(batch, self._soft(micro), count)
+            with self._beating():
+                totals += self._backward(batch, self._soft(micro), count)
             tokens += batch.tokens
         loss, kl, ce, weight = totals.tolist()
         seconds = time.monotonic() - began
+        self._micro_batch_seconds = seconds / len(micros)
         return StepResult(loss, kl / count, ce / count, weight / count, tokens, seconds), cursors
+
+    def _beating(self) -> AbstractContextManager[None]:
+        """Signs of life during a micro-batch that takes longer than a runner waits for one."""
+        if self._micro_batch_seconds < _LONG_MICRO_BATCH:
+            return nullcontext()
+        return self.steering.link.busy("training", at_most=_LONGEST_MICRO_BATCH)
 
     def _read(self, row: PackedRow) -> list[Row]:
         source = self.parts.sources[row.expert]
