@@ -48,7 +48,7 @@ class Run:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """What the figures are measured on, and how much it has to do before."""
     return {
         "cpus": os.cpu_count(),
         "processor": platform.machine(),
@@ -58,6 +58,12 @@ def machine() -> dict[str, Any]:
 
 
 def main() -> None:
+    measured_on = machine()
+    if measured_on["load_average"] > 0.3 * (os.cpu_count() or 1):
+        say(
+            f"other programs load this machine ({measured_on['load_average']:.1f} of "
+            f"{os.cpu_count()} processors): times are longer, ratios less certain"
+        )
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         parser = argparse.ArgumentParser(description=__doc__)
@@ -73,7 +79,7 @@ def main() -> None:
             say(f"  {time.perf_counter() - began:.0f} s")
     result: dict[str, Any] = {name: round(f.value, 4) for name, f in measured.items()}
     result["bounds"] = {name: f.bound for name, f in measured.items() if f.bound is not None}
-    result["machine"] = machine()
+    result["machine"] = measured_on
     result["detail"] = _rounded({name: f.detail for name, f in measured.items()})
     print(json.dumps(result, indent=2))
 

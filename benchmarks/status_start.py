@@ -10,6 +10,9 @@ import sys
 from pathlib import Path
 
 from benchmarks.timing import Figure, interleave, ratio
+from engine.run.events import PhasePlan
+from engine.run.state import RunState
+from engine.workspace import Workspace, write_json
 
 BOUND = 1.00
 REPETITIONS = 11
@@ -17,7 +20,8 @@ LAUNCHER = Path(__file__).resolve().parent.parent / "gladius_train"
 
 
 def measure(root: Path) -> dict[str, Figure]:
-    """`root`: the workspace whose status is asked for."""
+    """`root`: the workspace whose status is asked for; it is told that a run stopped there."""
+    _leave_state(Workspace.find(root))
     environment = {**os.environ, "GLADIUS_ROOT": str(root)}
 
     def run(*command: str) -> None:
@@ -36,3 +40,31 @@ def measure(root: Path) -> dict[str, Figure]:
     worst = max(figures.values(), key=lambda figure: figure.value)
     detail = {name: {"ratio": f.value, **f.detail} for name, f in figures.items()}
     return {"status_start_ratio": Figure(worst.value, BOUND, detail)}
+
+
+def _leave_state(workspace: Workspace) -> None:
+    """What a run in the middle of its phases leaves behind."""
+    workspace.create()
+    plan = tuple(
+        PhasePlan(index=n, name=name, expert="smollm2", share=0.5)
+        for n, name in enumerate(("SmolLM2", "unified"), 1)
+    )
+    state = RunState(
+        status="paused",
+        run_id="benchmark",
+        preset="nano",
+        phase=1,
+        phases=2,
+        phase_name="SmolLM2",
+        current_expert="smollm2",
+        plan=plan,
+        step=120,
+        tokens_seen=240_000,
+        loss=4.0,
+        bits_per_byte=2.2,
+        current_params=6_500_000,
+        target_params=6_500_000,
+        started_at=1.0e9,
+        updated_at=1.0e9,
+    )
+    write_json(workspace.state_file, state)

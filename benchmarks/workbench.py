@@ -1,5 +1,6 @@
 """Owns what the training figures stand on: a nano run on SmolLM2 and the demo's conversations,
-prepared by the engine's own rooms up to its first step, in a folder that is thrown away.
+prepared by the engine's own rooms up to its first step, in a folder that is thrown away. All of it
+runs on the CPU, where a call is over when it returns.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ class Workbench:
                 "data.generate=false",
                 f"data.max_teacher_tokens={TEACHER_TOKENS}",
                 "schedule.max_steps=1000",
+                "device.device=cpu",
                 "loss.alpha=0.5",
                 "loss.temperature=2.0",
             ],

@@ -185,7 +185,8 @@ def save_student(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     config = model.config
-    state = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    # By parameters, not by state_dict: copies of a tied output matrix would be stored twice.
+    state = {name: tensor.detach().to(dtype) for name, tensor in model.named_parameters()}
     cached, stored = config.use_cache, config.dtype
     config.use_cache = True
     try:

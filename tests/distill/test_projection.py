@@ -503,8 +503,8 @@ def test_with_the_same_tokenizer_it_is_the_identity(trained):
         assert (projected.weight == 1).all()
 
 
-def test_index_add_and_the_sparse_product_agree(trained):
-    """A GPU projects by index_add, a CPU by a sparse matrix."""
+def test_index_add_and_the_sums_in_bags_agree(trained):
+    """A GPU projects by index_add, a CPU by summing bags of rows."""
     teacher, student = trained["byte_level"], trained["prepend"]
     block = block_of(document(PROSE), student, teacher)
     logits = random_logits(teacher.vocabulary.size, len(block.teacher_scored), 6)

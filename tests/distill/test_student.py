@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 import torch
+from safetensors import safe_open
 from tokenizers import Tokenizer
 from toys import NASTY, PROSE, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -108,6 +109,8 @@ def test_a_saved_student_is_loaded_by_plain_transformers(tokenizer, tmp_path, ti
     for (name, a), b in zip(model.named_parameters(), loaded.parameters(), strict=True):
         assert torch.equal(a.to(torch.bfloat16), b), name
     assert sum(p.numel() for p in loaded.parameters()) == parameter_count(config).total
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        assert set(file.keys()) == {name for name, _ in model.named_parameters()}
     assert (folder / "mine.gguf").read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert model.config.use_cache is False and model.dtype == torch.float32
