@@ -15,6 +15,7 @@ from typing import IO
 
 from engine.run.events import (
     AnyEvent,
+    CheckDone,
     CheckpointRejected,
     CheckpointSaved,
     DataReady,
@@ -24,6 +25,7 @@ from engine.run.events import (
     LogLine,
     PhaseStarted,
     Progress,
+    ReportDone,
     RunEnded,
     RunPaused,
     RunResumed,
@@ -37,6 +39,13 @@ PROGRESS_SECONDS = 5.0
 """Least time between two lines of the same task."""
 STANDSTILL_SECONDS = 30.0
 """The same where nothing has moved since."""
+
+_VERDICTS = {
+    "pass": ("✓", "green"),
+    "warn": ("!", "yellow"),
+    "fail": ("✗", "red"),
+    "skip": ("–", "dim"),
+}
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 
@@ -99,6 +108,7 @@ class Renderer:
         self._first_eval: EvalDone | None = None
         self._last_eval: EvalDone | None = None
         self._told: dict[str, tuple[float, float]] = {}
+        self._check_group = ""
 
     def lines(self, event: AnyEvent) -> list[str]:
         """The lines that tell `event`; none for what is not worth one."""
@@ -133,6 +143,10 @@ class Renderer:
                 style = {"warning": "yellow", "error": "red"}.get(event.level, "")
                 label = event.level if style else ""
                 return [self._item(label, event.text, style)]
+            case CheckDone():
+                return self._check_done(event)
+            case ReportDone():
+                return self._report_done(event)
             case RunPaused():
                 return [self._item("paused", f"at step {event.step:,} ({event.reason})", "yellow")]
             case RunResumed():
@@ -279,6 +293,35 @@ class Renderer:
         if event.eta is not None and not event.finished:
             parts.append(f"eta {duration(event.eta)}")
         return self._item("", f"{event.label}  {'  '.join(parts)}")
+
+    def _check_done(self, event: CheckDone) -> list[str]:
+        lines = []
+        if event.group != self._check_group:
+            self._check_group = event.group
+            lines += ["", self._heading("structure" if event.group == "structural" else "quality")]
+        mark, style = _VERDICTS[event.verdict]
+        text = event.value if event.verdict != "skip" else event.meaning
+        if event.bound and event.verdict != "skip":
+            text += self._style(f"  ({event.bound})", "dim")
+        if event.former and event.former != event.value:
+            text += self._style(f"  was {event.former}", "dim")
+        lines.append(f"  {self._style(f'{mark} {event.verdict}', style)}  {event.title:<24} {text}")
+        if event.detail and event.verdict != "skip":
+            room = self._width - 10
+            for line in event.detail.splitlines():
+                plain = "".join(c if c.isprintable() else " " for c in line)
+                lines += [f"{'':<10}{part}" for part in textwrap.wrap(plain, room)]
+        return lines
+
+    def _report_done(self, event: ReportDone) -> list[str]:
+        style = "red" if event.structure == "broken" else "green"
+        if event.structure == "sound" and event.quality in ("low", "unknown"):
+            style = "yellow"
+        return [
+            "",
+            self._item("verdict", self._style(event.verdict, style), style),
+            self._item("report", _short_path(event.path)),
+        ]
 
     def _run_ended(self, event: RunEnded) -> list[str]:
         style = {"completed": "green", "failed": "red"}.get(event.status, "yellow")

@@ -233,6 +233,41 @@ class LogLine(Event, frozen=True, kw_only=True, tag="LogLine"):
     text: str
 
 
+class CheckDone(Event, frozen=True, kw_only=True, tag="CheckDone"):
+    """A check of a validation is done: one row of its report."""
+
+    group: Literal["structural", "quality"]
+    """Structural checks decide the exit code; quality is told and never fails."""
+    name: str
+    """Stable key, such as `tensors_finite` or `bits_per_byte:smollm2`."""
+    title: str
+    value: str
+    """What was found, as text; empty for a check that was skipped."""
+    bound: str
+    """What it is held against, as text."""
+    verdict: Literal["pass", "warn", "fail", "skip"]
+    meaning: str
+    """One sentence: what the row tells; for a skipped check why."""
+    detail: str = ""
+    """More to read, of several lines: findings, a whole generation."""
+    number: float | None = None
+    """The value as a number where it is one."""
+    former: str = ""
+    """The same check's value in the former report; empty where there is none."""
+
+
+class ReportDone(Event, frozen=True, kw_only=True, tag="ReportDone"):
+    """A validation is over and its report lies on disk; RunEnded follows."""
+
+    structure: Literal["sound", "broken"]
+    quality: Literal["good", "fair", "low", "unknown"]
+    verdict: str
+    """Both in a sentence."""
+    path: str
+    """The report (JSON)."""
+    seconds: float = 0.0
+
+
 class RunPaused(Event, frozen=True, kw_only=True, tag="RunPaused"):
     """Training stands still after this step."""
 
@@ -274,6 +309,8 @@ AnyEvent = (
     | GuardTripped
     | Progress
     | LogLine
+    | CheckDone
+    | ReportDone
     | RunPaused
     | RunResumed
     | RunEnded
