@@ -1,13 +1,12 @@
-"""Owns the other end of a job: starts its runner, attaches to it, sends it commands.
+"""Owns the other end of a job: attaches to its runner, sends it commands.
 
-For the command line, the app and tests; what is sent over the socket is `server`'s.
+For the command line, the app and tests; what is sent over the socket is `server`'s, and starting
+a runner `gladius_tui.launch`'s.
 """
 
 from __future__ import annotations
 
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from typing import get_args
@@ -28,27 +27,6 @@ _PAGE = 1000
 
 _decoder = msgspec.json.Decoder(AnyEvent | Hello | Answer)
 _encoder = msgspec.json.Encoder()
-_started: list[subprocess.Popen] = []
-
-
-def start(ws: Workspace, argv: list[str]) -> int:
-    """Start `gladius_train --no-ui ARGV` in a session of its own; returns its pid at once.
-
-    It outlives this process. What it prints replaces tmp/logs/runner.out.
-    """
-    ws.create()
-    command = [sys.executable, "-m", "gladius_tui.cli", "--root", str(ws.root), "--no-ui", *argv]
-    with open(ws.logs_dir / "runner.out", "wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    _started.append(process)  # kept, so that its end is noticed and no zombie stays
-    _started[:] = [process for process in _started if process.poll() is None]
-    return process.pid
 
 
 def running_jobs(ws: Workspace) -> list[Job]:

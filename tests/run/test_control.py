@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from conftest import HERE, REPO, gone, status, until
+from conftest import HERE, REPO, status, until
 from toy import ToyConfig
 
 from engine.errors import GladiusError, MissingError
@@ -223,11 +223,3 @@ def test_a_held_output_does_not_hold_the_run(ws):
     until(lambda: control.running_jobs(ws) == [])
     os.close(reading)
     process.wait(20)
-
-
-def test_start_runs_the_command_in_a_session_of_its_own(ws):
-    pid = control.start(ws, ["status"])
-    output = ws.logs_dir / "runner.out"
-    assert os.getsid(pid) == pid
-    until(lambda: gone(pid))
-    assert "not started" in output.read_text().replace("_", " ").lower()
