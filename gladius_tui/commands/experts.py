@@ -1,11 +1,10 @@
-"""Owns the commands about what lies on the disk: experts and leftovers."""
+"""Owns the commands about experts: what of them is here, and fetching them."""
 
 from __future__ import annotations
 
 import click
 
-from engine.errors import LockedError, UsageError
-from engine.workspace import CLEANABLE, CLEANED_BY_DEFAULT
+from engine.errors import UsageError
 from gladius_tui.shell import Options, command, plain, print_json, print_out, run_here
 
 
@@ -50,32 +49,3 @@ def download(options: Options, names: tuple[str, ...], every: bool, force: bool)
         wanted = [spec.name for spec in experts.values() if spec.required]
     config = msgspec.json.encode({"names": wanted, "force": force})
     run_here(options, ws, job="download", config=config)
-
-
-@command()
-@click.argument("what", nargs=-1, type=click.Choice(CLEANABLE))
-@click.option("--confirm", is_flag=True, help="Delete it.")
-@click.pass_obj
-def clean(options: Options, what: tuple[str, ...], confirm: bool) -> None:
-    """Show what could be deleted, and its size; delete it with --confirm."""
-    from engine.run.control import running_jobs
-    from engine.workspace import clean_targets, remove_entry
-    from gladius_tui.headless import size
-
-    ws = options.workspace
-    targets = clean_targets(ws, what or CLEANED_BY_DEFAULT)
-    if confirm and (jobs := running_jobs(ws)):
-        raise LockedError(f"{' and '.join(jobs)} runs here; end it first: gladius_train stop")
-    if options.json:
-        entries = [{"path": str(path), "bytes": count} for path, count in targets]
-        print_json({"deleted": confirm, "entries": entries})
-    else:
-        print_out(f"{size(count):>11}  {path.relative_to(ws.root)}" for path, count in targets)
-        total = size(sum(count for _, count in targets))
-        hint = "deleted" if confirm else "would go; delete with --confirm"
-        print_out(
-            [f"{total:>11}  in {len(targets)} entries {hint}" if targets else "nothing to clean"]
-        )
-    if confirm:
-        for path, _ in targets:
-            remove_entry(path)
