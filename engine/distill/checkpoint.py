@@ -227,7 +227,7 @@ class CheckpointStore:
         The best ones come without optimizer, scalars and rng. Raises MissingError when it is not
         there and CheckpointError when it does not verify; nothing is moved.
         """
-        path = self._find(which)
+        path = self.find(which)
         try:
             manifest = verify(path, self.beat)
             return _read(path, manifest), manifest
@@ -236,7 +236,7 @@ class CheckpointStore:
 
     def read_config(self, which: int | Literal["best"] | Path) -> bytes:
         """The RunConfig (JSON) that a checkpoint was made with; raises as load() does."""
-        path = self._find(which)
+        path = self.find(which)
         try:
             data = (path / CONFIG).read_bytes()
             if hashlib.sha256(data).hexdigest() != read_manifest(path).files[CONFIG].sha256:
@@ -385,7 +385,8 @@ class CheckpointStore:
                 f"{self.folder} has {free / 2**30:.2f} GiB free; make room, then resume"
             )
 
-    def _find(self, which: int | Literal["best"] | Path) -> Path:
+    def find(self, which: int | Literal["best"] | Path) -> Path:
+        """The folder of a step, of the best weights, or itself; MissingError if it isn't there."""
         if isinstance(which, Path):
             path = which
         elif which == "best":

@@ -141,14 +141,9 @@ class Preparation:
 
     def tokenizer(self, texts: Mapping[str, Sequence[Example]]) -> PreTrainedTokenizerFast:
         """The student's tokenizer; one that is trained is kept beside the checkpoints."""
-        wanted = self.config.student.tokenizer
         size = self.config.student.vocab_size
-        if wanted != "train":
-            known = load_experts(self.workspace)
-            path = expert_path(self.workspace, known[wanted]) if wanted in known else Path(wanted)
-            return load_tokenizer(path, size)
-        kept = self.workspace.checkpoints_dir / "tokenizer"
-        if (kept / "tokenizer.json").is_file():
+        kept = tokenizer_path(self.workspace, self.config)
+        if self.config.student.tokenizer != "train" or (kept / "tokenizer.json").is_file():
             return load_tokenizer(kept, size)
         with self.link.busy("training the student's tokenizer"):
             unique = dict.fromkeys(
@@ -316,6 +311,15 @@ class _Report:
                 finished=finished,
             )
         )
+
+
+def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
+    """Where the student's tokenizer lies: an expert's, the user's, or the run's own one."""
+    wanted = config.student.tokenizer
+    if wanted == "train":
+        return workspace.checkpoints_dir / "tokenizer"
+    known = load_experts(workspace)
+    return expert_path(workspace, known[wanted]) if wanted in known else Path(wanted)
 
 
 def key_digest(key: ShardKey) -> str:

@@ -20,6 +20,7 @@ from transformers import (
 
 from engine.config import StudentConfig
 from engine.distill.blocks import Chat, Reader
+from engine.distill.model_record import ModelRecord, write_record
 from engine.errors import MissingError, UsageError
 from engine.workspace import publish_dir
 
@@ -127,15 +128,9 @@ def student_reader(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Reade
     return Reader(tokenizer, render, [eos], vocab_size)
 
 
-def build_student(
-    config: StudentConfig, tokenizer: PreTrainedTokenizerFast, seed: int
-) -> LlamaForCausalLM:
-    """The student, initialised at random (fp32, on the CPU).
-
-    Normal(0, initializer_range), the matrices that write to the residual stream scaled down by
-    sqrt(2 layers) as in GPT-2, so that depth does not change the stream's size at the start.
-    """
-    llama = LlamaConfig(
+def llama_config(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    """The student's shape in transformers' words."""
+    return LlamaConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
         num_hidden_layers=config.num_hidden_layers,
@@ -153,6 +148,17 @@ def build_student(
         attn_implementation="sdpa",  # type: ignore[call-arg]
         use_cache=False,
     )
+
+
+def build_student(
+    config: StudentConfig, tokenizer: PreTrainedTokenizerFast, seed: int
+) -> LlamaForCausalLM:
+    """The student, initialised at random (fp32, on the CPU).
+
+    Normal(0, initializer_range), the matrices that write to the residual stream scaled down by
+    sqrt(2 layers) as in GPT-2, so that depth does not change the stream's size at the start.
+    """
+    llama = llama_config(config, tokenizer)
     # Weights are drawn once, below: the library's own initialisation would only be overwritten.
     with torch.device("meta"):
         model = LlamaForCausalLM(llama)
@@ -174,11 +180,16 @@ def build_student(
 
 
 def save_student(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, dtype: torch.dtype
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    dtype: torch.dtype,
+    record: ModelRecord | None = None,
 ) -> None:
     """Writes the finished model so that plain transformers loads it; replaces a former one.
 
-    The new model is complete in a temporary folder before the former one is moved away.
+    The new model is complete in a temporary folder before the former one is moved away; `record`
+    lies in it, with the digests of all other files.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".tmp-{folder.name}")
@@ -195,18 +206,25 @@ def save_student(
         config.save_pretrained(temporary)
     finally:
         config.use_cache, config.dtype = cached, stored
-    tokenizer.save_pretrained(temporary)
-    GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    ).save_pretrained(temporary)
+    save_tokenizer(tokenizer, temporary)
+    if record is not None:
+        write_record(temporary, record)
     former = folder.with_name(f".old-{folder.name}")
     _keep_what_is_beside(former, folder)  # a crash left it
     if folder.exists():
         folder.rename(former)
     publish_dir(temporary, folder)
     _keep_what_is_beside(former, folder)
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the tokenizer's files and the generation config that goes with it."""
+    tokenizer.save_pretrained(folder)
+    GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ).save_pretrained(folder)
 
 
 def _keep_what_is_beside(former: Path, folder: Path) -> None:

@@ -20,6 +20,7 @@ from engine.distill.checkpoint import CheckpointStore
 from engine.distill.guards import OomLadder
 from engine.distill.journal import Journal
 from engine.distill.manifest import Manifest
+from engine.distill.model_record import describe_run
 from engine.distill.phases import Decision, Phase, Schedule, plan_phases
 from engine.distill.preparation import Preparation, TeacherPool, device_and_dtype
 from engine.distill.session import Session
@@ -384,7 +385,17 @@ class TrainingJob:
         self._enter(self.phases[-1], step)
         trainer.save("final")
         with self.link.busy("saving the model"):
-            save_student(trainer.session.model, tokenizer, self.workspace.model_dir, self.dtype)
+            progress = trainer.session.progress
+            record = describe_run(
+                self.config,
+                self.experts,
+                step=step,
+                tokens_seen=progress.tokens_seen,
+                training_seconds=trainer.pace.training_seconds,
+                evaluations=progress.evaluations,
+            )
+            folder = self.workspace.model_dir
+            save_student(trainer.session.model, tokenizer, folder, self.dtype, record)
         self.link.emit(
             RunEnded(
                 step=step,
