@@ -22,6 +22,7 @@ from engine.distill.blocks import Reader
 from engine.distill.conversations import load_prompts, write_answers
 from engine.distill.corpus import Tally
 from engine.distill.feeds import Source
+from engine.distill.probes import ExpertProbes, hear_probes, load_probes, save_probes
 from engine.distill.projection import Projector, load_tables
 from engine.distill.scoring import CachedSource, OnlineSource, teacher_reader
 from engine.distill.steering import Steering
@@ -35,6 +36,8 @@ from engine.run.events import LogLine, Progress
 from engine.run.worker import WorkerLink
 from engine.textdata import Example, encode_example, read_data_file
 from engine.workspace import Workspace, write_bytes
+
+_PROBES = "probes.safetensors"
 
 
 class TeacherPool:
@@ -82,6 +85,8 @@ class Prepared:
 
     source: Source
     held_out: TargetStore
+    probes: ExpertProbes | None
+    """What it says along the lens's sentences; None where nothing of it was kept."""
 
 
 class Preparation:
@@ -186,7 +191,8 @@ class Preparation:
         if ready and not online:
             tally = Tally(**stores["held_out"].meta)
             self._announce(spec, tally, stores, len(stores["train"]))
-            return Prepared(CachedSource(stores["train"]), stores["held_out"])
+            probes = load_probes(folder / _PROBES)
+            return Prepared(CachedSource(stores["train"]), stores["held_out"], probes)
 
         teacher = self.pool.get(spec)
         reader = teacher_reader(teacher)
@@ -203,6 +209,10 @@ class Preparation:
                 eos,
             )
         projector = Projector(tables, teacher.device, self.config.targets.min_mass)
+        # Before the text: scored text that is complete then has them beside it.
+        probes = hear_probes(teacher, projector, student, reader, self.steering.serve)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_probes(folder / _PROBES, probes)
         parts = {"held_out": text.held_out, "train": text.train}
         if online:
             del parts["train"]
@@ -226,8 +236,8 @@ class Preparation:
         if online:
             temperature = self.config.loss.temperature
             source = OnlineSource(text.train, lambda: (self.pool.get(spec), projector), temperature)
-            return Prepared(source, stores["held_out"])
-        return Prepared(CachedSource(stores["train"]), stores["held_out"])
+            return Prepared(source, stores["held_out"], probes)
+        return Prepared(CachedSource(stores["train"]), stores["held_out"], probes)
 
     def _announce(
         self, spec: ExpertSpec, tally: Tally, stores: Mapping[str, TargetStore], blocks: int

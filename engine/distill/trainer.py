@@ -36,6 +36,7 @@ from engine.distill.phases import (
     due_decisions,
     finish_decision,
 )
+from engine.distill.probes import Lens
 from engine.distill.session import Session
 from engine.distill.steering import Interrupted, Steering
 from engine.distill.targets import Row, TargetStore
@@ -78,6 +79,7 @@ class Parts:
     dtype: torch.dtype
     """Of the matrix products."""
     sample_prompts: Sequence[str]
+    lens: Lens | None = None
     training_seconds: float = 0.0
     """Unpaused worker time before this moment."""
 
@@ -407,6 +409,8 @@ class Trainer:
         seconds = time.monotonic() - began
         self.emit(msgspec.structs.replace(done, step=progress.step, best=best, seconds=seconds))
         self.emit(SampleDrawn(step=progress.step, prompt=prompt, text=text))
+        for reading in parts.lens.read(self.session.model, parts.dtype) if parts.lens else ():
+            self.emit(msgspec.structs.replace(reading, step=progress.step))
         if best and progress.step > 0:
             self._save_best(score)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,7 +23,8 @@ from engine.distill.journal import Journal
 from engine.distill.manifest import Manifest
 from engine.distill.model_record import describe_run
 from engine.distill.phases import Decision, Phase, Schedule, plan_phases
-from engine.distill.preparation import Preparation, TeacherPool, device_and_dtype
+from engine.distill.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
+from engine.distill.probes import Lens
 from engine.distill.session import Session
 from engine.distill.steering import Interrupted, Steering
 from engine.distill.student import build_student, save_student
@@ -364,6 +366,7 @@ class TrainingJob:
                 device=self.device,
                 dtype=self.dtype,
                 sample_prompts=SAMPLE_PROMPTS,
+                lens=_lens(prepared, vocabulary, tokenizer),
                 training_seconds=self._training_seconds(loaded),
             )
         )
@@ -435,6 +438,13 @@ class TrainingJob:
 
     def _say(self, text: str, level: str = "info") -> None:
         self.link.emit(LogLine(level=level, text=text))  # type: ignore[arg-type]
+
+
+def _lens(
+    prepared: Mapping[str, Prepared], vocabulary: ByteVocabulary, tokenizer: PreTrainedTokenizerFast
+) -> Lens:
+    experts = {name: part.probes for name, part in prepared.items() if part.probes is not None}
+    return Lens(experts, vocabulary, lambda token: str(tokenizer.convert_ids_to_tokens(token)))
 
 
 def _memory_of(device: str) -> str:

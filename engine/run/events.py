@@ -159,6 +159,44 @@ class SampleDrawn(Event, frozen=True, kw_only=True, tag="SampleDrawn"):
     text: str
 
 
+class ProbeToken(msgspec.Struct, frozen=True, array_like=True):
+    """One token that may come next, and how probable student and expert find it (T = 1)."""
+
+    text: str
+    student: float
+    expert: float
+
+
+class ProbePosition(msgspec.Struct, frozen=True, kw_only=True):
+    """One position of a probe sentence, before its token is read."""
+
+    text: str
+    """The token that really follows."""
+    rule: Literal["aligned", "inside", "crossing", "end"]
+    """How the tokens of student and expert lie over its bytes: boundaries agree, the student
+    stands inside a token of the expert, its token runs past the expert's; or the end of turn."""
+    kept: float
+    """Mass of the expert's distribution that the projection keeps; 0: it is not heard here."""
+    kl: float | None
+    """KL(expert || student) in nats at T = 1; None where the expert is not heard."""
+    tokens: tuple[ProbeToken, ...]
+    """The most probable tokens of each, and the one that follows; the expert's order."""
+    follows: int = 0
+    """Which of `tokens` really follows."""
+
+
+class ProbeRead(Event, frozen=True, kw_only=True, tag="ProbeRead"):
+    """The student's next tokens beside a projected expert's, along one fixed sentence."""
+
+    expert: str
+    probe: int
+    """From 0, below `probes`."""
+    probes: int
+    prompt: str
+    """What the sentence answers; "" for a document."""
+    positions: tuple[ProbePosition, ...]
+
+
 class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU: bytes, percent, degrees Celsius, watts."""
 
@@ -303,6 +341,7 @@ AnyEvent = (
     | StepDone
     | EvalDone
     | SampleDrawn
+    | ProbeRead
     | HardwareRead
     | CheckpointSaved
     | CheckpointRejected
