@@ -200,6 +200,23 @@ class History:
         row = self._read(lambda db: db.execute(query, (run_id, type)).fetchone())
         return self._decode(row[0]) if row else None
 
+    def tail(self, run_id: str, type: str, limit: int, up_to: int | None = None) -> list[AnyEvent]:
+        """The run's newest `limit` events of this name with seq <= `up_to`, in order."""
+        query = (
+            "SELECT body FROM events WHERE run = (SELECT id FROM runs WHERE run_id = ?)"
+            " AND type = ? AND seq <= ? ORDER BY seq DESC LIMIT ?"
+        )
+        most = up_to if up_to is not None else 1 << 62
+        rows = self._rows(query, (run_id, type, most, limit))
+        found = [event for (body,) in rows if (event := self._decode(body)) is not None]
+        return found[::-1]
+
+    def runs(self, job: Job, limit: int = 20) -> list[RunRecord]:
+        """The newest runs of this kind of job, the newest first."""
+        query = "SELECT run_id FROM runs WHERE job = ? ORDER BY id DESC LIMIT ?"
+        found = [self.run(row[0]) for row in self._rows(query, (job, limit))]
+        return [record for record in found if record is not None]
+
     def training_seconds(self, run_id: str) -> float:
         """Unpaused worker time of the run so far, in seconds, as its last step told it."""
         step = self.last(run_id, "StepDone")
@@ -331,6 +348,7 @@ class History:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.executescript(_SCHEMA)
+            rollup.upgrade(db)
         except BaseException:
             db.close()
             raise

@@ -29,7 +29,7 @@ CREATE TABLE IF NOT EXISTS points (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS rollups (
     series INTEGER, level INTEGER, bucket INTEGER, low REAL, high REAL, count INTEGER,
-    PRIMARY KEY (series, level, bucket)
+    total REAL, PRIMARY KEY (series, level, bucket)
 ) WITHOUT ROWID;
 """
 
@@ -47,6 +47,7 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     last: float | None = None
     count: int = 0
     """Finite values in it."""
+    mean: float | None = None
 
 
 def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
@@ -60,6 +61,16 @@ def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
             yield f"bits_per_byte/{score.expert}", score.bits_per_byte
             yield f"kl/{score.expert}", score.kl
             yield f"agreement/{score.expert}", score.agreement
+
+
+def upgrade(db: sqlite3.Connection) -> None:
+    """Give a database of before the means their column; its old rows have none (NULL)."""
+    if not _has_totals(db):
+        db.execute("ALTER TABLE rollups ADD COLUMN total REAL")
+
+
+def _has_totals(db: sqlite3.Connection) -> bool:
+    return any(row[1] == "total" for row in db.execute("PRAGMA table_info(rollups)"))
 
 
 class SeriesWriter:
@@ -129,13 +140,17 @@ class SeriesWriter:
                     if value is not None:
                         finite.append(value)
                 self._db.executemany(
-                    "INSERT INTO rollups VALUES (?, ?, ?, ?, ?, ?)"
+                    "INSERT INTO rollups (series, level, bucket, low, high, count, total)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)"
                     " ON CONFLICT (series, level, bucket) DO UPDATE SET"
                     " low = min(coalesce(low, excluded.low), coalesce(excluded.low, low)),"
                     " high = max(coalesce(high, excluded.high), coalesce(excluded.high, high)),"
-                    " count = count + excluded.count",
+                    " count = count + excluded.count, total = total + excluded.total",
                     [
-                        (series, level, bucket, min(v, default=None), max(v, default=None), len(v))
+                        (
+                            *(series, level, bucket),
+                            *(min(v, default=None), max(v, default=None), len(v), math.fsum(v)),
+                        )
                         for bucket, v in buckets.items()
                     ],
                 )
@@ -152,19 +167,20 @@ class SeriesWriter:
             # The bucket that `step` lies in may keep earlier steps: add up what is left below.
             if level == 1:
                 left = (
-                    "SELECT min(value), max(value), count(value) FROM points"
+                    "SELECT min(value), max(value), count(value), total(value) FROM points"
                     " WHERE series = ? AND step >= ? AND step < ? HAVING count(*) > 0"
                 )
                 arguments = (series, bucket * FACTOR, (bucket + 1) * FACTOR)
             else:
                 left = (
-                    "SELECT min(low), max(high), sum(count) FROM rollups"
+                    "SELECT min(low), max(high), sum(count), sum(total) FROM rollups"
                     " WHERE series = ? AND level = ? AND bucket >= ? AND bucket < ?"
                     " HAVING count(*) > 0"
                 )
                 arguments = (series, level - 1, bucket * FACTOR, (bucket + 1) * FACTOR)
             self._db.execute(
-                f"INSERT INTO rollups SELECT {series}, {level}, {bucket}, * FROM ({left})",
+                "INSERT INTO rollups (series, level, bucket, low, high, count, total)"
+                f" SELECT {series}, {level}, {bucket}, * FROM ({left})",
                 arguments,
             )
         query = "SELECT max(step) FROM points WHERE series = ?"
@@ -191,14 +207,17 @@ def read_columns(
     start, stop = lo // width * width, -(-hi // width) * width
     if level == 0:
         query = (
-            "SELECT step / ? AS c, min(value), max(value), count(value) FROM points"
+            "SELECT step / ? AS c, min(value), max(value), count(value), avg(value) FROM points"
             " WHERE series = ? AND step >= ? AND step < ? GROUP BY c"
         )
         rows = db.execute(query, (width, series, start, stop)).fetchall()
     else:
         size = FACTOR**level
+        # A sum that lacks a part, of before there were any, is no sum.
+        whole = "CASE WHEN count(total) = count(*) THEN sum(total) / sum(count) END"
         query = (
-            "SELECT bucket / ? AS c, min(low), max(high), sum(count) FROM rollups"
+            "SELECT bucket / ? AS c, min(low), max(high), sum(count),"
+            f" {whole if _has_totals(db) else 'NULL'} FROM rollups"
             " WHERE series = ? AND level = ? AND bucket >= ? AND bucket < ? GROUP BY c"
         )
         arguments = (width // size, series, level, start // size, stop // size)
@@ -211,13 +230,22 @@ def read_columns(
     result = []
     for number in range(start // width, stop // width):
         begin, end = number * width, (number + 1) * width
-        low, high, count = by_column.get(number, (None, None, 0))
+        low, high, count, mean = by_column.get(number, (None, None, 0, None))
         first = last = None
         if count:
             first = db.execute(seek.format("ASC"), (series, begin, end)).fetchone()[0]
             last = db.execute(seek.format("DESC"), (series, begin, end)).fetchone()[0]
         result.append(
-            Column(start=begin, stop=end, low=low, high=high, first=first, last=last, count=count)
+            Column(
+                start=begin,
+                stop=end,
+                low=low,
+                high=high,
+                first=first,
+                last=last,
+                count=count,
+                mean=mean,
+            )
         )
     return result
 

@@ -55,8 +55,12 @@ def check(db: sqlite3.Connection, truth: dict[int, float | None], lo: int, hi: i
         if inside:
             found = (column.low, column.high, column.first, column.last)
             assert found == (min(inside), max(inside), inside[0], inside[-1])
+            scale = max(map(abs, inside))
+            assert column.mean is not None
+            assert abs(column.mean - math.fsum(inside) / len(inside)) <= 1e-9 * scale
         else:
             assert column.low is column.high is column.first is column.last is None
+            assert column.mean is None
 
 
 losses = st.one_of(st.none(), st.floats(-1e6, 1e6), st.just(math.nan), st.just(math.inf))
@@ -129,7 +133,8 @@ def test_a_spike_and_both_ends_stay_visible_among_a_million_steps():
     for level in range(1, rollup.LEVELS + 1):
         db.execute(
             "INSERT OR REPLACE INTO rollups SELECT series, ?, step / ?, min(value), max(value),"
-            " count(value) FROM points WHERE series = (SELECT id FROM series WHERE metric = 'loss')"
+            " count(value), total(value) FROM points"
+            " WHERE series = (SELECT id FROM series WHERE metric = 'loss')"
             " GROUP BY series, step / ?",
             (level, 64**level, 64**level),
         )
@@ -144,3 +149,21 @@ def test_a_spike_and_both_ends_stay_visible_among_a_million_steps():
         assert sum(column.count for column in columns) >= hi - lo
     assert columns[-1].last == 1.0 / (columns[-1].stop - 1)
     assert min(took) < 0.1
+
+
+def test_a_database_of_before_the_means_is_read_and_gets_them():
+    db = database()
+    db.execute("DROP TABLE rollups")
+    db.executescript(rollup.SCHEMA.replace("    total REAL, ", "    "))
+    db.execute("INSERT INTO series VALUES (1, 1, 'loss')")
+    db.executemany("INSERT INTO points VALUES (1, ?, ?)", [(n, 2.0) for n in range(1024)])
+    db.executemany(
+        "INSERT INTO rollups VALUES (1, 1, ?, 2.0, 2.0, 64)", [(bucket,) for bucket in range(16)]
+    )
+    columns = read_columns(db, 1, "loss", 0, 1024, 2)
+    assert [(c.low, c.count, c.mean) for c in columns] == [(2.0, 512, None)] * 2
+    rollup.upgrade(db)
+    writer = SeriesWriter(db)
+    writer.add(1, [step(n, 4.0) for n in range(1024, 2048)])
+    columns = read_columns(db, 1, "loss", 0, 2048, 4)
+    assert [c.mean for c in columns] == [None, None, 4.0, 4.0]
