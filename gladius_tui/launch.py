@@ -92,3 +92,21 @@ def _error(path: Path) -> str:
     except OSError:
         return ""
     return ("\n" + text).rpartition("\nerror: ")[2].strip() if "error: " in text else ""
+
+
+def printed(root: str, argv: Sequence[str], timeout: float = 300.0) -> str:
+    """What a command prints, errors included, without colours."""
+    command = [sys.executable, "-m", "gladius_tui.cli", "--root", root, "--no-ui", *argv]
+    package = Path(__file__).parents[1]
+    try:
+        answer = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=timeout,
+            env={**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": _first_on_path(package)},
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"error: {error}"
+    return answer.stdout.decode(errors="replace").rstrip()

@@ -1,18 +1,33 @@
-"""Owns what all six screens share: top bar, body, footer, a one-line summary where it is tiny."""
+"""Owns what all six screens share: top bar, body, footer, filter, a summary for tiny sizes."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Container
+from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Footer, Input, Static
 
-from gladius_tui.app.topbar import TopBar
+from gladius_tui.app.modes import MODES
+from gladius_tui.app.topbar import TopBar, jobs_content
 
 if TYPE_CHECKING:
     from gladius_tui.app.app import GladiusApp
+    from gladius_tui.launch import Ended
+
+
+class FilterBar(Input):
+    """The line below the body into which `/` types; shown while there is something in it."""
+
+    DEFAULT_CSS = """
+    FilterBar { display: none; dock: bottom; margin: 0 1; &.-on { display: block; } }
+    """
+
+    def __init__(self) -> None:
+        super().__init__(placeholder="filter", compact=True, id="filter")
 
 
 class GladiusScreen(Screen[None]):
@@ -26,16 +41,35 @@ class GladiusScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-w0"), (60, "-w60"), (100, "-w100"), (160, "-w160")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-h0"), (16, "-h16"), (30, "-h30")]
     AUTO_FOCUS = ""
+    FILTERS: ClassVar[bool] = False
+    """Whether `/` narrows what it shows: then it writes `filter_changed`."""
+    BINDINGS: ClassVar = [
+        Binding(
+            "slash", "filter", "Filter", show=False, tooltip="Show only what holds a text",
+            id="app.filter",
+        ),
+        Binding(
+            "escape", "back", "Back", show=False,
+            tooltip="Leave the filter, the field, or this screen for the one before",
+            id="app.back",
+        ),
+    ]  # fmt: skip
     DEFAULT_CSS = """
     GladiusScreen {
         #body { height: 1fr; }
         #summary { display: none; }
         &.-w0, &.-h0 {
-            #body, TopBar, Footer { display: none; }
+            #body, TopBar, Footer, FilterBar { display: none; }
             #summary { display: block; }
         }
     }
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        (mode,) = [mode for mode in MODES if mode.name == self.MODE]
+        self.title = mode.title
+        self._about = mode.about
 
     @property
     def gladius(self) -> GladiusApp:
@@ -46,8 +80,19 @@ class GladiusScreen(Screen[None]):
         yield TopBar(self.MODE)
         with Container(id="body"):
             yield from self.compose_body()
-        yield Static(id="summary")
+        yield Static(id="summary", markup=False)
+        if self.FILTERS:
+            yield FilterBar()
         yield Footer()
+
+    def on_mount(self) -> None:
+        self.gladius.opened(self)
+        self.job_changed()
+
+    def on_screen_resume(self) -> None:
+        self.job_changed()
+
+    # What screens write
 
     def compose_body(self) -> ComposeResult:
         """What stands between the top bar and the footer."""
@@ -55,13 +100,63 @@ class GladiusScreen(Screen[None]):
 
     def command_line(self) -> list[str]:
         """The words after `gladius_train` that do what the screen shows (key `y`)."""
-        return []
+        return [self.MODE]
 
-    def summary(self) -> str:
+    def about(self) -> str:
+        """What the screen is for, in a sentence or two, for its help."""
+        return f"{self._about}."
+
+    def summary(self) -> Content:
         """The screen in one line, for terminals below 60x16."""
-        return self.gladius.job_line()
+        jobs = jobs_content(self.gladius.watcher.jobs, self.gladius.state, self.size.width - 10)
+        return Content("GLADIUS ").append(jobs)
+
+    def launch_ended(self, ended: Ended) -> None:
+        """A command that the app has started is over (`app.launch`)."""
+
+    def filter_changed(self, text: str) -> None:
+        """Show only what holds `text`, in lower case; "" shows all."""
+
+    # What they share
 
     def job_changed(self) -> None:
-        """What runs has changed (`app.watcher.jobs`); screens may override, and call this."""
-        self.query_one(TopBar).show_jobs()
-        self.query_one("#summary", Static).update(self.summary())
+        """What runs has changed (`app.watcher.jobs`)."""
+        if self.is_mounted and self.is_current:
+            self.query_one(TopBar).show_jobs()
+            self.query_one("#summary", Static).update(self.summary())
+
+    def on_resize(self) -> None:
+        self.job_changed()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return self.FILTERS if action == "filter" else True
+
+    def action_filter(self) -> None:
+        bar = self.query_one(FilterBar)
+        bar.add_class("-on")
+        bar.focus()
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        if isinstance(event.input, FilterBar):
+            event.stop()
+            self.filter_changed(event.value.strip().lower())
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        if isinstance(event.input, FilterBar):
+            event.stop()
+            event.input.set_class(bool(event.value.strip()), "-on")
+            self.focus_main()
+
+    def action_back(self) -> None:
+        if self.FILTERS and (bar := self.query_one(FilterBar)).has_class("-on"):
+            bar.value = ""
+            bar.remove_class("-on")
+            self.focus_main()
+        elif isinstance(self.focused, Input):
+            self.focus_main()
+        else:
+            self.gladius.go_back()
+
+    def focus_main(self) -> None:
+        """Put the focus where the screen's keys act; by default nowhere."""
+        self.set_focus(None)

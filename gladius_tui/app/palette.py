@@ -1,0 +1,101 @@
+"""Owns the command palette: every screen, what can be done on the one that is shown, and every
+command of the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+import click
+from textual.app import SystemCommand
+from textual.dom import DOMNode
+from textual.screen import Screen
+
+from gladius_tui.app.modes import MODES
+from gladius_tui.app.screen import GladiusScreen
+
+if TYPE_CHECKING:
+    from gladius_tui.app.app import GladiusApp
+
+_ASKED = {"pause", "checkpoint", "stop"}
+_SCREENS = {mode.name for mode in MODES}
+
+
+def commands(app: GladiusApp, screen: Screen) -> Iterator[SystemCommand]:
+    """All there is to choose from while `screen` is shown."""
+    for mode in MODES:
+        yield SystemCommand(f"Go to {mode.title}", mode.about, partial(app.action_mode, mode.name))
+    if isinstance(screen, GladiusScreen):
+        yield from _bindings(app, screen)
+    yield from _commands(app)
+    yield SystemCommand("Theme", "Choose the colours; they are remembered", app.action_change_theme)
+
+
+def _bindings(app: GladiusApp, screen: GladiusScreen) -> Iterator[SystemCommand]:
+    """What the keys of the screen do."""
+    told: set[str] = set()
+    for active in screen.active_bindings.values():
+        binding = active.binding
+        if binding.system or not binding.description or binding.action in told:
+            continue
+        if binding.action.startswith("app.mode") or not active.enabled:
+            continue
+        if active.node not in (screen, app):
+            continue
+        told.add(binding.action)
+        key = app.get_key_display(binding)
+        yield SystemCommand(
+            f"{binding.description} ({key})",
+            binding.tooltip or binding.description,
+            partial(_act, app, binding.action, active.node),
+        )
+
+
+def _act(app: GladiusApp, action: str, node: DOMNode) -> None:
+    app.call_next(app.run_action, action, node)
+
+
+def _commands(app: GladiusApp) -> Iterator[SystemCommand]:
+    """The commands of the command line, each in its screen or with what it prints."""
+    from gladius_tui.shell import app as group
+
+    for name, command in sorted(group.commands.items()):
+        about = command.get_short_help_str(90)
+        title = f"gladius_train {name}"
+        if name in _ASKED:
+            yield SystemCommand(title, about, partial(_ask, app, name))
+        elif name in _SCREENS:
+            yield SystemCommand(title, about, partial(app.action_mode, name))
+        elif name == "resume":
+            yield SystemCommand(title, about, partial(_launch, app, ["resume"], "dashboard"))
+        elif isinstance(command, click.Group):
+            for sub in sorted(command.commands):
+                yield SystemCommand(f"{title} {sub}", about, partial(_print, app, [name, sub]))
+        else:
+            yield SystemCommand(title, about, partial(_print, app, [name]))
+
+
+def _print(app: GladiusApp, argv: Sequence[str]) -> None:
+    from gladius_tui.app.dialogs import Printed
+
+    app.push_screen(Printed(str(app.ws.root), argv))
+
+
+def _launch(app: GladiusApp, argv: Sequence[str], mode: str) -> None:
+    app.action_mode(mode)
+    app.launch(argv)
+
+
+def _ask(app: GladiusApp, name: str) -> None:
+    """Send a command to the job that runs, the training job first."""
+    from engine.run.events import Checkpoint, Pause, Stop
+
+    jobs = app.watcher.jobs
+    if not jobs:
+        app.notify("no job runs here; press 3 to start one", severity="warning", markup=False)
+        return
+    job = "train" if "train" in jobs else next(iter(jobs))
+    kinds = {"pause": Pause, "checkpoint": Checkpoint, "stop": Stop}
+    app.ask(job, kinds[name]())
