@@ -17,7 +17,12 @@ import torch
 from engine.config import RunConfig, from_json
 from engine.distill.checkpoint import CheckpointStore
 from engine.distill.manifest import CONFIG, MODEL, STATE, Broken, Manifest, read_manifest
-from engine.distill.model_record import ModelRecord, describe_run, read_record
+from engine.distill.model_record import (
+    ModelRecord,
+    describe_run,
+    read_held_out,
+    read_record,
+)
 from engine.distill.preparation import tokenizer_path
 from engine.distill.student import llama_config, load_tokenizer, save_tokenizer
 from engine.distill.tensor_files import hash_file
@@ -169,6 +174,7 @@ def _materialise(
         tokens_seen=manifest.tokens_seen,
         training_seconds=float(scalars.get("training_seconds", 0.0)),
         evaluations=_evaluations(manifest, scalars),
+        held_out=read_held_out(workspace.checkpoints_dir, config),
     )
 
 

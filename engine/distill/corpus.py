@@ -211,11 +211,12 @@ def score_into(
     student_size: int,
     tally: Tally,
     report: Callable[[int, int], None],
+    own_nats: bool = False,
 ) -> None:
     """Scores the blocks that the store does not hold yet, shard by shard.
 
     `report(blocks done, teacher tokens done)` is called after each shard and in between; it may
-    raise to stop, and what is written then stays and is gone on with.
+    raise to stop, and what is written then stays and is gone on with. own_nats: as `score_blocks`.
     """
     shards = _shards(blocks)
     done = sum(len(shard) for shard in shards[: len(store.shards)])
@@ -237,6 +238,7 @@ def score_into(
                 epochs=config.targets.draw_epochs,
                 generator=generator,
                 beat=lambda _, at=(done, tokens): report(*at),
+                own_nats=own_nats,
             )
             done += len(group)
             tokens += sum(len(b.teacher_ids) for b in group)

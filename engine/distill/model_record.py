@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import msgspec
 import torch
 import transformers
 
-from engine.config import RunConfig
+from engine.config import RunConfig, digest
 from engine.distill.tensor_files import FileRecord, hash_file
 from engine.experts.registry import ExpertSpec
 from engine.workspace import write_json
 
 RECORD = "gladius.json"
+HELD_OUT = "held_out.json"
 _FORMAT = 1
+
+
+class _HeldOut(msgspec.Struct, frozen=True):
+    config_digest: str
+    folders: dict[str, str]
 
 
 class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,6 +53,8 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     """(step, held-out bits per byte over all experts' text), in order."""
     experts: tuple[TaughtBy, ...] = ()
     config: RunConfig
+    held_out: dict[str, str] = {}
+    """Expert to the folder of its held-out targets, below tmp/experts_cache of the run's root."""
     versions: dict[str, str] = {}
     created: float = 0.0
     """Unix time in seconds."""
@@ -62,6 +70,7 @@ def describe_run(
     tokens_seen: int,
     training_seconds: float,
     evaluations: Iterable[tuple[int, float]],
+    held_out: Mapping[str, str] | None = None,
 ) -> ModelRecord:
     """The record of a run's model, its files still to be added."""
     return ModelRecord(
@@ -81,6 +90,7 @@ def describe_run(
             for spec in experts
         ),
         config=config,
+        held_out=dict(held_out or {}),
         versions={
             "python": platform.python_version(),
             "torch": str(torch.__version__),
@@ -91,15 +101,46 @@ def describe_run(
 
 
 def write_record(folder: Path, record: ModelRecord) -> ModelRecord:
-    """Write gladius.json into a folder whose files are all there; the record with their digests."""
+    """Write gladius.json into a folder whose files are all there; the record with their digests.
+
+    Of the machine's paths only the names are written: a model may be published.
+    """
     files = {
         path.name: FileRecord(path.stat().st_size, hash_file(path))
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != RECORD and not path.name.startswith(".")
     }
-    record = msgspec.structs.replace(record, files=files)
+    record = msgspec.structs.replace(_without_folders(record), files=files)
     write_json(folder / RECORD, record)
     return record
+
+
+def _without_folders(record: ModelRecord) -> ModelRecord:
+    def name(path: str) -> str:
+        return Path(path).name if Path(path).is_absolute() else path
+
+    replace = msgspec.structs.replace
+    data = replace(record.config.data, files=[name(path) for path in record.config.data.files])
+    student = replace(record.config.student, tokenizer=name(record.config.student.tokenizer))
+    return replace(
+        record,
+        config=replace(record.config, data=data, student=student),
+        experts=tuple(replace(expert, repo=name(expert.repo)) for expert in record.experts),
+    )
+
+
+def write_held_out(checkpoints: Path, config: RunConfig, folders: Mapping[str, str]) -> None:
+    """Note beside the checkpoints where the run's held-out targets lie."""
+    write_json(checkpoints / HELD_OUT, _HeldOut(digest(config), dict(folders)))
+
+
+def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
+    """Expert to the folder of its held-out targets, as a run with this config noted it; or {}."""
+    try:
+        noted = msgspec.json.decode((checkpoints / HELD_OUT).read_bytes(), type=_HeldOut)
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return noted.folders if noted.config_digest == digest(config) else {}
 
 
 def read_record(folder: Path) -> ModelRecord | None:

@@ -228,6 +228,7 @@ class Preparation:
                 student.vocabulary.size,
                 text.tally,
                 report,
+                own_nats=part == "held_out",
             )
             report.base += sum(len(b.teacher_ids) for b in blocks)
         report.finish()

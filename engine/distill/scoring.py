@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,6 +58,19 @@ class Heard:
             z += bias.float()[:, None]
         cap = self.teacher.logit_softcap
         return z if cap is None else z.div_(cap).tanh_().mul_(cap)
+
+    @torch.no_grad()
+    def own_nats(self, chunk: int) -> Tensor:
+        """(M,) -log p of the expert's own token at each scored position; 0 at ends of turn."""
+        ids = torch.from_numpy(self.alignment.teacher_ids)
+        nats = torch.zeros(len(ids), dtype=torch.float64)
+        for first in range(0, len(ids), chunk):
+            part = ids[first : first + chunk]
+            z = self.logits(first, first + len(part))
+            at = part.clamp_min(0).to(z.device)
+            own = z.logsumexp(0) - z.gather(0, at[None])[0]
+            nats[first : first + len(part)] = torch.where(part >= 0, own.double().cpu(), 0.0)
+        return nats
 
     def project(self, projector: Projector, chunk: int) -> Iterator[Projected]:
         with torch.no_grad():
@@ -110,8 +124,13 @@ def score_blocks(
     epochs: int,
     generator: torch.Generator,
     beat: Callable[[str], None],
+    own_nats: bool = False,
 ) -> list[BlockTargets]:
-    """Sparse targets of the blocks, in their order."""
+    """Sparse targets of the blocks, in their order.
+
+    own_nats: keep besides how well the expert itself predicts each text, which takes its head's
+    products once more.
+    """
     scored: list[BlockTargets] = []
     limit = 4 * _TOKENS_PER_PASS.get(teacher.device.type, 4096)
     start = 0
@@ -130,9 +149,16 @@ def score_blocks(
             parts.append((projected, sparsify(q_t, top_k, draws, epochs, generator)))
         columns = collect(parts, len(heard.alignment))
         edges = np.cumsum([0, *(len(block.alignment) for block in group)])
+        nats: list[float | None] = [None] * len(group)
+        if own_nats:
+            sizes = [len(block.alignment.teacher_ids) for block in group]
+            own = heard.own_nats(projection_chunk(teacher.device))
+            nats = [float(part.sum()) for part in own.split(sizes)]
         for n, block in enumerate(group):
-            cut = {name: array[edges[n] : edges[n + 1]] for name, array in columns.items()}
-            scored.append(BlockTargets(block=block, **cut))
+            cut: dict[str, Any] = {
+                name: array[edges[n] : edges[n + 1]] for name, array in columns.items()
+            }
+            scored.append(BlockTargets(block=block, teacher_nats=nats[n], **cut))
     return scored
 
 

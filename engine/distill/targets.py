@@ -7,6 +7,7 @@ It does not own the projection (`projection`) nor which text is scored (`corpus`
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -141,6 +142,8 @@ class BlockTargets:
     top_ids: np.ndarray
     top_mass: np.ndarray
     draws: np.ndarray
+    teacher_nats: float | None = None
+    """-log p of the text by the expert in its own tokens, without ends of turn; None: not kept."""
 
 
 def collect(
@@ -182,6 +185,9 @@ def write_shard(path: Path, scored: Sequence[BlockTargets], student_size: int) -
             for name in ("top_ids", "draws")
         },
     }
+    nats = [part.teacher_nats for part in scored if part.teacher_nats is not None]
+    if len(nats) == len(scored):
+        arrays["block_teacher_nats"] = np.array(nats, dtype=np.float64)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     save_file({n: np.ascontiguousarray(a) for n, a in arrays.items()}, temporary)
     with open(temporary, "rb") as file:
@@ -316,6 +322,15 @@ class TargetStore:
             entropy=torch.from_numpy(np.concatenate(entropy)),
         )
 
+    def teacher_bits_per_byte(self) -> float | None:
+        """The expert's own bits per byte on this text; None where a shard doesn't know."""
+        known = [(f.text_bytes, f.teacher_nats) for f in self._files]
+        nats = [n for _, n in known if n is not None]
+        text_bytes = sum(b for b, _ in known)
+        if not text_bytes or len(nats) < len(known):
+            return None
+        return sum(nats) / math.log(2) / text_bytes
+
     def column(self, name: str) -> Iterator[np.ndarray]:
         """A whole per-position column, shard by shard (for the run's metrics)."""
         for file in self._files:
@@ -338,6 +353,15 @@ class _Shard:
                 *("weight", "entropy", "tail", "top_ids", "top_mass", "draws"),
             )
         }
+
+    @property
+    def text_bytes(self) -> int:
+        return int(self._bytes.sum())
+
+    @property
+    def teacher_nats(self) -> float | None:
+        name = "block_teacher_nats"
+        return float(self.whole(name).sum()) if name in self._file.keys() else None  # noqa: SIM118
 
     def whole(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)

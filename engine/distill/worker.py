@@ -21,7 +21,7 @@ from engine.distill.checkpoint import CheckpointStore
 from engine.distill.guards import OomLadder
 from engine.distill.journal import Journal
 from engine.distill.manifest import Manifest
-from engine.distill.model_record import describe_run
+from engine.distill.model_record import HELD_OUT, describe_run, write_held_out
 from engine.distill.phases import Decision, Phase, Schedule, plan_phases
 from engine.distill.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
 from engine.distill.probes import Lens
@@ -70,6 +70,7 @@ class TrainingJob:
         self.workspace = Workspace.find(request.root)
         self.config: RunConfig = from_json(request.config)
         self.steering = Steering(link)
+        self.held_out: dict[str, str] = {}
         self.began = time.monotonic()
         self.experts = self._experts()
         self.phases = plan_phases(self.config, self.experts)
@@ -124,7 +125,7 @@ class TrainingJob:
         target = folder / time.strftime("old-%Y%m%d-%H%M%S")
         for item in sorted(folder.iterdir()):
             ours = item.name.startswith(("step-", "best-", "superseded-", "rejected-"))
-            if ours or item.name in ("journal.jsonl", "tokenizer", "config.json"):
+            if ours or item.name in ("journal.jsonl", "tokenizer", "config.json", HELD_OUT):
                 target.mkdir(exist_ok=True)
                 item.rename(target / item.name)
 
@@ -327,6 +328,12 @@ class TrainingJob:
         texts = preparation.texts()
         tokenizer = preparation.tokenizer(texts)
         prepared = preparation.prepare(texts, tokenizer)
+        cache = self.workspace.experts_cache_dir
+        self.held_out = {
+            name: part.held_out.folder.relative_to(cache).as_posix()
+            for name, part in prepared.items()
+        }
+        write_held_out(self.workspace.checkpoints_dir, self.config, self.held_out)
         vocabulary = ByteVocabulary(tokenizer.backend_tokenizer, self.config.student.vocab_size)
         if loaded is not None and loaded[0].scalars.get("vocabulary") != vocabulary.digest:
             raise UsageError(
@@ -396,6 +403,7 @@ class TrainingJob:
                 tokens_seen=progress.tokens_seen,
                 training_seconds=trainer.pace.training_seconds,
                 evaluations=progress.evaluations,
+                held_out=self.held_out,
             )
             folder = self.workspace.model_dir
             save_student(trainer.session.model, tokenizer, folder, self.dtype, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -23,6 +24,20 @@ from engine.distill.targets import BlockTargets, ShardKey, TargetStore, temper
 from engine.distill.teacher import Teacher, load_teacher
 
 TEMPERATURE = 2.0
+KEY = ShardKey(
+    corpus="",
+    expert="tiny",
+    expert_digest="",
+    teacher_tokenizer="",
+    student_tokenizer="",
+    temperature=TEMPERATURE,
+    top_k=8,
+    draws=4,
+    epochs=2,
+    min_mass=0.05,
+    seed=0,
+    precision="float32",
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +96,33 @@ def test_a_softcap_and_a_bias_of_the_head_are_heard(teacher, blocks):
     torch.testing.assert_close(capped, 3.0 * ((plain + bias[:, None]) / 3.0).tanh())
 
 
-def score(teacher, projector, blocks, top_k: int = 8, seed: int = 0) -> list[BlockTargets]:
+def test_what_the_expert_itself_makes_of_the_text_is_its_own_cross_entropy(
+    teacher, projector, blocks, tmp_path
+):
+    scored = score(teacher, projector, blocks, own_nats=True)
+    total = 0.0
+    for part, block in zip(scored, blocks, strict=True):
+        ids = torch.from_numpy(block.alignment.teacher_ids)
+        log_p = logits_of(teacher, block).log_softmax(0)
+        own = -log_p.gather(0, ids.clamp_min(0)[None])[0][ids >= 0].sum()
+        assert part.teacher_nats == pytest.approx(float(own), rel=1e-4)
+        total += float(own)
+    store = TargetStore(tmp_path / "with", KEY)
+    store.add(scored[:2], 320)
+    store.add(scored[2:], 320)
+    store.finish({})
+    text_bytes = sum(block.text_bytes for block in blocks)
+    assert store.teacher_bits_per_byte() == pytest.approx(total / np.log(2) / text_bytes, rel=1e-4)
+    without = TargetStore(tmp_path / "without", KEY)
+    without.add(scored[:2], 320)
+    without.add(score(teacher, projector, blocks[2:]), 320)
+    without.finish({})
+    assert without.teacher_bits_per_byte() is None
+
+
+def score(
+    teacher, projector, blocks, top_k: int = 8, seed: int = 0, own_nats: bool = False
+) -> list[BlockTargets]:
     return score_blocks(
         teacher,
         projector,
@@ -92,6 +133,7 @@ def score(teacher, projector, blocks, top_k: int = 8, seed: int = 0) -> list[Blo
         epochs=2,
         generator=torch.Generator().manual_seed(seed),
         beat=lambda doing: None,
+        own_nats=own_nats,
     )
 
 
@@ -124,20 +166,7 @@ def test_online_and_cached_targets_give_the_same_loss(
 ):
     """With every token kept, the shards hold what the expert says online."""
     size = trained["prepend"].vocabulary.size
-    key = ShardKey(
-        corpus="",
-        expert="tiny",
-        expert_digest="",
-        teacher_tokenizer="",
-        student_tokenizer="",
-        temperature=TEMPERATURE,
-        top_k=size,
-        draws=4,
-        epochs=2,
-        min_mass=0.05,
-        seed=0,
-        precision="float32",
-    )
+    key = msgspec.structs.replace(KEY, top_k=size)
     store = TargetStore(tmp_path, key)
     store.add(score(teacher, projector, blocks, top_k=size), size)
     store.finish({})
