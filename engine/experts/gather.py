@@ -1,0 +1,275 @@
+"""Owns getting one expert's repository onto the disk: what is here already is adopted, the rest
+comes in transfers side by side, and the folder is published when all of it is verified.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from engine.errors import GladiusError
+from engine.experts import folder as folders
+from engine.experts.helm import Helm
+from engine.experts.hub import Listing, RemoteFile, told
+from engine.experts.meter import Meter
+from engine.experts.publish import publish_expert, write_manifest
+from engine.experts.ranges import Transfer, has_content
+from engine.experts.registry import ExpertSpec
+from engine.run.events import LogLine, Progress
+from engine.workspace import Workspace, fsync_dir, remove_entry
+
+CONNECTIONS = 4
+"""Files of an expert that come at the same time."""
+_TELL_SECONDS = 0.5
+_LET_GO_SECONDS = 2.0
+
+
+def bytes_lacking(workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool) -> int:
+    """Bytes that a download of the expert still has to write, by sizes alone."""
+    lacking = 0
+    parts = workspace.downloads_dir / spec.name
+    for file in listing.files:
+        places = [parts / "files" / file.name]
+        if not force:
+            places.append(workspace.expert_dir(spec.name) / file.name)
+        if not any(_size(place) == file.size for place in places):
+            lacking += file.size - min(_size(parts / f"{file.key}.part"), file.size)
+    return lacking
+
+
+def gather(
+    workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool, helm: Helm
+) -> Path:
+    """Fetch, verify and publish the expert; returns its folder.
+
+    Everything that has come stays below tmp/downloads/NAME until it is published. Raises
+    GladiusError with one line, and Stopped when the job is asked to end.
+    """
+    try:
+        return _Gathering(workspace, spec, listing, force, helm).run()
+    except OSError as error:
+        raise told(spec, error) from error
+
+
+class _Gathering:
+    """One expert on its way."""
+
+    def __init__(
+        self, workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool, helm: Helm
+    ) -> None:
+        self._workspace = workspace
+        self._spec = spec
+        self._listing = listing
+        self._force = force
+        self._helm = helm
+        self._parts = workspace.downloads_dir / spec.name
+        self._files = self._parts / "files"
+        self._waiting: list[RemoteFile] = list(listing.files)
+        self._running: list[Transfer] = []
+        self._done: dict[str, int] = {}
+        """Bytes of each file that are here, by name."""
+        self._complete: set[str] = set()
+        self._meters = {file.name: Meter() for file in listing.files}
+        self._meter = Meter()
+        self._told_at = 0.0
+
+    def run(self) -> Path:
+        spec = self._spec
+        self._make_room()
+        self._tell(force=True)
+        self._adopt()
+        self._meter.restart(self._total_done())
+        for file in self._waiting:
+            self._tell_file(file)
+        self._helm.on_pause = self._halt
+        try:
+            while self._waiting or self._running:
+                self._start_some()
+                self._helm.serve(f"downloading {spec.name}")
+                time.sleep(0.05)
+                self._collect()
+                self._tell()
+        except BaseException:
+            self._halt()
+            deadline = time.monotonic() + _LET_GO_SECONDS
+            for transfer in self._running:
+                transfer.join(max(0.0, deadline - time.monotonic()))
+            raise
+        finally:
+            self._helm.on_pause = None
+        return self._publish()
+
+    # What is here already
+
+    def _make_room(self) -> None:
+        """The folders of this download, with nothing in them but what belongs to it."""
+        for path in (self._parts, self._files):
+            if path.is_symlink():
+                raise GladiusError(f"{path} is a link; remove it, then download again")
+            path.mkdir(parents=True, exist_ok=True)
+        keep = {f"{file.key}{end}" for file in self._listing.files for end in (".part", ".etag")}
+        for entry in list(self._parts.iterdir()):
+            if entry != self._files and entry.name not in keep:
+                remove_entry(entry)
+        names = {file.name for file in self._listing.files}
+        for entry in list(self._files.iterdir()):
+            if entry.name not in names:
+                remove_entry(entry)
+
+    def _adopt(self) -> None:
+        """Take over the files that are here: of an earlier call, or of a damaged expert."""
+        published = self._workspace.expert_dir(self._spec.name)
+        for file in list(self._waiting):
+            place = self._files / file.name
+            if not has_content(place, file, self._tick):
+                former = published / file.name
+                if self._force or not has_content(former, file, self._tick):
+                    part = self._parts / f"{file.key}.part"
+                    self._done[file.name] = min(_size(part), file.size)
+                    continue
+                _link(former, place)
+            self._finish(file)
+
+    def _tick(self) -> None:
+        self._helm.serve(f"verifying {self._spec.name}")
+
+    # The transfers
+
+    def _start_some(self) -> None:
+        busy = {transfer.file.key for transfer in self._running}
+        for file in list(self._waiting):
+            if len(self._running) >= CONNECTIONS:
+                return
+            if file.key in busy:
+                continue  # the same content under another name, or a transfer that still lets go
+            twin = next((f for f in self._listing.files if self._is_twin(f, file)), None)
+            if twin is not None:
+                _link(self._files / twin.name, self._files / file.name)
+                self._finish(file)
+                continue
+            self._waiting.remove(file)
+            busy.add(file.key)
+            target = self._files / file.name
+            self._meters[file.name].restart(self._done.get(file.name, 0))
+            self._running.append(
+                Transfer(self._spec, self._listing, file, self._parts, target, self._say)
+            )
+
+    def _is_twin(self, other: RemoteFile, file: RemoteFile) -> bool:
+        return other.key == file.key and other.name in self._complete and other.name != file.name
+
+    def _collect(self) -> None:
+        for transfer in list(self._running):
+            name = transfer.file.name
+            self._done[name] = transfer.done
+            self._meters[name].update(transfer.done)
+            if transfer.alive:
+                continue
+            self._running.remove(transfer)
+            if transfer.complete:
+                self._finish(transfer.file)
+            elif transfer.error is not None:
+                raise transfer.error
+            else:
+                self._waiting.insert(0, transfer.file)  # halted by a pause
+                self._meter.restart(self._total_done())
+
+    def _halt(self) -> None:
+        for transfer in self._running:
+            transfer.halt()
+
+    def _finish(self, file: RemoteFile) -> None:
+        if file in self._waiting:
+            self._waiting.remove(file)
+        self._done[file.name] = file.size
+        self._complete.add(file.name)
+        self._tell_file(file, finished=True)
+
+    # What is told
+
+    def _say(self, text: str) -> None:
+        self._helm.link.emit(LogLine(level="warning", text=f"{self._spec.name}: {text}"))
+
+    def _total_done(self) -> int:
+        return sum(self._done.values())
+
+    def _tell(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if now - self._told_at < _TELL_SECONDS and not force:
+            return
+        self._told_at = now
+        for transfer in self._running:
+            self._tell_file(transfer.file)
+        done, total = self._total_done(), self._listing.total
+        self._meter.update(done)
+        self._helm.link.emit(
+            Progress(
+                task=f"download:{self._spec.name}",
+                label=self._spec.title,
+                done=done,
+                total=total,
+                unit="B",
+                rate=self._meter.rate,
+                eta=self._meter.eta(total),
+            )
+        )
+
+    def _tell_file(self, file: RemoteFile, finished: bool = False) -> None:
+        meter = self._meters[file.name]
+        self._helm.link.emit(
+            Progress(
+                task=f"download:{self._spec.name}:{file.name}",
+                label=f"{self._spec.title}: {file.name}",
+                done=self._done.get(file.name, 0),
+                total=file.size,
+                unit="B",
+                rate=meter.rate,
+                eta=None if finished else meter.eta(file.size),
+                finished=finished,
+            )
+        )
+
+    # The end
+
+    def _publish(self) -> Path:
+        spec = self._spec
+        problem = folders.lacking(self._files)
+        if problem is not None:
+            shutil.rmtree(self._parts, ignore_errors=True)
+            raise GladiusError(
+                f"{spec.name}: {problem}; it is as the Hub has it and is not kept; choose another "
+                "repository or revision"
+            )
+        with self._helm.link.busy(f"loading the tokenizer of {spec.name}"):
+            # Imported here: it brings transformers and torch, which take seconds.
+            from engine.experts.loadable import check_loadable
+
+            check_loadable(self._workspace, spec, self._files)
+        self._helm.serve(f"publishing {spec.name}")
+        # A file of the Hub's that is verified by its sha256 has it; small ones are hashed here.
+        known = {file.name: file.sha256 for file in self._listing.files if file.sha256}
+        write_manifest(self._files, spec, self._listing.commit, known)
+        with self._helm.link.busy(f"publishing {spec.name}"):
+            folder = publish_expert(self._workspace, spec, self._files)
+        shutil.rmtree(self._parts, ignore_errors=True)
+        return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """Another name for the same bytes; a copy where the file system has no such thing."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(source, target, follow_symlinks=False)
+    fsync_dir(target.parent)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a plain file; 0 for what is none."""
+    try:
+        return path.stat(follow_symlinks=False).st_size if not path.is_symlink() else 0
+    except OSError:
+        return 0
