@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
+from engine.experts import publish
 from engine.experts.registry import (
     CAPABILITIES,
     Manifest,
@@ -26,9 +27,9 @@ def ws(tmp_path) -> Workspace:
     return workspace
 
 
-def safetensors(data_bytes: int) -> bytes:
+def safetensors(data_bytes: int, name: str = "w") -> bytes:
     """A real safetensors file with one tensor of `data_bytes` bytes."""
-    entry = {"w": {"dtype": "U8", "shape": [data_bytes], "data_offsets": [0, data_bytes]}}
+    entry = {name: {"dtype": "U8", "shape": [data_bytes], "data_offsets": [0, data_bytes]}}
     header = json.dumps(entry).encode()
     return len(header).to_bytes(8, "little") + header + bytes(data_bytes)
 
@@ -122,6 +123,9 @@ def test_an_expert_goes_from_missing_over_partial_to_ready(ws):
     status = expert_status(ws, spec)
     assert status.state == "partial" and "bytes" in status.detail
     fill(folder, model__safetensors=safetensors(64))
+    status = expert_status(ws, spec)
+    assert status.state == "partial" and "models --verify" in status.detail
+    publish.write_manifest(folder, spec)
     assert expert_status(ws, spec).state == "ready"
 
 
@@ -131,12 +135,14 @@ def test_every_shard_of_the_index_must_be_whole(ws):
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     fill(folder, config__json=b"{}", tokenizer__json=b"{}")
     fill(folder, **{"model.safetensors.index.json": json.dumps(index).encode()})
-    fill(folder, **{"model-1.safetensors": safetensors(8)})
+    fill(folder, **{"model-1.safetensors": safetensors(8, "x")})
+    assert "model-1.safetensors lacks a" in expert_status(ws, spec).detail
+    fill(folder, **{"model-1.safetensors": safetensors(8, "a")})
     assert expert_status(ws, spec).detail == "model-2.safetensors is missing"
     fill(folder, **{"model-2.safetensors": b"not one"})
     assert expert_status(ws, spec).state == "partial"
-    fill(folder, **{"model-2.safetensors": safetensors(8)})
-    assert expert_status(ws, spec).state == "ready"
+    fill(folder, **{"model-2.safetensors": safetensors(8, "b")})
+    assert "not verified yet" in expert_status(ws, spec).detail
 
 
 def test_a_manifest_decides_by_sizes(ws):

