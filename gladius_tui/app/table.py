@@ -1,0 +1,96 @@
+"""Owns the tables of the screens: rows by key, columns as wide as what stands in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.cells import cell_len
+from rich.text import Text
+from textual.app import App
+from textual.content import Content
+from textual.widgets import DataTable
+
+Cell = str | Text
+
+
+def coloured(app: App, text: str, colour: str) -> Text:
+    """Text in a colour of the theme, such as "success"; "dim" is a paler foreground."""
+    if colour == "dim":
+        return Text(text, style="dim")
+    return Text(text, style=app.theme_variables.get(colour, "") if colour else "")
+
+
+class Table(DataTable[Cell]):
+    """Rows that are filled at once; the cursor stays on its row."""
+
+    def __init__(self, *, id: str, title: str = "", classes: str = "pane") -> None:
+        super().__init__(cursor_type="row", id=id, classes=classes)
+        self.border_title = title
+        self._header: tuple[str, ...] = ()
+        self._widths: list[int] = []
+        self._cells: dict[str, list[Text]] = {}
+
+    def fill(self, header: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> None:
+        """Show these rows under this header; a header that ends with > is of a right column.
+
+        Nothing is drawn where nothing has changed; only cells are where the shape is the same.
+        """
+        right = [name.endswith(">") for name in header]
+        cells = {
+            key: [_justified(cell, right[n]) for n, cell in enumerate(row)]
+            for key, row in rows.items()
+        }
+        if tuple(header) == self._header and cells == self._cells:
+            return
+        widths = [
+            max([cell_len(name.rstrip(">")), *(cell_len(str(row[n])) for row in cells.values())])
+            for n, name in enumerate(header)
+        ]
+        grown = any(new > old for new, old in zip(widths, self._widths, strict=False))
+        if tuple(header) == self._header and list(cells) == list(self._cells) and not grown:
+            for key, row in cells.items():
+                for n, cell in enumerate(row):
+                    if cell != self._cells[key][n]:
+                        self.update_cell(key, str(n), cell)
+        else:
+            self._refill(header, cells, widths, right)
+        self._header, self._cells = tuple(header), cells
+
+    def _refill(
+        self,
+        header: Sequence[str],
+        cells: Mapping[str, Sequence[Cell]],
+        widths: list[int],
+        right: list[bool],
+    ) -> None:
+        former = self.key
+        self.clear(columns=True)
+        for n, name in enumerate(header):
+            label = Text(name.rstrip(">"), justify="right" if right[n] else "left")
+            self.add_column(label, width=widths[n], key=str(n))
+        for key, row in cells.items():
+            self.add_row(*row, key=key)
+        self._widths = widths
+        keys = list(cells)
+        if former in keys:
+            self.move_cursor(row=keys.index(former))
+
+    @property
+    def key(self) -> str | None:
+        """The key of the row under the cursor."""
+        keys = list(self._cells)
+        return keys[self.cursor_row] if 0 <= self.cursor_row < len(keys) else None
+
+
+def _justified(cell: Cell, right: bool) -> Text:
+    text = cell.copy() if isinstance(cell, Text) else Text(cell)
+    text.justify = "right" if right else "left"
+    return text
+
+
+def lines(rows: Sequence[tuple[str, str | Content]], width: int = 11) -> Content:
+    """Labels and what they say, a line each; the labels line up."""
+    return Content("\n").join(
+        Content.styled(f"{label:<{width}}", "$foreground 60%").append(value)
+        for label, value in rows
+    )
