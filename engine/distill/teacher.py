@@ -147,6 +147,56 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
+def end_tokens(
+    tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec, configured: Any
+) -> tuple[int, ...]:
+    """Ids of the tokens that end an expert's turn: the registered ones that its vocabulary has,
+    else what its files call the end (`configured`: eos_token_id of its generation config)."""
+    vocabulary = tokenizer.get_vocab()
+    ids: list[Any] = [vocabulary[t] for t in spec.end_tokens if t in vocabulary]
+    if not ids:
+        more = configured if isinstance(configured, list) else [configured]
+        ids = [i for i in (tokenizer.eos_token_id, *more) if i is not None]
+    if not ids:
+        raise GladiusError(
+            f"expert {spec.name} names no token that ends its turn; give its end_tokens "
+            "in gladius.toml"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def reads_phi(tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec) -> bool:
+    """Whether it reads phi's "Instruct: ...\\nOutput: ", as a tokenizer without a template does."""
+    return spec.chat == "phi" or not tokenizer.chat_template
+
+
+def render_chat(
+    tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec, messages: Sequence[Message]
+) -> str:
+    """The conversation as an expert reads it, up to where its answer begins.
+
+    The tokenizer's template, or phi's format. Where a template knows no system turn, its text goes
+    before the first user's.
+    """
+    if reads_phi(tokenizer, spec):
+        turns = [f"{_ROLES[m.role]}: {m.content}\n" for m in _fold_system(messages)]
+        return "".join(turns) + "Output: "
+    try:
+        return _render_template(tokenizer, messages)
+    except jinja2.TemplateError:
+        return _render_template(tokenizer, _fold_system(messages))
+
+
+def _render_template(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> str:
+    text = tokenizer.apply_chat_template(
+        [{"role": m.role, "content": m.content} for m in messages],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert isinstance(text, str)
+    return text
+
+
 class Teacher:
     """A frozen expert on its device.
 
@@ -162,9 +212,9 @@ class Teacher:
         self.model = model
         self.tokenizer = tokenizer
         self.spec = spec
-        self.end_token_ids = self._end_tokens()
+        configured = getattr(model.generation_config, "eos_token_id", None)
+        self.end_token_ids = end_tokens(tokenizer, spec, configured)
         self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
-        self._reads_phi = spec.chat == "phi" or not tokenizer.chat_template
         self._special = set(tokenizer.all_special_ids)
 
     @property
@@ -176,21 +226,6 @@ class Teacher:
         """The output matrix (V, H) and its bias (V,), if it has one."""
         layer = self.model.get_output_embeddings()
         return layer.weight, getattr(layer, "bias", None)
-
-    def _end_tokens(self) -> tuple[int, ...]:
-        """The registered end tokens that its vocabulary has; else what its files call the end."""
-        vocabulary = self.tokenizer.get_vocab()
-        ids: list[Any] = [vocabulary[t] for t in self.spec.end_tokens if t in vocabulary]
-        if not ids:
-            configured = getattr(self.model.generation_config, "eos_token_id", None)
-            more = configured if isinstance(configured, list) else [configured]
-            ids = [i for i in (self.tokenizer.eos_token_id, *more) if i is not None]
-        if not ids:
-            raise GladiusError(
-                f"expert {self.spec.name} names no token that ends its turn; give its end_tokens "
-                "in gladius.toml"
-            )
-        return tuple(dict.fromkeys(ids))
 
     def hidden(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """Hidden states (B, L, H) after the last norm, what the head multiplies.
@@ -206,27 +241,8 @@ class Teacher:
         return output.last_hidden_state
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The conversation as the expert reads it, up to where its answer begins.
-
-        The tokenizer's template, or phi's "Instruct: ...\\nOutput: " (also for a tokenizer without
-        a template). Where a template knows no system turn, its text goes before the first user's.
-        """
-        if self._reads_phi:
-            turns = [f"{_ROLES[m.role]}: {m.content}\n" for m in _fold_system(messages)]
-            return "".join(turns) + "Output: "
-        try:
-            return self._template(messages)
-        except jinja2.TemplateError:
-            return self._template(_fold_system(messages))
-
-    def _template(self, messages: Sequence[Message]) -> str:
-        text = self.tokenizer.apply_chat_template(
-            [{"role": m.role, "content": m.content} for m in messages],
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        assert isinstance(text, str)
-        return text
+        """The conversation as the expert reads it, up to where its answer begins."""
+        return render_chat(self.tokenizer, self.spec, messages)
 
     def encode_prompt(self, messages: Sequence[Message]) -> list[int]:
         """Token ids from which an answer to `messages` is generated.
@@ -235,7 +251,7 @@ class Teacher:
         write it themselves, the others leave it to the tokenizer. Nothing is added behind the text.
         """
         text = self.render(messages)
-        if self._reads_phi:
+        if reads_phi(self.tokenizer, self.spec):
             # In byte-level BPE the space belongs to the answer's first word.
             text = text.rstrip(" ")
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Job = Literal["download", "train", "export", "validate"]
+Job = Literal["download", "train", "export", "validate", "audit"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -328,6 +328,46 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="RunEnded"):
     seconds: float = 0.0
 
 
+class KindAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """How one kind of text (prose, code, ...) lies under an expert's and the student's tokens."""
+
+    kind: str
+    positions: int
+    aligned: float
+
+
+class TokenizersAudited(Event, frozen=True, kw_only=True, tag="TokenizersAudited"):
+    """An expert's tokenizer was laid beside the student's, over the text that ships for it."""
+
+    expert: str
+    problem: str = ""
+    """Why it could not be done; all else is zero then."""
+    student: str = ""
+    """Where the student's tokenizer comes from, in words."""
+    reachable: float = 0.0
+    """Share of the student's tokens that are, byte for byte, tokens of the expert."""
+    blocks: int = 0
+    skipped_blocks: int = 0
+    positions: int = 0
+    aligned: float = 0.0
+    inside: float = 0.0
+    crossing: float = 0.0
+    """Shares of the positions under rule 1, 2 and 3 of the projection."""
+    mean_weight: float | None = None
+    mean_residual: float | None = None
+    """None where the expert was not run: they depend on what it says."""
+    kinds: tuple[KindAudit, ...] = ()
+
+
+class SpeedMeasured(Event, frozen=True, kw_only=True, tag="SpeedMeasured"):
+    """How fast the device that a run would take multiplies matrices."""
+
+    device: str
+    precision: str
+    flops: float
+    """Floating-point operations a second, the best of several products."""
+
+
 class Heartbeat(Event, frozen=True, kw_only=True, tag="Heartbeat"):
     """The worker lives; never stored, never broadcast."""
 
@@ -353,6 +393,8 @@ AnyEvent = (
     | RunPaused
     | RunResumed
     | RunEnded
+    | TokenizersAudited
+    | SpeedMeasured
     | Heartbeat
 )
 

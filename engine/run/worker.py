@@ -41,6 +41,7 @@ JOBS = {
     "download": "engine.experts.fetch:main",
     "export": "engine.deliver.gguf:main",
     "validate": "engine.deliver.validate:main",
+    "audit": "engine.distill.audit:main",
 }
 """Where each job's `main(link, request) -> int` is found."""
 
