@@ -1,0 +1,432 @@
+"""Owns how a board is written: each pane of the Dashboard as text of a given width.
+
+Pure: a board, a width and a time in, styled text out. A value that nobody told is `-`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from textual.content import Content
+
+from engine.run.events import GpuReading, HardwareRead
+from gladius_tui.app.board import Board, ExpertRow
+from gladius_tui.headless import duration
+from gladius_tui.report import bar
+
+NONE = "-"
+MUTED = "$text-muted"
+STRONG = "bold"
+MILESTONES = ((250e6, "250M"), (500e6, "500M"), (1e9, "1B"))
+
+STATUS = {
+    "preparing": ("◌", "preparing", "$accent"),
+    "training": ("●", "training", "$success"),
+    "paused": ("‖", "paused", "$warning"),
+    "stalled": ("!", "stalled", "$error"),
+    "stopped": ("!", "stopped by a signal", "$error"),
+    "completed": ("✓", "completed", "$success"),
+    "ended": ("■", "ended, can be resumed", "$warning"),
+    "failed": ("✗", "failed", "$error"),
+}
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+Part = str | tuple[str, str] | Content
+
+
+def _lines(lines: Sequence[Content | str | Sequence[Part]]) -> Content:
+    made = []
+    for line in lines:
+        if isinstance(line, str):
+            made.append(Content(line))
+        elif isinstance(line, Content):
+            made.append(line)
+        else:
+            made.append(Content.assemble(*line))
+    return Content("\n").join(made)
+
+
+def _pair(left: Sequence[Part], right: Sequence[Part], width: int) -> Content:
+    """Both on one line, the right one at its end where there is room."""
+    a, b = Content.assemble(*left), Content.assemble(*right)
+    room = width - a.cell_length - b.cell_length
+    return Content.assemble(a, " " * max(room, 2), b)
+
+
+def number(value: float | None, form: str = "{:,.0f}") -> str:
+    """The value as `form` writes it."""
+    return NONE if value is None else form.format(value)
+
+
+def percent(value: float | None) -> str:
+    """A share of 1 as percent."""
+    return NONE if value is None else f"{value:.0%}"
+
+
+def clock(seconds: float | None) -> str:
+    """A duration."""
+    return NONE if seconds is None else duration(seconds)
+
+
+def amount(count: float) -> str:
+    """Bytes in few characters: 310 GiB."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    if count < 999.5:
+        return f"{count:.0f} GiB" if count >= 10 else f"{count:.1f} GiB"
+    return f"{count / 1024:.1f} TiB"
+
+
+def ago(seconds: float) -> str:
+    """How long since, coarse enough not to change with every second."""
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min ago"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600:.0f} h ago"
+    return f"{seconds // 86400:.0f} days ago"
+
+
+def spark(values: Sequence[float | None], top: float, width: int) -> str:
+    """The newest `width` values as blocks between 0 and `top`; a missing one is a space."""
+    shown = list(values)[-width:]
+
+    def block(value: float | None) -> str:
+        if value is None:
+            return " "
+        level = value / top if top > 0 else 0.0
+        return _BLOCKS[min(len(_BLOCKS) - 1, max(0, round(level * (len(_BLOCKS) - 1))))]
+
+    return "".join(block(value) for value in shown).rjust(width)
+
+
+def status_part(board: Board) -> tuple[str, str]:
+    """The status with its sign, and its style."""
+    sign, word, style = STATUS.get(board.status or "", ("○", "no run", MUTED))
+    return f"{sign} {word}", style
+
+
+# Run
+
+
+def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> Content:
+    """Phase, step, progress, speed, what is left, loss, checkpoint."""
+    last = board.last
+    status, style = status_part(board)
+    phase = "-" if board.phase is None else f"{board.phase}/{board.phases}"
+    where = [("phase ", MUTED), (phase, STRONG), f"  {board.phase_name}"]
+    of_phase = last.phase_progress if last is not None else None
+    work = next(iter(board.work.values()), None)
+    lines: list[Content | str | Sequence[Part]] = [
+        _pair([(status, f"{style} bold")], [(board.preset, MUTED)], width),
+        where,
+    ]
+    if work is not None and board.status in ("preparing", "paused"):
+        lines += _work_lines(work, width)
+    else:
+        total = f" of {board.max_steps:,}" if board.max_steps else ""
+        step = [("step ", MUTED), (number(board.step), STRONG), (total, MUTED)]
+        lines.append(_pair(step, [(f"{percent(of_phase)} of phase", MUTED)], width))
+        lines.append(progress_bar(of_phase, width))
+    speed = number(last.tokens_per_sec if last else None, "{:,.0f}")
+    lines.append(
+        _pair(
+            [(speed, STRONG), (" tok/s", MUTED)],
+            [("MFU ", MUTED), percent(mfu)],
+            width,
+        )
+    )
+    going = board.status in ("training", "paused", "stalled", "stopped")
+    lines.append(
+        _pair(
+            [("ETA phase ", MUTED), clock(last.phase_eta if last and going else None)],
+            [("all ", MUTED), clock(last.run_eta if last and going else None)],
+            width,
+        )
+    )
+    loss = number(last.loss if last else None, "{:.3f}")
+    rate = number(last.lr if last else None, "{:.1e}").replace("e-0", "e-")
+    lines.append(_pair([("loss ", MUTED), (loss, STRONG)], [("lr ", MUTED), rate], width))
+    bits = number(board.bits_per_byte, "{:.3f}")
+    best = number(board.best_bits, "{:.3f}")
+    lines.append(_pair([("held-out ", MUTED), (bits, STRONG)], [("best ", MUTED), best], width))
+    saved = board.checkpoint
+    if saved is None:
+        lines.append([("checkpoint ", MUTED), NONE])
+    else:
+        age = ago(max(0.0, now - saved.time))
+        lines.append(_pair([("checkpoint ", MUTED), f"{saved.step:,}"], [(age, MUTED)], width))
+    tokens = number(last.tokens_seen if last else None)
+    hours = clock(last.training_seconds if last else None)
+    lines.append(_pair([("tokens ", MUTED), tokens], [("time ", MUTED), hours], width))
+    if board.status in ("failed", "ended"):
+        reason = board.ended.reason if board.ended else "its runner is gone"
+        lines.append((reason, "$error" if board.status == "failed" else MUTED))
+        lines[-1] = Content.styled(reason, "$error" if board.status == "failed" else MUTED)
+    return _lines(lines)
+
+
+def _work_lines(work, width: int) -> list[Content | str | Sequence[Part]]:
+    share = work.done / work.total if work.total else None
+    left = f"eta {clock(work.eta)}" if work.eta is not None else ""
+    return [
+        _pair([work.label[: width - 6]], [(percent(share), MUTED)], width),
+        progress_bar(share, width - len(left) - 1 if left else width, left),
+    ]
+
+
+def progress_bar(share: float | None, width: int, after: str = "") -> Content:
+    """A bar; empty where the share is not known."""
+    width = max(width, 4)
+    full = round(min(max(share or 0.0, 0.0), 1.0) * width)
+    return Content.assemble(
+        ("▇" * full, "$accent"), ("▁" * (width - full), MUTED), f" {after}" if after else ""
+    )
+
+
+# Hardware
+
+
+def hardware_pane(board: Board, width: int, height: int) -> Content:
+    """The machine: now, and the last minutes as sparklines."""
+    now = board.hardware
+    if now is None:
+        return Content.styled("no reading yet", MUTED)
+    lines: list[Content | str | Sequence[Part]] = []
+    past = list(board.readings)
+    for gpu in now.gpus:
+        lines += _gpu_lines(gpu, past, width)
+    line = _spark_line
+    lines.append(line("CPU", f"{now.cpu_percent:.0f}%", [r.cpu_percent for r in past], 100, width))
+    ram = _of(now.ram_used, now.ram_total)
+    lines.append(line("RAM", ram, [r.ram_used for r in past], now.ram_total, width))
+    if now.worker_rss:
+        lines.append(_item("worker", amount(now.worker_rss)))
+    lines.append(_item("disk", f"{amount(now.disk_free)} free"))
+    for name, value, series in (
+        ("read", now.disk_read_per_sec, [r.disk_read_per_sec for r in past]),
+        ("write", now.disk_write_per_sec, [r.disk_write_per_sec for r in past]),
+    ):
+        lines.append(line(name, f"{amount(value)}/s", series, max(1e6, *series), width))
+    return _lines(lines[: max(height, 1)])
+
+
+def _gpu_lines(gpu: GpuReading, past: Sequence[HardwareRead], width: int) -> list[Content]:
+    same = [next((g for g in r.gpus if g.index == gpu.index), None) for r in past]
+    used = "-" if gpu.percent is None else f"{gpu.percent:.0f}%"
+    memory = _of(gpu.used_bytes, gpu.total_bytes)
+    heat = "-" if gpu.temperature is None else f"{gpu.temperature:.0f} °C"
+    limit = "" if gpu.power_limit is None else f"/{gpu.power_limit:.0f}"
+    power = "-" if gpu.power is None else f"{gpu.power:.0f}{limit} W"
+    percents = [g.percent if g else None for g in same]
+    bytes_ = [g.used_bytes if g else None for g in same]
+    return [
+        _spark_line(f"GPU{gpu.index}", used, percents, 100, width),
+        _spark_line("VRAM", memory, bytes_, gpu.total_bytes, width),
+        _item("", f"{heat}  {power}"),
+    ]
+
+
+def _of(used: float, total: float) -> str:
+    unit = amount(total)
+    return f"{used / 2**30:.0f}/{unit}" if unit.endswith("GiB") else f"{amount(used)}/{unit}"
+
+
+def _item(name: str, text: str) -> Content:
+    return Content.assemble((f"{name:<7}", MUTED), text)
+
+
+def _spark_line(
+    name: str, text: str, values: Sequence[float | None], top: float, width: int
+) -> Content:
+    room = width - 7 - max(len(text), 9) - 1
+    drawn = f" {spark(values, top, room)}" if room >= 4 else ""
+    return Content.assemble((f"{name:<7}", MUTED), f"{text:<9}", (drawn, "$accent"))
+
+
+# Parameters
+
+
+def parameters_pane(board: Board, width: int) -> Content:
+    """How large the student is, and of what parts."""
+    student = board.config.get("student", {})
+    share = board.current_params / board.target_params if board.target_params else None
+    target = number(board.target_params or None)
+    lines: list[Content | str | Sequence[Part]] = [
+        [(number(board.current_params or None), STRONG), (f" of {target}", MUTED)],
+        _pair([progress_bar(share, width - 5)], [percent(share)], width),
+    ]
+    embeddings = _embeddings(student)
+    layers, hidden = student.get("num_hidden_layers"), student.get("hidden_size")
+    lines.append(
+        _pair(
+            [("layers ", MUTED), number(layers, "{}"), ("  hidden ", MUTED), number(hidden, "{}")],
+            [("embed ", MUTED), _short(embeddings)],
+            width,
+        )
+    )
+    reached = [
+        (f"{name} {'✓' if board.current_params >= count else '○'}") for count, name in MILESTONES
+    ]
+    lines.append([("milestones ", MUTED), " ".join(reached)])
+    heads = student.get("num_attention_heads")
+    lines.append(
+        [
+            ("heads ", MUTED),
+            f"{number(heads, '{}')}/{number(student.get('num_key_value_heads'), '{}')}",
+            ("  vocabulary ", MUTED),
+            number(student.get("vocab_size")),
+        ]
+    )
+    where = " ".join(word for word in (board.device, board.precision) if word) or NONE
+    lines.append([("on ", MUTED), where])
+    return _lines(lines)
+
+
+def _embeddings(student: dict) -> int | None:
+    rows, hidden = student.get("vocab_size"), student.get("hidden_size")
+    if rows is None or hidden is None:
+        return None
+    return rows * hidden * (1 if student.get("tie_word_embeddings", True) else 2)
+
+
+def _short(count: float | None) -> str:
+    if count is None:
+        return NONE
+    return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
+
+
+# Experts
+
+_HEAD = ("share", "progress", "KL", "agree", "forgot")
+
+
+def experts_pane(board: Board, width: int) -> Content:
+    """A line an expert: its share, how far its phase is, and how the student matches it."""
+    rows = list(board.experts.values())
+    if not rows:
+        return Content.styled("the experts are told when the run begins", MUTED)
+    forgot = width >= 48
+    numbers = 6 + 6 + (8 if forgot else 0)
+    names = max(6, min(max(len(row.title) for row in rows), width - 2 - 6 - numbers - 12))
+    room = width - 2 - names - 6 - numbers - 6
+    gauge = max(0, min(room, 24))
+    head = f"{'':{2 + names}} {'share':>5} {'progress'[: gauge + 4]:<{gauge + 5}}"
+    head += f"{'KL':>6}{'agree':>6}" + (f"{'forgot':>8}" if forgot else "")
+    lines: list[Content | str | Sequence[Part]] = [Content.styled(head, MUTED)]
+    lines += [_expert_line(board, row, names, gauge, forgot) for row in rows]
+    return _lines(lines)
+
+
+def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: bool) -> Content:
+    done = row.phase is not None and (board.status == "completed" or (board.phase or 0) > row.phase)
+    now = row.phase is not None and row.phase == board.phase and not done
+    mark, style = ("✓", "$success") if done else ("◆", "$accent") if now else ("○", MUTED)
+    parts: list[Part] = [
+        (f"{mark} ", style),
+        (f"{row.title[:names]:<{names}}", STRONG if now else ""),
+        f" {row.share:>5.0%} ",
+    ]
+    if gauge >= 4:
+        parts.append((bar(row.progress or 0.0, gauge), "$accent" if now else MUTED))
+        parts.append(f"{percent(row.progress):>5}")
+    else:
+        parts.append(f"{percent(row.progress):<{gauge + 5}}")
+    parts.append((f"{number(row.kl, '{:.2f}'):>6}", STRONG))
+    parts.append(f"{percent(row.agreement):>6}")
+    if forgot:
+        lost = row.forgotten
+        text = NONE if lost is None else "best" if lost < 0.005 else f"+{lost:.0%} KL"
+        style = MUTED if lost is None or lost < 0.05 else "$warning"
+        parts.append((f"{text:>8}", style))
+    return Content.assemble(*parts)
+
+
+# Sample and log
+
+
+def clean(text: str) -> str:
+    """Without control characters: a young student writes them too."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def sample_pane(board: Board) -> Content:
+    """What the student wrote last."""
+    sample = board.sample
+    if sample is None:
+        return Content.styled("a sample is written at every evaluation", MUTED)
+    prompt = " ".join(clean(sample.prompt).split())
+    text = clean(sample.text).strip()
+    return Content.assemble(
+        (f"> {prompt}\n", MUTED), text or ("(it wrote nothing)", MUTED), ("\n", ""),
+        (f"step {sample.step:,}", MUTED),
+    )  # fmt: skip
+
+
+_LEVELS = {"info": "", "good": "$success", "warning": "$warning", "error": "$error"}
+_SIGNS = {"info": "", "good": "", "warning": "! ", "error": "✗ "}
+
+
+def log_pane(board: Board, width: int, height: int) -> Content:
+    """The newest lines that fit, the last at the bottom."""
+    entries = list(board.log)[-max(height, 1) :]
+    if not entries:
+        return Content.styled("nothing yet", MUTED)
+    lines = []
+    for entry in entries:
+        when = time.strftime("%H:%M:%S", time.localtime(entry.time))
+        text = clean(_SIGNS[entry.level] + entry.text)
+        room = max(width - 9, 8)
+        text = text if len(text) <= room else text[: room - 1] + "…"
+        lines.append(Content.assemble((f"{when} ", MUTED), (text, _LEVELS[entry.level])))
+    return Content("\n").join(lines)
+
+
+def summary_line(board: Board | None) -> str:
+    """The run in one line, for the smallest terminals."""
+    if board is None:
+        return "no run yet: press 3 to start one"
+    last = board.last
+    parts = [status_part(board)[0]]
+    if board.phase is not None:
+        parts.append(f"phase {board.phase}/{board.phases}")
+    parts.append(f"step {number(board.step)}")
+    parts.append(f"loss {number(last.loss if last else None, '{:.3f}')}")
+    if last is not None and last.run_eta is not None and board.alive:
+        parts.append(f"eta {clock(last.run_eta)}")
+    return " · ".join(parts)
+
+
+# MFU
+
+_PEAK_BF16 = (
+    # dense bf16 FLOP/s by what the driver calls the device: manufacturers' data sheets
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+    ("A10", 125e12),
+)
+
+
+def mfu(board: Board) -> float | None:
+    """Model FLOPs utilisation: 6 N tokens/s over the device's peak (arXiv 2204.02311).
+
+    None unless it trains in bf16 on a device whose peak is known.
+    """
+    now, last = board.hardware, board.last
+    if now is None or last is None or board.device != "cuda" or board.precision != "bf16":
+        return None
+    peaks = [next((peak for name, peak in _PEAK_BF16 if name in g.name), None) for g in now.gpus]
+    known = [peak for peak in peaks if peak is not None]
+    if not known or len(known) != len(peaks) or not board.current_params:
+        return None
+    return 6 * board.current_params * last.tokens_per_sec / known[0]
