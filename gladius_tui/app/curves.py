@@ -141,9 +141,10 @@ class Curve:
 
     def smooth(self, factor: float) -> list[Segment]:
         """The exponential moving average of the steps, as far as columns tell it: a column of n
-        values moves it as far as n times its mean would."""
+        values moves it as far as n times its mean would. Its weights sum to 1 from the first
+        value on, so that it does not lag behind a beginning."""
         segments: list[Segment] = []
-        level: float | None = None
+        total = weight = 0.0
         gap = True
         for column in self.columns:
             if not column.count or column.low is None or column.high is None:
@@ -151,12 +152,13 @@ class Curve:
                 continue
             mean = column.mean if column.mean is not None else (column.low + column.high) / 2
             kept = factor**column.count
-            level = mean if level is None else kept * level + (1 - kept) * mean
+            total = kept * total + (1 - kept) * mean
+            weight = kept * weight + (1 - kept)
             if gap:
                 segments.append(([], []))
                 gap = False
             segments[-1][0].append((column.start + column.stop - 1) / 2)
-            segments[-1][1].append(level)
+            segments[-1][1].append(total / weight)
         return segments
 
 
@@ -210,18 +212,21 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """Round values whose log10 lies from low to high."""
-    found = [
-        factor * 10.0**exponent
-        for exponent in range(math.floor(low), math.ceil(high) + 1)
-        for factor in (1, 2, 5)
-        if low - 1e-9 <= math.log10(factor * 10.0**exponent) <= high + 1e-9
-    ]
+    """At most `most` (2 or more) round values whose log10 lies from low to high."""
+    found: list[float] = []
+    for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8)):
+        finer = [
+            factor * 10.0**exponent
+            for exponent in range(math.floor(low), math.ceil(high) + 1)
+            for factor in factors
+            if low - 1e-9 <= math.log10(factor * 10.0**exponent) <= high + 1e-9
+        ]
+        if len(finer) > most and len(found) > 1:
+            break
+        found = finer
     if len(found) < 2:
-        return ticks(10**low, 10**high, most)
-    while len(found) > most:
-        found = found[::2]
-    return found
+        return [v for v in ticks(10**low, 10**high, most) if v > 0]
+    return found[:: -(-len(found) // most)]
 
 
 def short(value: float) -> str:

@@ -16,7 +16,7 @@ from gladius_tui.headless import duration
 from gladius_tui.report import bar
 
 NONE = "-"
-MUTED = "$text-muted"
+MUTED = "$foreground 60%"
 STRONG = "bold"
 MILESTONES = ((250e6, "250M"), (500e6, "500M"), (1e9, "1B"))
 
@@ -130,7 +130,7 @@ def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> 
     else:
         total = f" of {board.max_steps:,}" if board.max_steps else ""
         step = [("step ", MUTED), (number(board.step), STRONG), (total, MUTED)]
-        lines.append(_pair(step, [(f"{percent(of_phase)} of phase", MUTED)], width))
+        lines.append(_pair(step, [(percent(of_phase), MUTED)], width))
         lines.append(progress_bar(of_phase, width))
     speed = number(last.tokens_per_sec if last else None, "{:,.0f}")
     lines.append(
@@ -258,29 +258,30 @@ def parameters_pane(board: Board, width: int) -> Content:
     target = number(board.target_params or None)
     lines: list[Content | str | Sequence[Part]] = [
         [(number(board.current_params or None), STRONG), (f" of {target}", MUTED)],
-        _pair([progress_bar(share, width - 5)], [percent(share)], width),
+        _pair([progress_bar(share, width - 6)], [percent(share)], width),
     ]
     embeddings = _embeddings(student)
     layers, hidden = student.get("num_hidden_layers"), student.get("hidden_size")
     lines.append(
         _pair(
-            [("layers ", MUTED), number(layers, "{}"), ("  hidden ", MUTED), number(hidden, "{}")],
-            [("embed ", MUTED), _short(embeddings)],
+            [("layers ", MUTED), number(layers, "{}")],
+            [("embeddings ", MUTED), _short(embeddings)],
             width,
         )
     )
-    reached = [
-        (f"{name} {'✓' if board.current_params >= count else '○'}") for count, name in MILESTONES
-    ]
+    reached = [f"{name} {'✓' if board.current_params >= n else '○'}" for n, name in MILESTONES]
     lines.append([("milestones ", MUTED), " ".join(reached)])
-    heads = student.get("num_attention_heads")
+    heads, shared = student.get("num_attention_heads"), student.get("num_key_value_heads")
     lines.append(
-        [
-            ("heads ", MUTED),
-            f"{number(heads, '{}')}/{number(student.get('num_key_value_heads'), '{}')}",
-            ("  vocabulary ", MUTED),
-            number(student.get("vocab_size")),
-        ]
+        _pair(
+            [("hidden ", MUTED), number(hidden, "{:,}")],
+            [("heads ", MUTED), f"{number(heads, '{}')}/{number(shared, '{}')}"],
+            width,
+        )
+    )
+    rows, context = student.get("vocab_size"), student.get("max_position_embeddings")
+    lines.append(
+        _pair([("tokens ", MUTED), number(rows)], [("context ", MUTED), number(context)], width)
     )
     where = " ".join(word for word in (board.device, board.precision) if word) or NONE
     lines.append([("on ", MUTED), where])
@@ -305,8 +306,9 @@ def _short(count: float | None) -> str:
 _HEAD = ("share", "progress", "KL", "agree", "forgot")
 
 
-def experts_pane(board: Board, width: int) -> Content:
-    """A line an expert: its share, how far its phase is, and how the student matches it."""
+def experts_pane(board: Board, width: int, height: int) -> Content:
+    """A line an expert: its share, how far its phase is, and how the student matches it; where
+    there is room a second one, of how well it is heard."""
     rows = list(board.experts.values())
     if not rows:
         return Content.styled("the experts are told when the run begins", MUTED)
@@ -318,8 +320,29 @@ def experts_pane(board: Board, width: int) -> Content:
     head = f"{'':{2 + names}} {'share':>5} {'progress'[: gauge + 4]:<{gauge + 5}}"
     head += f"{'KL':>6}{'agree':>6}" + (f"{'forgot':>8}" if forgot else "")
     lines: list[Content | str | Sequence[Part]] = [Content.styled(head, MUTED)]
-    lines += [_expert_line(board, row, names, gauge, forgot) for row in rows]
+    heard = height > 2 * len(rows)
+    for row in rows:
+        lines.append(_expert_line(board, row, names, gauge, forgot))
+        if heard:
+            lines.append(Content.styled(_heard(board, row.name, width - 2), MUTED))
     return _lines(lines)
+
+
+def _heard(board: Board, name: str, width: int) -> str:
+    """How well the expert is heard, in as many words as fit."""
+    data = board.data.get(name)
+    if data is None:
+        return "  its text is not prepared yet" if board.status == "preparing" else ""
+    said = [
+        f"  {data.aligned:.0%} aligned",
+        f"weight {data.mean_weight:.2f}",
+        f"residual {data.mean_residual:.3f}",
+        f"{data.dropped_positions:,} of {data.positions:,} positions dropped",
+        f"{data.skipped_blocks:,} of {data.blocks + data.skipped_blocks:,} blocks skipped",
+    ]
+    while len(" · ".join(said)) > width and len(said) > 1:
+        said.pop()
+    return " · ".join(said)
 
 
 def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: bool) -> Content:
@@ -340,7 +363,7 @@ def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: b
     parts.append(f"{percent(row.agreement):>6}")
     if forgot:
         lost = row.forgotten
-        text = NONE if lost is None else "best" if lost < 0.005 else f"+{lost:.0%} KL"
+        text = NONE if lost is None else f"{lost:.0%}"
         style = MUTED if lost is None or lost < 0.05 else "$warning"
         parts.append((f"{text:>8}", style))
     return Content.assemble(*parts)
