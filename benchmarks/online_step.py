@@ -16,7 +16,7 @@ TOKENS_PER_BATCH = 2048
 
 def measure(bench: Workbench) -> dict[str, Figure]:
     trainer = bench.trainer("online")
-    source = trainer.parts.sources[bench.expert.name]
+    source = trainer.sources[bench.expert.name]
     assert isinstance(source, OnlineSource)
     teacher = BareTeacher(bench.pool.get(bench.expert).model, TOKENS_PER_BATCH)
     loop = BareLoop(bench.student(), bench.config.optimizer, bench.dtype, scored_only=False)

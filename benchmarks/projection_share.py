@@ -44,7 +44,7 @@ class _Clock:
 
 
 def measure(bench: Workbench) -> dict[str, Figure]:
-    source = bench.prepared("online").source
+    source, _ = bench.prepared("online").feeds[bench.expert.name]
     assert isinstance(source, OnlineSource)
     teacher, projector = source.teacher()
     targets = bench.config.targets

@@ -138,7 +138,7 @@ class Workbench:
                 config_digest=digest(config),
                 session=Session(self.student(), config.optimizer, config.guards, vocabulary.digest),
                 tokenizer=self.tokenizer,
-                sources={self.expert.name: prepared.source},
+                feeds={self.expert.name: prepared.feeds},
                 held_out={self.expert.name: prepared.held_out},
                 schedule=schedule,
                 journal=Journal(folder / "journal.jsonl"),
@@ -166,8 +166,8 @@ def next_rows(trainer: Trainer) -> list[PackedRow]:
 
 def batch_of(trainer: Trainer, rows: list[PackedRow]) -> Batch:
     """Those rows as the tensors that the trainer's model will see."""
-    sources = trainer.parts.sources
-    blocks = [[sources[row.expert].row(n) for n in row.blocks] for row in rows]
+    sources = trainer.sources
+    blocks = [[sources[row.feed].row(n, row.epoch) for n in row.blocks] for row in rows]
     return make_batch(blocks, trainer.device)
 
 

@@ -15,8 +15,9 @@ import msgspec
 from msgspec import Meta
 
 from engine.errors import UsageError
-from engine.experts.registry import load_experts
+from engine.experts.registry import CAPABILITIES, load_experts
 from engine.structs import Problem, convert, leaves, nearest, problems_text
+from engine.textsources import HUB, absolute_source
 from engine.workspace import Workspace, assets_dir
 
 # A field whose Meta says `extra={"mutable": True}` may be changed when a run is resumed.
@@ -62,11 +63,33 @@ class ExpertsConfig(Section, frozen=True, kw_only=True):
     """Shares of budget and mix that replace the registry's."""
 
 
+class CorpusConfig(Section, frozen=True, kw_only=True):
+    """A public corpus that is streamed from the Hub."""
+
+    source: str
+    """hf:ORG/NAME[/CONFIG][@REVISION][:SPLIT[:COLUMN]]"""
+    share: PositiveFloat = 1.0
+    """Against the other corpora of the same expert."""
+    capabilities: list[str] = []
+    """It is taught by the experts that have one of these; none: by all."""
+    tokens: PositiveFloat | None = None
+    """About how many tokens it has (for the budget's figures)."""
+
+
 class DataConfig(Section, frozen=True, kw_only=True):
     """The text that is learnt from."""
 
     files: list[str] = []
-    """JSON Lines files with {"messages": [...]} or {"text": "..."}."""
+    """JSON Lines files with {"messages": [...]} or {"text": "..."}, plain text (.txt, .md),
+    Parquet, folders of these, or hf:DATASET[:SPLIT[:COLUMN]]."""
+    corpora: list[CorpusConfig] = []
+    """Streamed besides; only where `generate` is true (else `files` are all there is)."""
+    stream_above: PositiveFloat = 8.0
+    """MiB of files (together) from which on they are streamed, not read whole before the start."""
+    stream_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
+    """Share of an expert's rows that is streamed text, where it has other text too."""
+    window: PositiveFloat = 0.5
+    """MiB of streamed text that are read, shuffled and packed together."""
     generate: bool = True
     """Let each expert answer the prompts of its capabilities."""
     answers_per_prompt: Positive = 1
@@ -81,14 +104,18 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """Share of the blocks that is kept for evaluation and never trained on."""
     max_held_out_blocks: Positive = 64
     """Most held-out blocks for each expert (evaluation time grows with them)."""
+    held_out_streamed: Positive = 16
+    """Held-out blocks of each expert's streamed text."""
     max_teacher_tokens: Positive | None = None
-    """Most tokens that each expert scores; None: all its text."""
+    """Most tokens that each expert scores before the first step; None: all its text."""
 
 
 class TargetsConfig(Section, frozen=True, kw_only=True):
     """Where soft targets come from and what is kept of them."""
 
-    source: Literal["cached", "online"] = "cached"
+    source: Literal["auto", "cached", "online"] = "auto"
+    """cached: text is scored once, before the first step, and kept. online: the expert stays in
+    memory and scores each batch. auto: online for what is streamed, cached for the rest."""
     top_k: Positive = 64
     """Most probable student tokens kept exactly, per position (cached)."""
     draws: Positive = 32
@@ -321,8 +348,9 @@ def _set(tables: dict[str, Any], override: str) -> list[Problem]:
 def _absolute_paths(config: RunConfig) -> RunConfig:
     """Paths made absolute, so that a resume from another folder finds the same files."""
     replace = msgspec.structs.replace
-    files = [str(Path(path).expanduser().absolute()) for path in config.data.files]
-    config = replace(config, data=replace(config.data, files=files))
+    corpora = [replace(c, source=absolute_source(c.source)) for c in config.data.corpora]
+    files = [absolute_source(source) for source in config.data.files]
+    config = replace(config, data=replace(config.data, files=files, corpora=corpora))
     tokenizer = config.student.tokenizer
     if "/" in tokenizer or tokenizer.endswith(".json"):
         tokenizer = str(Path(tokenizer).expanduser().absolute())
@@ -346,7 +374,7 @@ def _cross_checks(
             ("student.num_key_value_heads", "student.num_attention_heads"),
             f"{kv_heads} must divide num_attention_heads {heads}",
         )
-    if config.targets.source == "cached" and student.vocab_size > 65536:
+    if config.targets.source != "online" and student.vocab_size > 65536:
         yield (
             ("student.vocab_size", "targets.source"),
             f"{student.vocab_size} is over 65536, the most that cached targets can name",
@@ -395,9 +423,16 @@ def _cross_checks(
             f"{tokenizer!r} is no expert, no path and not 'train'; "
             f"{nearest(tokenizer, ['train', *experts])}",
         )
-    for path in config.data.files:
-        if not Path(path).is_file():
-            yield ("data.files",), f"{path} doesn't exist"
+    for source in config.data.files:
+        if not source.startswith(HUB) and not Path(source).exists():
+            yield ("data.files",), f"{source} doesn't exist"
+    for corpus in config.data.corpora:
+        for name in corpus.capabilities:
+            if name not in CAPABILITIES:
+                yield (
+                    ("data.corpora",),
+                    f"unknown capability {name!r}; {nearest(name, CAPABILITIES)}",
+                )
     if not config.data.files and not config.data.generate:
         yield (
             ("data.generate", "data.files"),
@@ -422,6 +457,8 @@ def to_toml(config: RunConfig) -> str:
     def named(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: named(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [named(entry) for entry in value]
         return "none" if value is None else value
 
     return tomlkit.dumps(named(msgspec.to_builtins(config)))

@@ -10,11 +10,11 @@ from typing import Any
 
 import msgspec
 
+from engine.budget import check_text
 from engine.config import RunConfig, change_config, changed_fields, from_json
 from engine.errors import LockedError, MissingError, UsageError
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.run.state import lock_owner, read_state
-from engine.textdata import check_data_file
 from engine.workspace import Workspace
 
 _STEP_FOLDER = re.compile(r"step-(\d+)")
@@ -96,9 +96,8 @@ def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float |
 
 
 def check_data(config: RunConfig) -> None:
-    """Read every data file of the run; UsageError names the first that is broken, and its line."""
-    for path in config.data.files:
-        check_data_file(path)
+    """A look at the beginning of every text of the run; UsageError names file and line."""
+    check_text(config)
 
 
 def check_experts(workspace: Workspace, config: RunConfig) -> None:

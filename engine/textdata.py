@@ -6,9 +6,9 @@ keys capability, expert and complete. It does not own how a model reads the text
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -43,6 +43,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError('"text" is empty')
 
 
+_OPTIONAL = ("capability", "expert", "complete")
 _decoder = msgspec.json.Decoder(Example)
 _encoder = msgspec.json.Encoder()
 
@@ -50,6 +51,33 @@ _encoder = msgspec.json.Encoder()
 def encode_example(example: Example) -> bytes:
     """The example as one line of JSON, without the newline."""
     return _encoder.encode(example)
+
+
+def decode_line(line: bytes) -> Example:
+    """The example of a line; ValueError where it is none."""
+    try:
+        return _decoder.decode(line)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error
+
+
+def example_of(values: Mapping[str, Any], column: str) -> Example:
+    """The example of a row of a table: a conversation in `messages`, else the text of `column`.
+
+    ValueError where it is none.
+    """
+    content = values.get(column)
+    known = {k: values[k] for k in _OPTIONAL if values.get(k) is not None}
+    if isinstance(content, list):
+        # Tables give every turn all keys that any turn has.
+        turns = [{"role": t.get("role"), "content": t.get("content")} for t in content]
+        known["messages"] = turns
+    else:
+        known["text"] = content
+    try:
+        return msgspec.convert(known, Example)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error
 
 
 def read_data_file(path: str | Path) -> Iterator[Example]:

@@ -34,7 +34,8 @@ def problems(ws: Workspace, **options) -> list[str]:
 
 def test_the_preset_1b_is_what_the_fields_default_to(ws):
     assert {"1b", "nano"} <= set(preset_names())
-    assert load_config(ws) == load_config(ws, preset="1b") == RunConfig()
+    bare = load_config(ws, overrides=["data.corpora=[]"])
+    assert bare == load_config(ws, preset="1b", overrides=["data.corpora=[]"]) == RunConfig()
 
 
 def test_every_preset_is_valid_and_names_itself(ws):

@@ -6,6 +6,7 @@ It does not own where the text comes from (`conversations`, `textdata`) nor what
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +74,12 @@ class Reader:
         self._document_start = bos if bos is not None else self.end_ids[0]
         probe = tokenizer("a").input_ids
         self._adds_bos = bos is not None and bool(probe) and probe[0] == bos
+
+    def twin(self) -> Reader:
+        """The same reader for another thread, with a tokenizer of its own."""
+        twin = copy.copy(self)
+        twin.tokenizer = copy.deepcopy(self.tokenizer)
+        return twin
 
     def context(self, text: str, first: bool) -> np.ndarray:
         """Ids of chat text around the scored spans; special tokens in it are special."""

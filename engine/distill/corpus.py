@@ -22,7 +22,8 @@ from engine.distill.teacher import Teacher
 from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec
 from engine.run.events import DataReady
-from engine.textdata import Example, encode_example, read_data_file
+from engine.textdata import Example, encode_example
+from engine.textsources import read_source
 
 SHARD_POSITIONS = 16384
 
@@ -34,28 +35,39 @@ def example_key(example: Example) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def assign(examples: Iterable[Example], experts: Sequence[ExpertSpec]) -> dict[str, list[Example]]:
-    """Who teaches which of the user's examples.
+def held_by_digest(key: str, share: float) -> bool:
+    """Whether a streamed text is held out: its digest decides, whatever other text there is."""
+    return int(key[:13], 16) < share * 16**13
 
-    One that names an expert of the run goes to it; one with a capability to the experts that have
-    it, if any do; everything else to all.
+
+def takers(
+    example: Example, experts: Sequence[ExpertSpec], capabilities: Sequence[str] = ()
+) -> list[str]:
+    """Who teaches an example.
+
+    One that names an expert of the run goes to it; one with a capability (or with those of the
+    text that it is from) to the experts that have it, if any do; everything else to all.
     """
-    names = {spec.name for spec in experts}
+    names = [spec.name for spec in experts]
+    if example.expert in names:
+        return [str(example.expert)]
+    wanted = [example.capability] if example.capability else list(capabilities)
+    able = [spec.name for spec in experts if any(c in spec.capabilities for c in wanted)]
+    return able or names
+
+
+def assign(examples: Iterable[Example], experts: Sequence[ExpertSpec]) -> dict[str, list[Example]]:
+    """Who teaches which of the user's examples."""
     shares: dict[str, list[Example]] = {spec.name: [] for spec in experts}
     for example in examples:
-        able = [spec.name for spec in experts if example.capability in spec.capabilities]
-        if example.expert in names:
-            takers = [str(example.expert)]
-        else:
-            takers = able or sorted(names)
-        for name in takers:
+        for name in takers(example, experts):
             shares[name].append(example)
     return shares
 
 
-def read_files(files: Sequence[str]) -> list[Example]:
-    """All examples of the data files; UsageError names file and line."""
-    return [example for file in files for example in read_data_file(file)]
+def read_files(sources: Sequence[str]) -> list[Example]:
+    """All examples of the files and folders; UsageError names file and line."""
+    return [example for source in sources for example in read_source(source)]
 
 
 def held_out_keys(
@@ -161,11 +173,12 @@ def read_text(
     spec: ExpertSpec,
     config: RunConfig,
     beat: Callable[[str], None],
+    needs_both: bool = True,
 ) -> ReadText:
     """Tokenises and aligns the examples, up to `data.max_teacher_tokens`.
 
     Raises:
-        UsageError: no block is left to train on, or none to evaluate on.
+        UsageError: no block is left to train on, or none to evaluate on (where `needs_both`).
     """
     text = ReadText()
     seen: set[str] = set()
@@ -192,7 +205,7 @@ def read_text(
                 continue
             text.tally.block(block)
             (text.held_out if is_held else text.train).append(block)
-    if not text.train or not text.held_out:
+    if needs_both and not (text.train and text.held_out):
         raise UsageError(
             f"expert {spec.name}: {len(examples)} texts give {len(text.train)} blocks to train on "
             f"and {len(text.held_out)} to evaluate on ({text.tally.skipped} skipped); at least one "

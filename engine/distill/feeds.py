@@ -1,7 +1,7 @@
 """Owns the order of the data: which packed rows a step trains on, as a pure function of the seed
 and a cursor, and how rows become tensors.
 
-It does not own where the blocks' targets come from (`targets`, `online`).
+It does not own where blocks (`streams`) and their targets come from (`targets`, `scoring`).
 """
 
 from __future__ import annotations
@@ -23,14 +23,46 @@ LENGTH_STEP = 64
 """Few lengths of batches: for every new one a CPU compiles its bf16 kernels anew and keeps them."""
 
 
-class Source(Protocol):
-    """The training blocks of one expert."""
+class Place(msgspec.Struct, frozen=True, array_like=True):
+    """Where the reading of a streamed text stands."""
 
-    def token_counts(self) -> np.ndarray:
-        """Student tokens of each block, (blocks,) int64."""
+    turn: int = 0
+    """Which pass over the text."""
+    upcoming: int = 0
+    """Pieces of the pass that were begun."""
+    lanes: tuple[tuple[int, int, int], ...] = ()
+    """Those that are being read: piece, part of it, examples of the part that are passed."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Blocks of a streamed text that are shuffled and packed together."""
+
+    begins: Place
+    ends: Place
+    lengths: np.ndarray
+    """Student tokens of each block, (blocks,) int64."""
+
+
+class Windowed(Protocol):
+    """Text that is read window by window; the epochs of its rows are the windows' numbers."""
+
+    def window(self, number: int, place: Place) -> Window:
+        """The window that begins at `place`."""
         ...
 
-    def row(self, block: int) -> Row: ...
+    def forget(self, before: int) -> None:
+        """No row of the windows before this one is asked for any more."""
+        ...
+
+
+class Source(Protocol):
+    """Training blocks that one expert teaches."""
+
+    own: bool
+    """Whether the student wrote them itself: then nothing is learnt but the expert's opinion."""
+
+    def row(self, block: int, epoch: int = 0) -> Row: ...
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftSource:
         """Soft targets of the blocks' scored positions, one block after the other."""
@@ -38,19 +70,21 @@ class Source(Protocol):
 
 
 class PackedRow(msgspec.Struct, frozen=True):
-    """Blocks of one expert that share a row of the batch."""
+    """Blocks of one feed that share a row of the batch."""
 
-    expert: str
+    feed: str
     epoch: int
     blocks: tuple[int, ...]
 
 
-class Cursor(msgspec.Struct, frozen=True):
-    """Where one expert's data stands: the next row of which epoch, and the credit of its share."""
+class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Where a feed stands: the next row of which epoch, and the credit of its share."""
 
     epoch: int = 0
+    """Of a stream: the number of the window, which begins at `place`."""
     row: int = 0
     credit: float = 0.0
+    place: Place = Place()
 
 
 def pack(lengths: np.ndarray, order: np.ndarray, max_seq_len: int) -> list[tuple[int, ...]]:
@@ -77,51 +111,70 @@ def pack(lengths: np.ndarray, order: np.ndarray, max_seq_len: int) -> list[tuple
 
 
 class Mixer:
-    """Deals out rows: of each expert in proportion to the mix, in an order the seed decides."""
+    """Deals out rows: of each feed in proportion to the mix, in an order the seed decides.
+
+    A feed is what rows are dealt of: text of one expert that is all there (an epoch has each block
+    once), or a stream of it (an epoch is a window).
+    """
 
     def __init__(
-        self, lengths: Mapping[str, np.ndarray], max_seq_len: int, rows_per_step: int, seed: int
+        self,
+        feeds: Mapping[str, np.ndarray | Windowed],
+        max_seq_len: int,
+        rows_per_step: int,
+        seed: int,
     ) -> None:
-        """lengths: expert to the student tokens of its blocks, (blocks,) int64."""
-        self._lengths = dict(lengths)
+        """feeds: the student tokens of each block, (blocks,) int64; or windows of them."""
+        self._feeds = dict(feeds)
         self._max_seq_len = max_seq_len
         self._rows_per_step = rows_per_step
         self._seed = seed
-        self._packed: dict[str, tuple[int, list[tuple[int, ...]]]] = {}
+        self._packed: dict[str, tuple[tuple[int, Place], list[tuple[int, ...]], Place]] = {}
 
-    def _rows(self, expert: str, epoch: int) -> list[tuple[int, ...]]:
-        held = self._packed.get(expert)
-        if held is None or held[0] != epoch:
-            rng = np.random.default_rng([self._seed, epoch, *expert.encode()])
-            lengths = self._lengths[expert]
+    def _rows(self, feed: str, cursor: Cursor) -> tuple[list[tuple[int, ...]], Place]:
+        """The rows of the cursor's epoch, and where the next one begins."""
+        held = self._packed.get(feed)
+        if held is None or held[0] != (cursor.epoch, cursor.place):
+            source = self._feeds[feed]
+            if isinstance(source, np.ndarray):
+                lengths, ends = source, Place()
+            else:
+                window = source.window(cursor.epoch, cursor.place)
+                lengths, ends = window.lengths, window.ends
+            rng = np.random.default_rng([self._seed, cursor.epoch, *feed.encode()])
             rows = pack(lengths, rng.permutation(len(lengths)), self._max_seq_len)
             # Rows opened late are emptier: shuffled, so that no part of an epoch is.
-            held = epoch, [rows[n] for n in rng.permutation(len(rows))]
-            self._packed[expert] = held
-        return held[1]
+            rows = [rows[n] for n in rng.permutation(len(rows))]
+            held = (cursor.epoch, cursor.place), rows, ends
+            self._packed[feed] = held
+        return held[1], held[2]
 
     def next(
         self, cursors: Mapping[str, Cursor], mix: Mapping[str, float]
     ) -> tuple[list[PackedRow], dict[str, Cursor]]:
         """The rows of a step, and the cursors after it; the ones given are left as they are."""
-        now = {expert: cursors.get(expert, Cursor()) for expert in self._lengths}
+        now = {feed: cursors.get(feed, Cursor()) for feed in {**self._feeds, **cursors}}
+        for feed, source in self._feeds.items():
+            if not isinstance(source, np.ndarray):
+                source.forget(now[feed].epoch)
         dealt: list[PackedRow] = []
         for _ in range(self._rows_per_step):
-            for expert, share in mix.items():
-                credit = now[expert].credit + share
-                now[expert] = msgspec.structs.replace(now[expert], credit=credit)
-            expert = max(mix, key=lambda name: now[name].credit)
-            cursor = now[expert]
-            rows = self._rows(expert, cursor.epoch)
-            dealt.append(PackedRow(expert, cursor.epoch, rows[cursor.row]))
+            for feed, share in mix.items():
+                credit = now[feed].credit + share
+                now[feed] = msgspec.structs.replace(now[feed], credit=credit)
+            feed = max(mix, key=lambda name: now[name].credit)
+            cursor = now[feed]
+            rows, ends = self._rows(feed, cursor)
+            dealt.append(PackedRow(feed, cursor.epoch, rows[cursor.row]))
             last = cursor.row + 1 == len(rows)
-            now[expert] = Cursor(
+            now[feed] = Cursor(
                 epoch=cursor.epoch + last,
                 row=0 if last else cursor.row + 1,
                 credit=cursor.credit - 1.0,
+                place=ends if last else cursor.place,
             )
-        # One expert's rows stand together: an online teacher scores them in one pass.
-        dealt.sort(key=lambda row: row.expert)
+        # One feed's rows stand together: an online teacher scores them in one pass.
+        dealt.sort(key=lambda row: row.feed)
         return dealt, now
 
 

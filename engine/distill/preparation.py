@@ -16,21 +16,24 @@ import msgspec
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from engine.budget import scores_online, streamed_files
 from engine.config import RunConfig
 from engine.distill import corpus
-from engine.distill.blocks import Reader
+from engine.distill.blocks import Reader, TextBlock, make_blocks
 from engine.distill.conversations import load_prompts, write_answers
-from engine.distill.corpus import Tally
+from engine.distill.corpus import ReadText, Tally
 from engine.distill.feeds import Source
 from engine.distill.probes import ExpertProbes, hear_probes, load_probes, save_probes
 from engine.distill.projection import Projector, load_tables
 from engine.distill.scoring import CachedSource, OnlineSource, teacher_reader
 from engine.distill.steering import Steering
+from engine.distill.streams import Stream, StreamSource, open_streams
 from engine.distill.student import load_tokenizer, student_reader, train_tokenizer
 from engine.distill.targets import ShardKey, TargetStore
 from engine.distill.teacher import Teacher, load_teacher
 from engine.distill.teacher import load_tokenizer as load_teacher_tokenizer
 from engine.distill.vocabulary import ByteVocabulary
+from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
 from engine.run.events import LogLine, Progress
 from engine.run.worker import WorkerLink
@@ -38,6 +41,12 @@ from engine.textdata import Example, encode_example, read_data_file
 from engine.workspace import Workspace, write_bytes
 
 _PROBES = "probes.safetensors"
+_BYTES_TO_SAMPLE = 6
+"""Bytes read for each token that may be scored: more than a token has."""
+_TOKENIZER_BYTES = 4 << 20
+"""Of streamed text that the student's tokenizer is trained on."""
+_HELD_OUT_BYTES = 64 << 20
+"""Of streamed text that is looked through for what is held out."""
 
 
 class TeacherPool:
@@ -81,9 +90,14 @@ class TeacherPool:
 
 @dataclass(frozen=True)
 class Prepared:
-    """One expert, ready to teach."""
+    """One expert, ready to teach.
 
-    source: Source
+    Attributes:
+        feeds: (source, share of the expert's rows) by name; a feed that has the expert's own name
+            is text that is all there, the others are streams.
+    """
+
+    feeds: dict[str, tuple[Source, float]]
     held_out: TargetStore
     probes: ExpertProbes | None
     """What it says along the lens's sentences; None where nothing of it was kept."""
@@ -109,11 +123,25 @@ class Preparation:
         self.link = link
         self.pool = pool
         self.dtype = dtype
+        self.streams: dict[str, list[Stream]] = {}
+        """Each expert's streamed text; `texts` opens it."""
+        self._known: set[str] = set()  # keys of the text that is all there
 
     def texts(self) -> dict[str, list[Example]]:
-        """Each expert's text: its own answers, then what the data files give it."""
+        """Each expert's text that is all there: its own answers, then what the files give it.
+
+        What is streamed is opened, and of it only a sample is read where targets are cached.
+        """
         data = self.config.data
-        given = corpus.assign(corpus.read_files(data.files), self.experts)
+        with self.link.busy("opening the text"):
+            streamed = streamed_files(data)
+            whole = [source for source in data.files if source not in streamed]
+            given = corpus.assign(corpus.read_files(whole), self.experts)
+            self.streams = open_streams(self.config, self.experts, self.workspace.cache_dir)
+        if self.config.targets.source == "cached":
+            for name, streams in self.streams.items():
+                given[name] += self._sampled(name, streams)
+            self.streams = {}
         texts: dict[str, list[Example]] = {}
         for spec in self.experts:
             answers: list[Example] = []
@@ -121,6 +149,16 @@ class Preparation:
                 answers = self._answers(spec)
             texts[spec.name] = answers + given[spec.name]
         return texts
+
+    def _sampled(self, expert: str, streams: Sequence[Stream]) -> list[Example]:
+        """As much of the streamed text as `data.max_teacher_tokens` lets the expert score."""
+        most = (self.config.data.max_teacher_tokens or 0) * _BYTES_TO_SAMPLE
+        return [
+            example
+            for stream in streams
+            for example in stream.sample(stream.share * most)
+            if expert in corpus.takers(example, self.experts, stream.capabilities)
+        ]
 
     def _answers(self, spec: ExpertSpec) -> list[Example]:
         """What the expert writes to the prompts; once whole, read back without loading it."""
@@ -151,8 +189,13 @@ class Preparation:
         if self.config.student.tokenizer != "train" or (kept / "tokenizer.json").is_file():
             return load_tokenizer(kept, size)
         with self.link.busy("training the student's tokenizer"):
+            streams = [stream for part in self.streams.values() for stream in part]
+            sampled = [list(s.sample(_TOKENIZER_BYTES / len(streams))) for s in streams]
             unique = dict.fromkeys(
-                text for part in texts.values() for example in part for text in _texts(example)
+                text
+                for part in (*texts.values(), *sampled)
+                for example in part
+                for text in _texts(example)
             )
             tokenizer = train_tokenizer(unique, size)
             tokenizer.save_pretrained(kept)
@@ -166,10 +209,12 @@ class Preparation:
         data = self.config.data
         student = student_reader(tokenizer, self.config.student.vocab_size)
         held = corpus.held_out_keys(texts, data.held_out, data.max_held_out_blocks)
+        if any(self.streams.values()):
+            self._known = {corpus.example_key(e) for part in texts.values() for e in part}
         prepared = {
             spec.name: self._expert(spec, texts[spec.name], held, student) for spec in self.experts
         }
-        if self.config.targets.source == "cached":
+        if not scores_online(self.config):
             self.pool.release()
         return prepared
 
@@ -182,41 +227,84 @@ class Preparation:
     ) -> Prepared:
         self.steering.serve(f"preparing {spec.title}")
         path = expert_path(self.workspace, spec)
+        streams = self.streams.get(spec.name, [])
         vocabulary = ByteVocabulary(load_teacher_tokenizer(path, spec).backend_tokenizer)
         key = self._key(spec, path, vocabulary, student, examples, held)
         folder = self._cache(spec) / key_digest(key)
         stores = {part: TargetStore(folder / part, key) for part in ("train", "held_out")}
         online = self.config.targets.source == "online"
-        ready = all(store.open() and store.complete for store in stores.values())
-        if ready and not online:
-            tally = Tally(**stores["held_out"].meta)
-            self._announce(spec, tally, stores, len(stores["train"]))
-            probes = load_probes(folder / _PROBES)
-            return Prepared(CachedSource(stores["train"]), stores["held_out"], probes)
+        wanted = ["held_out"] if online or not examples else ["train", "held_out"]
+        ready = [part for part in wanted if stores[part].open() and stores[part].complete]
+        if ready == wanted and not online and not streams:
+            self._announce(spec, Tally(**stores["held_out"].meta), stores, len(stores["train"]))
+            feeds = {spec.name: (CachedSource(stores["train"]), 1.0)}
+            return Prepared(feeds, stores["held_out"], load_probes(folder / _PROBES))
 
         teacher = self.pool.get(spec)
         reader = teacher_reader(teacher)
-        text = corpus.read_text(
-            examples, held, student, reader, spec, self.config, self.steering.serve
-        )
-        eos = student.end_ids[0]
+        text = ReadText()
+        if ready != wanted or online:
+            text = corpus.read_text(
+                *(examples, held, student, reader, spec, self.config, self.steering.serve),
+                needs_both=not streams,
+            )
+            text.held_out += self._held_of_streams(spec, student, reader, text.tally)
         with self.link.busy("building the projection tables"):
             tables = load_tables(
                 self.workspace.experts_cache_dir,
                 reader.vocabulary,
                 student.vocabulary,
                 teacher.end_token_ids,
-                eos,
+                student.end_ids[0],
             )
         projector = Projector(tables, teacher.device, self.config.targets.min_mass)
         # Before the text: scored text that is complete then has them beside it.
-        probes = hear_probes(teacher, projector, student, reader, self.steering.serve)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_probes(folder / _PROBES, probes)
+        probes = load_probes(folder / _PROBES) if ready == wanted else None
+        if probes is None:
+            probes = hear_probes(teacher, projector, student, reader, self.steering.serve)
+            folder.mkdir(parents=True, exist_ok=True)
+            save_probes(folder / _PROBES, probes)
+        if ready != wanted:
+            self._score(spec, text, {part: stores[part] for part in wanted}, teacher, projector)
+        scored = {part: stores[part] for part in wanted}
+        tally = text.tally if ready != wanted or online else Tally(**stores["held_out"].meta)
+        blocks = len(text.train) if online else len(stores["train"])
+        self._announce(spec, tally, scored, blocks)
+
+        def teach() -> tuple[Teacher, Projector]:
+            return self.pool.get(spec), projector
+
+        feeds: dict[str, tuple[Source, float]] = {}
+        rest = 1.0
+        if blocks:
+            rest = self.config.data.stream_share if streams else 0.0
+            temperature = self.config.loss.temperature
+            source = (
+                OnlineSource(text.train, teach, temperature)
+                if online
+                else CachedSource(stores["train"])
+            )
+            feeds[spec.name] = source, 1.0 - rest
+        for stream in streams:
+            feeds[stream.name] = (
+                self._stream(spec, stream, (student, reader), teach, held),
+                rest * stream.share,
+            )
+        feeds = {n: f for n, f in feeds.items() if f[1] > 0}
+        return Prepared(feeds, stores["held_out"], probes)
+
+    def _score(
+        self,
+        spec: ExpertSpec,
+        text: ReadText,
+        stores: Mapping[str, TargetStore],
+        teacher: Teacher,
+        projector: Projector,
+    ) -> None:
+        """Scores what each store lacks; the held-out text first."""
         parts = {"held_out": text.held_out, "train": text.train}
-        if online:
-            del parts["train"]
-        total = sum(len(b.teacher_ids) for part in parts.values() for b in part)
+        parts = {part: blocks for part, blocks in parts.items() if part in stores}
+        total = sum(len(b.teacher_ids) for blocks in parts.values() for b in blocks)
         report = _Report(spec, total, self.link, self.steering)
         for part, blocks in parts.items():
             corpus.score_into(
@@ -225,20 +313,90 @@ class Preparation:
                 teacher,
                 projector,
                 self.config,
-                student.vocabulary.size,
+                projector.student_size,
                 text.tally,
                 report,
                 own_nats=part == "held_out",
             )
             report.base += sum(len(b.teacher_ids) for b in blocks)
         report.finish()
-        scored = {part: stores[part] for part in parts}
-        self._announce(spec, text.tally, scored, len(text.train))
-        if online:
-            temperature = self.config.loss.temperature
-            source = OnlineSource(text.train, lambda: (self.pool.get(spec), projector), temperature)
-            return Prepared(source, stores["held_out"], probes)
-        return Prepared(CachedSource(stores["train"]), stores["held_out"], probes)
+
+    # Streamed text
+
+    def _held_of_streams(
+        self,
+        spec: ExpertSpec,
+        student: Reader,
+        reader: Reader,
+        tally: Tally,
+    ) -> list[TextBlock]:
+        """Blocks to measure on, from the beginning of the expert's streams.
+
+        Of a text the digest decides, so that none of it is ever trained on.
+        """
+        data, most = self.config.data, self.config.optimizer.max_seq_len
+        streams = self.streams.get(spec.name, [])
+        passed = set(self._known)
+        blocks: list[TextBlock] = []
+        for place, stream in enumerate(streams, start=1):
+            wanted = max(1, data.held_out_streamed * place // len(streams))
+            for example in stream.sample(_HELD_OUT_BYTES):
+                self.steering.serve(f"reading {stream.text.title}")
+                key = corpus.example_key(example)
+                if key in passed or not corpus.held_by_digest(key, data.held_out):
+                    continue
+                if spec.name not in corpus.takers(example, self.experts, stream.capabilities):
+                    continue
+                passed.add(key)  # another stream may have it too
+                for block in make_blocks(
+                    *(example, student, reader),
+                    max_student_tokens=most,
+                    max_teacher_tokens=max(most, 2048),
+                    trust_end=spec.trust_end,
+                ):
+                    if block is not None and len(block.alignment) and len(blocks) < wanted:
+                        tally.block(block)
+                        blocks.append(block)
+                if len(blocks) >= wanted:
+                    break
+        if streams and not blocks:
+            raise UsageError(
+                f"expert {spec.name}: nothing to evaluate on was found in "
+                f"{', '.join(stream.text.title for stream in streams)}; raise data.held_out "
+                f"(now {data.held_out}), or give more text"
+            )
+        return blocks
+
+    def _stream(
+        self,
+        spec: ExpertSpec,
+        stream: Stream,
+        readers: tuple[Reader, Reader],
+        teach: Callable[[], tuple[Teacher, Projector]],
+        held: frozenset[str],
+    ) -> StreamSource:
+        share = self.config.data.held_out
+
+        def takes(example: Example) -> bool:
+            if spec.name not in corpus.takers(example, self.experts, stream.capabilities):
+                return False
+            key = corpus.example_key(example)
+            # What is held out of the other text is not to be learnt from a stream either.
+            return not corpus.held_by_digest(key, share) and key not in held
+
+        size = "" if stream.text.size is None else f", {stream.text.size / 2**20:,.0f} MiB"
+        self._say(f"{spec.title} streams {stream.text.title}{size}, {stream.share:.0%} of its text")
+        return StreamSource(
+            stream.text,
+            name=stream.name,
+            spec=spec,
+            config=self.config,
+            takes=takes,
+            readers=(readers[0].twin(), readers[1].twin()),
+            teacher=teach,
+            beat=self.steering.serve,
+            say=self._say,
+        )
 
     def _announce(
         self, spec: ExpertSpec, tally: Tally, stores: Mapping[str, TargetStore], blocks: int
@@ -261,6 +419,9 @@ class Preparation:
         targets = self.config.targets
         limits = (self.config.optimizer.max_seq_len, self.config.data.max_teacher_tokens)
         text = f"{corpus.corpus_digest(examples, held)} {limits} {student.tokenizer.chat_template}"
+        for stream in self.streams.get(spec.name, []):
+            settings = self.config.data.held_out, self.config.data.held_out_streamed
+            text += f" {stream.name} {stream.text.fingerprint} {stream.share} {settings}"
         return ShardKey(
             corpus=hashlib.sha256(text.encode()).hexdigest(),
             expert=spec.name,

@@ -167,11 +167,13 @@ class CachedSource:
     """Training blocks whose targets lie in shards."""
 
     store: TargetStore
+    own = False
 
     def token_counts(self) -> np.ndarray:
+        """Student tokens of each block, (blocks,) int64."""
         return self.store.token_counts()
 
-    def row(self, block: int) -> Row:
+    def row(self, block: int, epoch: int = 0) -> Row:
         return self.store.row(block)
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
@@ -185,11 +187,13 @@ class OnlineSource:
     blocks: Sequence[TextBlock]
     teacher: Callable[[], tuple[Teacher, Projector]]
     temperature: float
+    own = False
 
     def token_counts(self) -> np.ndarray:
+        """Student tokens of each block, (blocks,) int64."""
         return np.array([len(block.student_ids) for block in self.blocks], dtype=np.int64)
 
-    def row(self, block: int) -> Row:
+    def row(self, block: int, epoch: int = 0) -> Row:
         b = self.blocks[block]
         return Row(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -22,7 +23,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.config import RunConfig
 from engine.distill.checkpoint import CheckpointError, CheckpointStore, SavedInfo
 from engine.distill.evaluation import draw_sample, evaluate, hidden_states
-from engine.distill.feeds import Batch, Cursor, Mixer, PackedRow, Source, make_batch
+from engine.distill.feeds import Batch, Cursor, Mixer, PackedRow, Source, Windowed, make_batch
 from engine.distill.guards import OomLadder, is_out_of_memory
 from engine.distill.journal import Journal
 from engine.distill.losses import ChainedTargets, SoftSource, distillation_loss
@@ -69,7 +70,8 @@ class Parts:
     config_digest: str
     session: Session
     tokenizer: PreTrainedTokenizerFast
-    sources: Mapping[str, Source]
+    feeds: Mapping[str, Mapping[str, tuple[Source, float]]]
+    """Of each expert: where its rows come from, and each feed's share of them."""
     held_out: Mapping[str, TargetStore]
     schedule: Schedule
     journal: Journal
@@ -111,8 +113,11 @@ class Trainer:
         self.emit = parts.steering.link.emit
         self.pace = Pace(parts.steering, parts.training_seconds)
         optimizer = self.config.optimizer
+        self.sources = {
+            n: source for part in parts.feeds.values() for n, (source, _) in part.items()
+        }
         self.mixer = Mixer(
-            {name: source.token_counts() for name, source in parts.sources.items()},
+            {name: _rows_of(source) for name, source in self.sources.items()},
             optimizer.max_seq_len,
             optimizer.rows_per_step,
             self.config.seed,
@@ -209,7 +214,7 @@ class Trainer:
         """
         began = time.monotonic()
         self.session.optimizer.zero_grad(set_to_none=True)
-        mix = self.schedule.mix_at(step)
+        mix = self._mix(step)
         dealt, cursors = self.mixer.next(self.session.progress.cursors, mix)
         size = self._micro_batch
         micros = [dealt[n : n + size] for n in range(0, len(dealt), size)]
@@ -235,9 +240,17 @@ class Trainer:
             return nullcontext()
         return self.steering.link.busy("training", at_most=_LONGEST_MICRO_BATCH)
 
+    def _mix(self, step: int) -> dict[str, float]:
+        """Share of each feed in the rows of a step."""
+        return {
+            name: share * of_expert
+            for expert, of_expert in self.schedule.mix_at(step).items()
+            for name, (_, share) in self.parts.feeds[expert].items()
+        }
+
     def _read(self, row: PackedRow) -> list[Row]:
-        source = self.parts.sources[row.expert]
-        return [source.row(n) for n in row.blocks]
+        source = self.sources[row.feed]
+        return [source.row(n, row.epoch) for n in row.blocks]
 
     def _soft(self, micro: Sequence[PackedRow]) -> SoftSource | None:
         """The soft targets of a micro-batch, its rows one after the other."""
@@ -245,14 +258,14 @@ class Trainer:
             return None
         groups: list[tuple[str, int, list[int]]] = []
         for row in micro:
-            if groups and groups[-1][:2] == (row.expert, row.epoch):
+            if groups and groups[-1][:2] == (row.feed, row.epoch):
                 groups[-1][2].extend(row.blocks)
             else:
-                groups.append((row.expert, row.epoch, list(row.blocks)))
+                groups.append((row.feed, row.epoch, list(row.blocks)))
         parts = []
-        for expert, epoch, blocks in groups:
-            source = self.parts.sources[expert]
-            positions = sum(len(source.row(n).scored) for n in blocks)
+        for feed, epoch, blocks in groups:
+            source = self.sources[feed]
+            positions = sum(len(source.row(n, epoch).scored) for n in blocks)
             parts.append((positions, source.soft(blocks, epoch, self.device)))
         return parts[0][1] if len(parts) == 1 else ChainedTargets(parts)
 
@@ -536,6 +549,11 @@ class Trainer:
 
     def _say(self, level: Literal["info", "warning", "error"], text: str) -> None:
         self.emit(LogLine(step=self.session.progress.step, level=level, text=text))
+
+
+def _rows_of(source: Any) -> np.ndarray | Windowed:
+    """What the mixer deals rows of: all blocks' lengths, or windows."""
+    return source if hasattr(source, "window") else source.token_counts()
 
 
 def _finite(value: float) -> float | None:

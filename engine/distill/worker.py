@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from engine import hardware
+from engine.budget import scores_online
 from engine.config import RunConfig, changed_fields, digest, from_json, to_json
 from engine.distill.checkpoint import CheckpointStore
 from engine.distill.guards import OomLadder
@@ -264,7 +265,7 @@ class TrainingJob:
         for decision in decisions:
             ladder = ladder.after(decision)
         taken: list[Decision] = []
-        online = self.config.targets.source == "online"
+        online = scores_online(self.config)
         # Two bytes a parameter: experts stand beside the student in half precision.
         teachers = sum(2 * spec.parameters for spec in self.experts) if online else 0
         beside = f", the experts beside it {teachers / GIB:.1f} GiB" if teachers else ""
@@ -310,7 +311,7 @@ class TrainingJob:
         self, loaded: tuple[TrainState, Manifest] | None, decisions: list[Decision]
     ) -> tuple[Trainer, PreTrainedTokenizerFast]:
         """Text, student and trainer."""
-        online = self.config.targets.source == "online"
+        online = scores_online(self.config)
         pool = TeacherPool(
             self.workspace, self.link, self.teacher_device, self.dtype, keep_all=online
         )
@@ -364,7 +365,7 @@ class TrainingJob:
                     model, self.config.optimizer, self.config.guards, vocabulary.digest
                 ),
                 tokenizer=tokenizer,
-                sources={name: part.source for name, part in prepared.items()},
+                feeds={name: part.feeds for name, part in prepared.items()},
                 held_out={name: part.held_out for name, part in prepared.items()},
                 schedule=self._schedule(decisions),
                 journal=self.journal,

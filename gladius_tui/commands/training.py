@@ -58,7 +58,11 @@ def status(options: Options) -> None:
 @click.option("--experts", metavar="A,B", help="Experts, in the order of their phases.")
 @click.option("--hours", type=float, help="Training time of the whole run, save included.")
 @click.option(
-    "--data", metavar="FILE", multiple=True, help="JSON Lines to learn from (repeatable)."
+    "--data",
+    metavar="SOURCE",
+    multiple=True,
+    help="Text to learn from: a file or folder (.jsonl .txt .md .parquet), or "
+    "hf:DATASET[:SPLIT[:COLUMN]] (repeatable).",
 )
 @click.option("--fresh", is_flag=True, help="Begin anew; a former run is kept aside.")
 @overrides_option

@@ -154,7 +154,7 @@ def make_trainer(
             config_digest=digest(config),
             session=Session(model, optimizer, config.guards, "tokenizer"),
             tokenizer=tokenizer,
-            sources={name: part.source for name, part in prepared.items()},
+            feeds={name: part.feeds for name, part in prepared.items()},
             held_out={name: part.held_out for name, part in prepared.items()},
             schedule=Schedule(config, plan_phases(config, experts), tokens),
             journal=Journal(checkpoints / "journal.jsonl"),

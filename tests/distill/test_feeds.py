@@ -70,15 +70,13 @@ def test_every_step_has_its_rows(rows):
     dealt, _ = deal(mixer(rows=rows), 30)
     assert all(len(step) == rows for step in dealt)
     assert all(
-        sum(int(LENGTHS[row.expert][n]) for n in row.blocks) <= MAX
-        for step in dealt
-        for row in step
+        sum(int(LENGTHS[row.feed][n]) for n in row.blocks) <= MAX for step in dealt for row in step
     )
 
 
 def test_experts_get_their_shares():
     dealt, _ = deal(mixer(), 500)
-    counts = Counter(row.expert for step in dealt for row in step)
+    counts = Counter(row.feed for step in dealt for row in step)
     for expert, share in MIX.items():
         # a share is never behind or ahead by more than a row
         assert abs(counts[expert] - 2000 * share) <= 1
@@ -86,7 +84,7 @@ def test_experts_get_their_shares():
 
 def test_an_expert_with_no_share_is_not_dealt():
     dealt, _ = deal(mixer(), 50, {"one": 0.0, "two": 1.0, "three": 0.0})
-    assert {row.expert for step in dealt for row in step} == {"two"}
+    assert {row.feed for step in dealt for row in step} == {"two"}
 
 
 def test_each_epoch_has_each_block_once_in_another_order():
@@ -94,7 +92,7 @@ def test_each_epoch_has_each_block_once_in_another_order():
     seen: dict[tuple[str, int], list[int]] = {}
     for step in dealt:
         for row in step:
-            seen.setdefault((row.expert, row.epoch), []).extend(row.blocks)
+            seen.setdefault((row.feed, row.epoch), []).extend(row.blocks)
     for expert, lengths in LENGTHS.items():
         assert cursors[expert].epoch >= 2
         for epoch in range(cursors[expert].epoch):
@@ -135,7 +133,7 @@ def test_a_cursor_of_the_wrong_shape_is_refused():
 def test_one_experts_rows_stand_together():
     dealt, _ = deal(mixer(rows=9), 40)
     for step in dealt:
-        names = [row.expert for row in step]
+        names = [row.feed for row in step]
         assert names == sorted(names)
 
 
@@ -144,7 +142,7 @@ def test_a_mix_that_changes_goes_on_where_each_expert_stood():
     first, cursors = deal(dealer, 5, {"one": 1.0})
     assert cursors["two"] == Cursor()
     second, after = deal(dealer, 5, {"two": 0.8, "one": 0.2}, cursors)
-    rows = [row for step in first + second for row in step if row.expert == "one"]
+    rows = [row for step in first + second for row in step if row.feed == "one"]
     blocks = [n for row in rows if row.epoch == 0 for n in row.blocks]
     assert len(blocks) == len(set(blocks))
     assert after["two"].row + after["two"].epoch > 0

@@ -47,7 +47,9 @@ def prepared(ws: Workspace, config: RunConfig, link: Any = None):
     preparation = make(ws, config, link or KeepingLink())
     texts = preparation.texts()
     part = preparation.prepare(texts, preparation.tokenizer(texts))["tiny"]
-    return preparation, part.source, part.held_out
+    source, share = part.feeds["tiny"]
+    assert share == 1.0
+    return preparation, source, part.held_out
 
 
 def rows(source: Source) -> list[bytes]:
