@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.run.events import AnyCommand, AnyEvent, Job
 
 JOBS = ("train", "download", "export", "validate")
-_EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
+EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 
 EXIT_CODES = (
     "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 something required is missing, 75 another run "
@@ -87,7 +87,7 @@ def app(
         print_out([context.get_help()])
 
 
-command = functools.partial(app.command, epilog=_EPILOG)
+command = functools.partial(app.command, epilog=EPILOG)
 job_option = click.option("--job", type=click.Choice(JOBS), help="Which job, when two run.")
 
 

@@ -126,18 +126,33 @@ def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
                 Problem(f"{prefix}.repo", "missing; a Hub id, a folder or a .gguf file")
             )
         else:
-            tables[name] = _with_source(table, workspace.root)
+            tables[name] = with_source(table, workspace.root)
     experts: dict[str, ExpertSpec] = {}
     for name, table in tables.items():
-        prefix = f"experts.{name}"
-        spec, found = convert(ExpertSpec, {"title": name, **table, "name": name}, prefix)
+        spec, found = make_spec(workspace, name, table)
         if spec is not None:
-            found += _check(workspace, spec, prefix)
             experts[name] = spec
         problems += found
     if problems:
         raise UsageError(problems_text(problems, str(workspace.user_config)))
     return experts
+
+
+def make_spec(
+    workspace: Workspace, name: str, table: dict[str, Any]
+) -> tuple[ExpertSpec | None, list[Problem]]:
+    """An expert from its table, which names its source, and every problem found."""
+    prefix = f"experts.{name}"
+    spec, problems = convert(ExpertSpec, {"title": name, **table, "name": name}, prefix)
+    if spec is not None:
+        problems += _check(workspace, spec, prefix)
+    return spec, problems
+
+
+def shipped_names() -> list[str]:
+    """The names of the experts that ship."""
+    with open(assets_dir() / "experts.toml", "rb") as file:
+        return list(tomllib.load(file))
 
 
 def _user_tables(workspace: Workspace) -> dict[str, Any]:
@@ -153,7 +168,7 @@ def _user_tables(workspace: Workspace) -> dict[str, Any]:
     return experts
 
 
-def _with_source(table: dict[str, Any], root: Path) -> dict[str, Any]:
+def with_source(table: dict[str, Any], root: Path) -> dict[str, Any]:
     """A user's table with its source (found from `repo`) and, for a path, that path absolute."""
     repo = str(table["repo"])
     source = table.get("source")

@@ -132,6 +132,9 @@ def checkpoint(options: Options, job: Job | None) -> None:
     """Let the running job save a checkpoint after its current step."""
     from engine.run.events import Checkpoint
 
+    job = chosen_job(options.workspace, job)
+    if job not in (None, "train"):
+        raise UsageError(f"{job} has no checkpoints, only training does; nothing of it is lost")
     send(options, options.workspace, Checkpoint(), job)
 
 
