@@ -3,7 +3,7 @@
 # make check          format, lint, types, import contracts
 # make bench          measured ratios as one JSON object
 # make compare        the demo with and without its expert, three seeds each (about 20 minutes)
-# make faults         the tests that kill, cut and fill up (part of `make test` too)
+# make faults         the tests that kill, cut and fill up (most are part of `make test` too)
 # make tokenizers     fetch real tokenizers for the tests into tmp/tokenizers
 # make conversations  let SmolLM2 write assets/conversations/demo.jsonl anew
 # make clean-venv     remove the virtual environment
@@ -58,7 +58,8 @@ compare: setup
 	@$(BIN)/python -m benchmarks.compare
 
 faults: setup
-	$(PYTEST) tests/run tests/distill/test_checkpoint.py tests/distill/test_guards.py
+	$(PYTEST) -m "slow or not slow" tests/run tests/distill/test_checkpoint.py \
+		tests/distill/test_guards.py tests/experts
 
 tokenizers: setup
 	$(BIN)/python tools/make_tokenizers.py

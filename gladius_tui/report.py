@@ -109,6 +109,14 @@ def _experts(state: RunState, experts: Mapping[str, ExpertStatus]) -> str:
     return "  ".join(f"{mark(name)} {name}" for name in planned)
 
 
+def _how_to_mend(spec: ExpertSpec, status: ExpertStatus) -> str:
+    """What of an expert is lacking, and the command or the place that helps."""
+    if spec.source in ("folder", "gguf"):
+        return f"{status.detail}, at {spec.repo}"
+    fetch = f"gladius_train download {spec.name}"
+    return fetch if status.state == "missing" else f"{status.detail}; {fetch}"
+
+
 def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatus]) -> list[str]:
     """The experts as a table, with totals."""
     header = ("model", "repository", "size", "weight", "", "state")
@@ -116,8 +124,8 @@ def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatu
     for spec in specs:
         status = statuses[spec.name]
         state = MARKS[status.state]
-        if status.state == "partial":
-            state += f" ({status.detail})"
+        if status.state != "ready":
+            state += f": {_how_to_mend(spec, status)}"
         rows.append(
             (
                 spec.name,

@@ -22,6 +22,8 @@ from engine.workspace import Workspace, fsync_dir, remove_entry
 
 CONNECTIONS = 4
 """Files of an expert that come at the same time."""
+_LARGE = 1 << 20
+"""Files of so many bytes are told of before they begin."""
 _TELL_SECONDS = 0.5
 _LET_GO_SECONDS = 2.0
 
@@ -82,7 +84,8 @@ class _Gathering:
         self._adopt()
         self._meter.restart(self._total_done())
         for file in self._waiting:
-            self._tell_file(file)
+            if file.size >= _LARGE:
+                self._tell_file(file)
         self._helm.on_pause = self._halt
         try:
             while self._waiting or self._running:

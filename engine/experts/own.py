@@ -39,9 +39,12 @@ def candidate(
     name that is taken.
     """
     if name in load_experts(workspace):
-        what = "ships with the program" if name in shipped_names() else "is there already"
-        hint = "choose another name" if name in shipped_names() else f"models remove {name}"
-        raise UsageError(f"an expert called {name!r} {what}; {hint}")
+        if name in shipped_names():
+            raise UsageError(f"an expert called {name!r} ships already; choose another name")
+        raise UsageError(
+            f"an expert called {name!r} is there already; choose another name, or remove it with: "
+            f"gladius_train models remove {name}"
+        )
     table: dict[str, Any] = {"repo": target}
     path = Path(target).expanduser()
     if target.startswith((".", "/", "~")) or target.endswith(".gguf") or path.exists():

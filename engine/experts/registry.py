@@ -246,7 +246,10 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
         state = "ready"
     else:
         downloads = workspace.downloads_dir / spec.name
-        present += tree_bytes(downloads) if downloads.exists() else 0
+        coming = tree_bytes(downloads) if downloads.exists() else 0
+        if coming and not present and expected:
+            lacking = f"{min(coming / expected, 0.99):.0%} downloaded"
+        present += coming
         state = "partial" if present else "missing"
     return ExpertStatus(
         name=spec.name,

@@ -159,7 +159,7 @@ def _run_aside(options: Options, ws: Workspace, config: dict[str, Any]) -> tuple
     the exit code, and the bytes that it counted last."""
     import msgspec
 
-    from engine.run.events import Progress, RunEnded, RunStarted
+    from engine.run.events import LogLine, Progress, RunEnded, RunStarted
     from engine.run.runner import run_job
     from gladius_tui.headless import Printer
 
@@ -172,7 +172,11 @@ def _run_aside(options: Options, ws: Workspace, config: dict[str, Any]) -> tuple
             counted = int(event.done)
         if isinstance(event, RunEnded):
             failure = event.reason if event.status == "failed" else ""
-        elif not isinstance(event, RunStarted) and not options.quiet:
+        elif isinstance(event, RunStarted) or (
+            isinstance(event, LogLine) and event.level == "error"
+        ):
+            pass  # no part of the outcome; errors are told at the end
+        elif not options.quiet:
             printer(event)
 
     code = run_job(ws, job="download", config=msgspec.json.encode(config), on_event=on_event)

@@ -98,8 +98,11 @@ def train(
 @command()
 @click.option("--hours", type=float, help="Training time of the whole run, what is done included.")
 @overrides_option
+@job_option
 @click.pass_obj
-def resume(options: Options, hours: float | None, overrides: tuple[str, ...]) -> None:
+def resume(
+    options: Options, hours: float | None, overrides: tuple[str, ...], job: Job | None
+) -> None:
     """Go on: a paused run at once, an ended one from its last checkpoint."""
     from engine.preflight import launch_resume
     from engine.run.control import running_jobs
@@ -107,6 +110,11 @@ def resume(options: Options, hours: float | None, overrides: tuple[str, ...]) ->
     from engine.run.state import read_state
 
     ws = options.workspace
+    if job not in (None, "train"):
+        if hours is not None or overrides:
+            raise UsageError(f"--hours and --set are for training; {job} has no use for them")
+        send(options, ws, Resume(), job)
+        return
     if "train" in running_jobs(ws) and read_state(ws).status == "paused":
         if hours is not None or overrides:
             raise UsageError("a paused run keeps its config; stop it first: gladius_train stop")

@@ -15,7 +15,9 @@ from tokenizers.models import BPE
 from engine.run.events import AnyCommand, Event, LogLine, Progress, RunEnded
 
 TOKENIZER = Tokenizer(BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str().encode()
-CONFIG = {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 3}
+CONFIG = json.dumps(
+    {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 3}
+).encode()
 
 
 def safetensors(count: int, seed: int = 0, name: str = "w") -> bytes:
@@ -28,7 +30,7 @@ def safetensors(count: int, seed: int = 0, name: str = "w") -> bytes:
 def model_files(count: int = 3_000_000, **more: bytes | Path) -> dict[str, bytes | Path]:
     """A repository's files: a tiny model with weights of `count` bytes, and what is not wanted."""
     return {
-        "config.json": json.dumps(CONFIG).encode(),
+        "config.json": CONFIG,
         "tokenizer.json": TOKENIZER,
         "tokenizer_config.json": b'{"model_max_length": 64}',
         "model.safetensors": safetensors(count),
@@ -37,6 +39,20 @@ def model_files(count: int = 3_000_000, **more: bytes | Path) -> dict[str, bytes
         "original/consolidated.00.pth": b"never fetched",
         **more,
     }
+
+
+def big_shards(folder: Path, megabytes: int) -> dict[str, bytes | Path]:
+    """Weights in two shards with their index; the shards are files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, bytes | Path] = {}
+    weight_map = {}
+    for number in (1, 2):
+        name = f"model-0000{number}-of-00002.safetensors"
+        files[name] = folder / name
+        (folder / name).write_bytes(safetensors(megabytes * 500_000, number, f"w{number}"))
+        weight_map[f"w{number}"] = name
+    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    return files
 
 
 class RecordingLink:

@@ -134,6 +134,7 @@ class Hub:
         self.tokens: set[str] = set()
         self.licensed: set[str] = set()
         self._lock = threading.Lock()
+        self._live: set[socket.socket] = set()
         self._servers = [_serve(self, _HubHandler, port), _serve(self, _StoreHandler, 0)]
         self.url, self.store_url = (f"http://127.0.0.1:{s.server_port}" for s in self._servers)
 
@@ -146,6 +147,15 @@ class Hub:
         for server in self._servers:
             server.shutdown()
             server.server_close()
+
+    def drop(self) -> int:
+        """Break off every connection that is open now; returns how many."""
+        with self._lock:
+            live = list(self._live)
+        for connection in live:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        return len(live)
 
     def fault(self, method: str, path: str) -> Fault | None:
         """The fault that this request meets; its count goes down."""
@@ -182,6 +192,14 @@ class _Handler(BaseHTTPRequestHandler):
         # What lies in buffers when a connection breaks was never received; keep it little, so
         # that `sent` tells what went over the wire.
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIECE)
+        with self.hub._lock:
+            self.hub._live.add(self.connection)
+
+    def finish(self) -> None:
+        with self.hub._lock:
+            self.hub._live.discard(self.connection)
+        with contextlib.suppress(OSError):
+            super().finish()
 
     def log_message(self, format: str, *args: object) -> None:
         pass
