@@ -143,6 +143,15 @@ class Board:
         """Whether, as far as the events tell, it still runs."""
         return self.status in ("preparing", "training", "paused", "stalled", "stopped")
 
+    @property
+    def phase_progress(self) -> float | None:
+        """How far the phase is, 0 to 1; None where its end is not known."""
+        if self.status == "completed":
+            return 1.0
+        if self.last is None:
+            return None
+        return self.last.phase_progress if self.last.phase == self.phase else 0.0
+
     def take_changes(self) -> set[str]:
         """What has changed since the last call."""
         changed, self.changed = self.changed, set()

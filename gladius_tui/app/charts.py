@@ -1,7 +1,7 @@
 """Owns the chart widget: curves on axes, drawn by plotext. What the points are is `curves`'.
 
-plotext draws on the UI thread, so a chart never gets more than two points a column, and it is drawn
-less often where drawing is dear.
+plotext takes milliseconds for a hundred points, so a chart gets at most two a column, is drawn in a
+thread, and less often where that is dear.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from rich.text import Text
+from textual import work
 from textual.color import Color
-from textual_plotext import PlotextPlot
+from textual.geometry import Size
+from textual_plotext import Plot, PlotextPlot
 
 from gladius_tui.app.curves import (
     Curve,
@@ -31,6 +33,9 @@ LEAST_INTERVAL = 0.25
 """Seconds between two drawings, at least."""
 MOST_SHARE = 0.03
 """Of the time that drawing may take; a dear chart is drawn less often."""
+
+
+RGB = tuple[int, int, int]
 
 
 @dataclass
@@ -54,9 +59,18 @@ class Drawing:
     log: bool = False
     smoothing: float | None = None
 
+    def snapshot(self) -> Drawing:
+        """A copy that does not grow."""
+        series = [
+            Series(Curve(s.curve.metric, list(s.curve.columns)), s.colour, s.run)
+            for s in self.series
+        ]
+        return Drawing(series, self.lo, self.hi, self.log, self.smoothing)
+
 
 class Chart(PlotextPlot):
-    """Curves over steps. `show` gives it what to draw; it is drawn when the screen is."""
+    """Curves over steps. `show` gives it what to draw; it is drawn in a thread, one at a time, and
+    what was drawn before stays until that is done."""
 
     can_focus = False
     DEFAULT_CSS = """
@@ -70,8 +84,9 @@ class Chart(PlotextPlot):
         self.seconds = 0.0
         """That the last drawing took."""
         self._drawn_at = 0.0
-        self._made: tuple[object, Text] | None = None
-        self._version = 0
+        self._text = Text("")
+        self._wanted = False
+        self._sketching = False
 
     @property
     def plot_columns(self) -> int:
@@ -82,39 +97,74 @@ class Chart(PlotextPlot):
     def due(self) -> bool:
         """Whether enough time has gone by since the last drawing."""
         wait = max(LEAST_INTERVAL, self.seconds / MOST_SHARE)
-        return time.monotonic() - self._drawn_at >= wait
+        return not self._sketching and time.monotonic() - self._drawn_at >= wait
 
     def show(self, drawing: Drawing) -> None:
         """Draw this from now on."""
         self.drawing = drawing
-        self._version += 1
-        self.refresh()
+        self._want()
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._want())
+
+    def on_resize(self) -> None:
+        self._want()
 
     def render(self) -> Text:
-        """The chart as text; made anew only when what it shows, its size or the theme changed."""
-        key = (self._version, self.size, self.app.theme)
-        if self._made is None or self._made[0] != key:
-            began = time.perf_counter()
-            self._made = key, self._make()
-            self.seconds = time.perf_counter() - began
-            self._drawn_at = time.monotonic()
-        return self._made[1]
+        """What was drawn last."""
+        return self._text
 
-    def _make(self) -> Text:
-        width, height = self.size
+    def _want(self) -> None:
+        self._wanted = True
+        if not self._sketching and self.is_mounted:
+            self._wanted, self._sketching = False, True
+            colours = [Color.parse(colour).rgb for colour in chart_colours(self.app)]
+            behind = self.background_colors[1].rgb
+            self._sketch(self.drawing.snapshot(), self.size, colours, behind)
+
+    @work(thread=True, group="chart", exit_on_error=False)
+    def _sketch(self, drawing: Drawing, size: Size, colours: list[RGB], behind: RGB) -> None:
+        began = time.perf_counter()
+        text = Text("")
+        try:
+            text = Sketch(self.plt, drawing, size, colours, behind).text()
+        finally:
+            self.app.call_later(self._drawn, text, time.perf_counter() - began)
+
+    def _drawn(self, text: Text, seconds: float) -> None:
+        self._text, self.seconds, self._drawn_at = text, seconds, time.monotonic()
+        self._sketching = False
+        self.refresh()
+        if self._wanted:
+            self._want()
+
+
+class Sketch:
+    """One drawing of a chart, for any thread."""
+
+    def __init__(
+        self, plot: Plot, drawing: Drawing, size: Size, colours: Sequence[RGB], behind: RGB
+    ) -> None:
+        self._plot, self._drawing, self._size = plot, drawing, size
+        self._colours, self._behind = colours, behind
+
+    def text(self) -> Text:
+        """The chart as text of this size."""
+        width, height = self._size
         if width < 12 or height < 4:
             return Text("")
-        plot = self.plt
+        plot = self._plot
         plot.clear_figure()
         plot.theme("textual-clear")
         plot.plotsize(width, height)
         plot._set_size(width, height)
-        ranges = self._plot_series(height)
+        ranges = self._plot_series()
         if not ranges:
             return Text("\n" * (height // 2) + "no value yet".center(width))
         plot.xaxes(True, False)
         plot.yaxes(True, "right" in ranges)
-        lo, hi = self.drawing.lo, max(self.drawing.hi - 1, self.drawing.lo + 1)
+        lo, hi = self._drawing.lo, max(self._drawing.hi - 1, self._drawing.lo + 1)
         plot.xlim(lo, hi)
         at = ticks(lo, hi, max(2, width // 14))
         plot.xticks(at, [short(x) for x in at])
@@ -122,78 +172,73 @@ class Chart(PlotextPlot):
             self._ticks(side, low, high, height)
         return Text.from_ansi(plot.build(), no_wrap=True, end="")
 
-    def _plot_series(self, height: int) -> dict[str, tuple[float, float]]:
+    def _plot_series(self) -> dict[str, tuple[float, float]]:
         """Plots all; returns the range of each side that has values."""
-        drawing = self.drawing
+        drawing = self._drawing
         if not drawing.series:
             return {}
         first_unit = unit_of(drawing.series[0].curve.metric)
         ranges: dict[str, tuple[float, float]] = {}
-        faint: list[tuple[Series, list[Segment], str]] = []
-        strong: list[tuple[Series, list[Segment], str]] = []
+        faint: list[tuple[list[Segment], RGB, str, bool]] = []
+        strong: list[tuple[list[Segment], RGB, str, bool]] = []
         for series in drawing.series:
-            side = "left" if unit_of(series.curve.metric) == first_unit else "right"
-            raw = series.curve.raw()
-            smooths = drawing.smoothing is not None and not is_sparse(series.curve.metric)
-            if smooths and drawing.smoothing is not None:
-                smooth = series.curve.smooth(drawing.smoothing)
-                strong.append((series, self._scaled(smooth), side))
+            metric, sparse = series.curve.metric, is_sparse(series.curve.metric)
+            side = "left" if unit_of(metric) == first_unit else "right"
+            colour = self._colours[series.colour % len(self._colours)]
+            if series.run:
+                colour = _blend(colour, self._behind, 0.6)
+            raw = self._in_sight(self._scaled(series.curve.raw()))
+            shown = raw
+            if drawing.smoothing is not None and not sparse:
+                shown = self._in_sight(self._scaled(series.curve.smooth(drawing.smoothing)))
                 if not series.run:
-                    faint.append((series, self._scaled(raw), side))
-            else:
-                strong.append((series, self._scaled(raw), side))
-            every = [y for _, ys in self._scaled(raw) for y in ys]
+                    faint.append((raw, _blend(colour, self._behind, 0.38), side, False))
+            strong.append((shown, colour, side, sparse))
+            every = [y for _, ys in (shown if series.run else raw) for y in ys]
             if every:
                 low, high = ranges.get(side, (every[0], every[0]))
                 ranges[side] = min(low, *every), max(high, *every)
-        colours = [Color.parse(c).rgb for c in chart_colours(self.app)]
-        behind = self.background_colors[1].rgb
-        for series, lines, side in faint:
-            colour = _blend(colours[series.colour % len(colours)], behind, 0.38)
-            self._lines(lines, colour, side, "braille")
-        for series, lines, side in strong:
-            colour = colours[series.colour % len(colours)]
-            if series.run:
-                colour = _blend(colour, behind, 0.6)
-            self._lines(lines, colour, side, "braille", is_sparse(series.curve.metric))
+        for lines in (*faint, *strong):
+            self._lines(*lines)
         return ranges
 
     def _scaled(self, lines: Sequence[Segment]) -> list[Segment]:
-        return on_log(lines) if self.drawing.log else list(lines)
+        return on_log(lines) if self._drawing.log else list(lines)
 
-    def _lines(
-        self,
-        lines: Sequence[Segment],
-        colour: tuple[int, int, int],
-        side: str,
-        marker: str,
-        dots: bool = False,
-    ) -> None:
+    def _in_sight(self, lines: Sequence[Segment]) -> list[Segment]:
+        """What lies on the axis: curves begin before it, for their moving averages."""
+        lo, hi = self._drawing.lo, self._drawing.hi
+        found = []
+        for xs, ys in lines:
+            inside = [(x, y) for x, y in zip(xs, ys, strict=True) if lo <= x < hi]
+            if inside:
+                found.append(([x for x, _ in inside], [y for _, y in inside]))
+        return found
+
+    def _lines(self, lines: Sequence[Segment], colour: RGB, side: str, dots: bool) -> None:
         for xs, ys in lines:
             if len(xs) > 1:
                 # Few values: what was measured is a point, what lies between is dotted.
-                dotted = "·" if dots else marker
-                self.plt.plot(xs, ys, marker=dotted, color=colour, yside=side)
+                marker = "·" if dots else "braille"
+                self._plot.plot(xs, ys, marker=marker, color=colour, yside=side)
             if dots or len(xs) == 1:
-                self.plt.scatter(xs, ys, marker="•", color=colour, yside=side)
+                self._plot.scatter(xs, ys, marker="•", color=colour, yside=side)
 
     def _ticks(self, side: str, low: float, high: float, height: int) -> None:
         if low == high:
             low, high = low - 0.5, high + 0.5
         room = (high - low) * 0.03
-        self.plt.ylim(low - room, high + room, side)  # type: ignore[arg-type]
+        self._plot.ylim(low - room, high + room, side)  # type: ignore[arg-type]
         most = max(2, (height - 2) // 3)
-        if self.drawing.log:
+        if self._drawing.log:
             values = log_ticks(low, high, most)
             at = [y for _, ys in on_log([([0.0] * len(values), values)]) for y in ys]
         else:
             values = at = ticks(low, high, most)
-        self.plt.yticks(at, [short(v) for v in values], side)  # type: ignore[arg-type]
+        self._plot.yticks(at, [short(v) for v in values], side)  # type: ignore[arg-type]
 
 
-def _blend(
-    colour: tuple[int, int, int], behind: tuple[int, int, int], share: float
-) -> tuple[int, int, int]:
+def _blend(colour: RGB, behind: RGB, share: float) -> RGB:
     """`share` of the colour over what is behind."""
     a, b, c = (round(x * share + y * (1 - share)) for x, y in zip(colour, behind, strict=True))
     return a, b, c

@@ -73,19 +73,28 @@ class DashboardScreen(ChartKeys):
             grid-columns: 33 1fr 30;
             grid-rows: 1fr 8 5;
         }
-        Panes .pane { height: 100%; }
+        .part {
+            height: 100%;
+            padding: 0 1;
+            border: round $foreground 25%;
+            border-title-color: $foreground 80%;
+            border-title-style: bold;
+            border-subtitle-color: $foreground 55%;
+        }
         #tabs { display: none; height: 1; padding: 0 1; }
-        #chart-pane { padding: 0; }
+        #chart-pane { padding: 0 1 0 0; }
         #log-pane { column-span: 3; }
         &.-h30 Panes { grid-rows: 1fr 8 7; }
         &.-w160 Panes { grid-columns: 42 1fr 42; }
         &.-w160.-h30 Panes { grid-rows: 1fr 9 10; }
         &.-w60 Panes { layout: vertical; }
         &.-w60 #tabs { display: block; }
-        &.-w60 Panes .side { display: none; height: 11 !important; }
-        &.-w60 Panes .side.-chosen { display: block; dock: bottom; }
-        &.-w60 Panes #tabs { dock: bottom; margin-bottom: 11; }
-        &.-w60 Panes #chart-pane { height: 1fr; }
+        &.-w60 .side { display: none; height: 11; }
+        &.-w60 .side.-chosen { display: block; dock: bottom; }
+        &.-w60 #tabs { dock: bottom; margin-bottom: 11; }
+        &.-w60.-h16 .side { height: 9; }
+        &.-w60.-h16 #tabs { margin-bottom: 9; }
+        &.-w60 #chart-pane { height: 1fr; }
     }
     """
 
@@ -115,11 +124,11 @@ class DashboardScreen(ChartKeys):
         self.set_interval(_AGE_SECONDS, self._grow_older)
         self.call_after_refresh(self._begin)
 
-    def _begin(self) -> None:
+    async def _begin(self) -> None:
         """After the first paint: what would delay it."""
-        self.make_chart()
         if not self._loading:
             self._load("", None)
+        await self.make_chart()
 
     def on_screen_resume(self) -> None:
         self._redraw()

@@ -4,7 +4,10 @@ history in a thread, then grown by live values until they must be read anew.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from textual import work
@@ -68,20 +71,17 @@ class ChartKeys(GladiusScreen):
         """Live values that came while the curves were being read."""
         self._busy = False
 
-    @property
-    def chart(self) -> Chart | None:
-        """The chart; None before the first paint, which does not wait for plotext."""
-        from gladius_tui.app.charts import Chart
+    chart: Chart | None = None
+    """None before the first paint, which does not wait for plotext."""
 
-        found = self.query(Chart)
-        return found.first() if found else None
-
-    def make_chart(self) -> None:
+    async def make_chart(self) -> None:
         """Put the chart into its pane."""
-        from gladius_tui.app.charts import Chart
-
-        if self.chart is None:
-            self.query_one("#chart-pane").mount(Chart(id="chart"))
+        charts = await asyncio.to_thread(import_module, "gladius_tui.app.charts")
+        if self.chart is None and self.is_mounted:
+            chart = charts.Chart(id="chart")
+            await self.query_one("#chart-pane").mount(chart)
+            self.chart = chart
+            self.call_after_refresh(self.read_curves)
 
     @property
     def newest(self) -> int:
@@ -104,7 +104,7 @@ class ChartKeys(GladiusScreen):
 
     def read_curves(self) -> None:
         """Read what is shown out of the history; what is drawn stays until that is done."""
-        chart = self.chart if self.is_mounted else None
+        chart = self.chart
         if self.board is None or chart is None:
             return
         self._reading += 1
@@ -262,7 +262,7 @@ class ChartKeys(GladiusScreen):
         if self.board is None:
             return
         ws, run = self.gladius.ws, self.board.run_id
-        known = await self.run_in_thread(lambda: past.read_metrics(ws, run))
+        known = await asyncio.to_thread(past.read_metrics, ws, run)
         choices = [(metric, title_of(metric)) for metric in known]
         text = "Values of one unit share the left axis; others stand on the right."
         chosen = await self.app.push_screen_wait(Pick("Metrics", text, choices, self.metrics))
@@ -273,15 +273,13 @@ class ChartKeys(GladiusScreen):
     @work(exclusive=True, group="pick", exit_on_error=False)
     async def action_overlay(self) -> None:
         """Choose former runs to lay over this one."""
-        import time
-
         from gladius_tui.app import past
         from gladius_tui.app.pick import Pick
 
         if self.board is None:
             return
         ws, run = self.gladius.ws, self.board.run_id
-        found = await self.run_in_thread(lambda: past.former_runs(ws, run))
+        found = await asyncio.to_thread(past.former_runs, ws, run)
         if not found:
             self.notify("There is no other run in this root's history", markup=False)
             return
@@ -297,9 +295,3 @@ class ChartKeys(GladiusScreen):
             self._titles = {run_id: labels[run_id] for run_id in chosen}
             self.others = {}
             self.read_curves()
-
-    async def run_in_thread(self, read):
-        """The result of a reading that may take a while."""
-        import asyncio
-
-        return await asyncio.to_thread(read)

@@ -31,7 +31,7 @@ class Pane(Static):
     """A bordered box that writes one part of a board, and only when that part has changed."""
 
     def __init__(self, name: str, title: str, shows: set[str], write: Write) -> None:
-        super().__init__(id=f"{name}-pane", classes="pane side", markup=False)
+        super().__init__(id=f"{name}-pane", classes="part side", markup=False)
         self.border_title = title
         self.shows = shows
         """Names of `Board.changed` that this pane tells of."""
@@ -54,7 +54,7 @@ class ChartPane(Vertical):
     """The chart, its legend in the border. plotext is imported with the first chart."""
 
     def __init__(self) -> None:
-        super().__init__(id="chart-pane", classes="pane")
+        super().__init__(id="chart-pane", classes="part")
         self.border_title = "Loss"
 
     def entitle(self, title: Content, subtitle: str) -> None:

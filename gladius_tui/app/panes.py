@@ -114,60 +114,68 @@ def status_part(board: Board) -> tuple[str, str]:
 
 
 def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> Content:
-    """Phase, step, progress, speed, what is left, loss, checkpoint."""
-    last = board.last
+    """Phase, step, progress, loss, speed, what is left, checkpoint; in two columns where wide."""
     status, style = status_part(board)
-    phase = "-" if board.phase is None else f"{board.phase}/{board.phases}"
-    where = [("phase ", MUTED), (phase, STRONG), f"  {board.phase_name}"]
-    of_phase = last.phase_progress if last is not None else None
-    work = next(iter(board.work.values()), None)
+    phase = NONE if board.phase is None else f"{board.phase}/{board.phases}"
     lines: list[Content | str | Sequence[Part]] = [
-        _pair([(status, f"{style} bold")], [(board.preset, MUTED)], width),
-        where,
+        _pair([(status, f"{style} bold")], [(board.preset, MUTED)], width)
     ]
+    if board.status in ("failed", "ended"):
+        reason = board.ended.reason if board.ended else "its runner is gone; resume goes on"
+        lines.append(Content.styled(reason, "$error" if board.status == "failed" else MUTED))
+    lines.append([("phase ", MUTED), (phase, STRONG), f"  {board.phase_name}"])
+    work = next(iter(board.work.values()), None)
     if work is not None and board.status in ("preparing", "paused"):
         lines += _work_lines(work, width)
     else:
         total = f" of {board.max_steps:,}" if board.max_steps else ""
         step = [("step ", MUTED), (number(board.step), STRONG), (total, MUTED)]
-        lines.append(_pair(step, [(percent(of_phase), MUTED)], width))
-        lines.append(progress_bar(of_phase, width))
-    speed = number(last.tokens_per_sec if last else None, "{:,.0f}")
-    lines.append(
-        _pair(
-            [(speed, STRONG), (" tok/s", MUTED)],
-            [("MFU ", MUTED), percent(mfu)],
-            width,
-        )
-    )
-    going = board.status in ("training", "paused", "stalled", "stopped")
-    lines.append(
-        _pair(
-            [("ETA phase ", MUTED), clock(last.phase_eta if last and going else None)],
-            [("all ", MUTED), clock(last.run_eta if last and going else None)],
-            width,
-        )
-    )
-    loss = number(last.loss if last else None, "{:.3f}")
-    rate = number(last.lr if last else None, "{:.1e}").replace("e-0", "e-")
-    lines.append(_pair([("loss ", MUTED), (loss, STRONG)], [("lr ", MUTED), rate], width))
-    bits = number(board.bits_per_byte, "{:.3f}")
-    best = number(board.best_bits, "{:.3f}")
-    lines.append(_pair([("held-out ", MUTED), (bits, STRONG)], [("best ", MUTED), best], width))
-    saved = board.checkpoint
-    if saved is None:
-        lines.append([("checkpoint ", MUTED), NONE])
-    else:
-        age = ago(max(0.0, now - saved.time))
-        lines.append(_pair([("checkpoint ", MUTED), f"{saved.step:,}"], [(age, MUTED)], width))
-    tokens = number(last.tokens_seen if last else None)
-    hours = clock(last.training_seconds if last else None)
-    lines.append(_pair([("tokens ", MUTED), tokens], [("time ", MUTED), hours], width))
-    if board.status in ("failed", "ended"):
-        reason = board.ended.reason if board.ended else "its runner is gone"
-        lines.append((reason, "$error" if board.status == "failed" else MUTED))
-        lines[-1] = Content.styled(reason, "$error" if board.status == "failed" else MUTED)
+        lines.append(_pair(step, [(percent(board.phase_progress), MUTED)], width))
+        lines.append(progress_bar(board.phase_progress, width))
+    facts = _facts(board, now, mfu)
+    if width < 64:
+        return _lines([*lines, *(_pair(left, right, width) for left, right in facts)])
+    half = width // 2 - 2
+    for n in range(0, len(facts), 2):
+        pair = [_pair(left, right, half) for left, right in facts[n : n + 2]]
+        lines.append(Content("    ").join(pair))
     return _lines(lines)
+
+
+def _facts(
+    board: Board, now: float, mfu: float | None
+) -> list[tuple[Sequence[Part], Sequence[Part]]]:
+    """Figures two by two, the most wanted first."""
+    last, saved = board.last, board.checkpoint
+    rate = number(last.lr if last else None, "{:.1e}").replace("e-0", "e-")
+    left = last if board.alive else None
+    age = "" if saved is None else ago(max(0.0, now - saved.time))
+    return [
+        (
+            [("loss ", MUTED), (number(last.loss if last else None, "{:.3f}"), STRONG)],
+            [("lr ", MUTED), rate],
+        ),
+        (
+            [("held-out ", MUTED), (number(board.bits_per_byte, "{:.3f}"), STRONG)],
+            [("best ", MUTED), number(board.best_bits, "{:.3f}")],
+        ),
+        (
+            [(number(last.tokens_per_sec if last else None), STRONG), (" tok/s", MUTED)],
+            [("MFU ", MUTED), percent(mfu)],
+        ),
+        (
+            [("ETA phase ", MUTED), clock(left.phase_eta if left else None)],
+            [("all ", MUTED), clock(left.run_eta if left else None)],
+        ),
+        (
+            [("checkpoint ", MUTED), number(saved.step if saved else None)],
+            [(age, MUTED)],
+        ),
+        (
+            [("tokens ", MUTED), number(last.tokens_seen if last else None)],
+            [("time ", MUTED), clock(last.training_seconds if last else None)],
+        ),
+    ]
 
 
 def _work_lines(work, width: int) -> list[Content | str | Sequence[Part]]:
