@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -47,6 +48,10 @@ class Options:
         """Whether a screen may be opened: nobody asked for lines, and a person sits there."""
         if self.no_ui or self.json or self.quiet:
             return False
+        import os
+
+        if os.environ.get("TERM") in ("dumb", "unknown"):
+            return False
         return sys.stdin.isatty() and sys.stdout.isatty()
 
 
@@ -82,13 +87,25 @@ def app(
     context: click.Context, root: str | None, no_ui: bool, as_json: bool, quiet: bool, debug: bool
 ) -> None:
     """Distil several expert language models into one small student."""
-    context.obj = Options(root=root, no_ui=no_ui, json=as_json, quiet=quiet)
-    if context.invoked_subcommand is None:
+    options = context.obj = Options(root=root, no_ui=no_ui, json=as_json, quiet=quiet)
+    if context.invoked_subcommand is not None:
+        return
+    if options.wants_screen:
+        open_screen(options)
+    else:
         print_out([context.get_help()])
 
 
 command = functools.partial(app.command, epilog=EPILOG)
 job_option = click.option("--job", type=click.Choice(JOBS), help="Which job, when two run.")
+
+
+def open_screen(options: Options, mode: str = "", launch: Sequence[str] = ()) -> NoReturn:
+    """Open the app at a mode ("": where it makes sense), start `launch` in it (the words after
+    `gladius_train`), and end with its exit code."""
+    from gladius_tui.app.app import run_app
+
+    raise click.exceptions.Exit(run_app(options.workspace, mode, launch))
 
 
 def run_here(

@@ -19,6 +19,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.message import Message
 from textual.screen import Screen
+from textual.theme import Theme
 
 from engine.workspace import Workspace
 from gladius_tui.app import modes
@@ -115,7 +116,7 @@ class GladiusApp(App[int]):
     def on_mount(self) -> None:
         if self._settings.trouble:
             self.notify(self._settings.trouble, severity="warning", markup=False)
-        self.theme_changed_signal.subscribe(self, lambda theme: self._remember(theme.name))
+        self.theme_changed_signal.subscribe(self, self._theme_changed)
         self._catch_signals()
         self.call_after_refresh(self._begin)
 
@@ -232,6 +233,11 @@ class GladiusApp(App[int]):
         from gladius_tui.app.palette import commands
 
         yield from commands(self, screen)
+
+    def _theme_changed(self, theme: Theme) -> None:
+        for screen in self.screens.values():
+            screen.theme_changed()
+        self._remember(theme.name)
 
     def _remember(self, theme: str) -> None:
         @work(thread=True, exclusive=True, group="settings", exit_on_error=False)

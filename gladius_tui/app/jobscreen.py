@@ -93,6 +93,9 @@ class JobScreen(GladiusScreen):
 
     # What they share
 
+    def theme_changed(self) -> None:
+        self.show()
+
     @property
     def notice(self) -> Notice:
         return self.query_one("#notice", Notice)

@@ -166,6 +166,9 @@ class ModelsScreen(GladiusScreen):
     def on_resize(self) -> None:
         self._fill()
 
+    def theme_changed(self) -> None:
+        self._fill()
+
     def _fill(self) -> None:
         """Write the table anew, the cursor on the same expert as before."""
         shelf = self._shelf

@@ -114,6 +114,9 @@ class GladiusScreen(Screen[None]):
     def launch_ended(self, ended: Ended) -> None:
         """A command that the app has started is over (`app.launch`)."""
 
+    def theme_changed(self) -> None:
+        """Draw anew what holds colours of the theme (those of TCSS change by themselves)."""
+
     def filter_changed(self, text: str) -> None:
         """Show only what holds `text`, in lower case; "" shows all."""
 

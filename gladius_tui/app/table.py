@@ -17,7 +17,7 @@ def coloured(app: App, text: str, colour: str) -> Text:
     """Text in a colour of the theme, such as "success"; "dim" is a paler foreground."""
     if colour == "dim":
         return Text(text, style="dim")
-    return Text(text, style=app.theme_variables.get(colour, "") if colour else "")
+    return Text(text, style=app.theme_variables.get(f"text-{colour}", "") if colour else "")
 
 
 class Table(DataTable[Cell]):

@@ -1,0 +1,205 @@
+"""Owns what the Train screen says of a run before it starts: which command it is, what is wrong
+with it, what it comes to, and whether this machine can hold it. Nothing is written; no torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+import msgspec
+
+from engine.config import RunConfig, load_config
+from engine.errors import GladiusError
+from engine.experts.registry import ExpertSpec, expert_status, load_experts
+from engine.hardware import available_ram, disk_free, has_bf16, total_ram
+from engine.preflight import launch_training, stored_config
+from engine.run.events import GpuReading
+from engine.sizing import checkpoint_bytes, parameter_count, training_memory
+from engine.workspace import Workspace
+from gladius_tui.headless import size
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What the form holds, as it was typed."""
+
+    preset: str = "nano"
+    file: str = ""
+    experts: tuple[str, ...] | None = None
+    """None: the preset's."""
+    hours: str = ""
+    data: str = ""
+    """Paths, as a shell would read them."""
+    device: str = "auto"
+    overrides: str = ""
+    """section.field=value, as a shell would read them."""
+
+    def argv(self) -> list[str]:
+        """The words after `gladius_train` that start this run; ValueError for an open quote."""
+        words = ["train", "--preset", self.preset]
+        if self.file.strip():
+            words += ["--config", self.file.strip()]
+        if self.experts is not None:
+            words += ["--experts", ",".join(self.experts)]
+        if self.hours.strip():
+            words += ["--hours", self.hours.strip()]
+        for path in shlex.split(self.data):
+            words += ["--data", path]
+        for override in self.all_overrides():
+            words += ["--set", override]
+        return words
+
+    def all_overrides(self) -> list[str]:
+        """The overrides with the device among them."""
+        device = [] if self.device == "auto" else [f"device.device={self.device}"]
+        return [*shlex.split(self.overrides), *device]
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line of the assessment."""
+
+    label: str
+    text: str
+    verdict: str = ""
+    """`ok`, `bad`, `note`, or "" where there is nothing to judge."""
+
+
+class Assessment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a form comes to."""
+
+    form: Form
+    experts: tuple[str, ...] = ()
+    """Names, in the order of their phases."""
+    lines: tuple[Line, ...] = ()
+    problems: tuple[str, ...] = ()
+    """What keeps it from starting; each with its remedy."""
+    stored: tuple[int, str] | None = None
+    """Step and preset of the run that `resume` would go on with."""
+
+
+def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessment:
+    """Look at all that decides about this run; long text files take a while."""
+    stored = stored_config(ws)
+    resumable = None if stored is None else (stored[0], stored[1].preset)
+    try:
+        hours = _hours(form.hours)
+        config = load_config(
+            ws,
+            preset=form.preset,
+            file=form.file.strip() or None,
+            overrides=form.all_overrides(),
+            experts=form.experts,
+            data=shlex.split(form.data),
+            hours=hours,
+        )
+    except (GladiusError, ValueError) as error:
+        return Assessment(form=form, problems=_problems(str(error)), stored=resumable)
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    try:
+        notes = launch_training(ws, config).notes
+    except GladiusError as error:
+        problems = _problems(str(error))
+    specs = load_experts(ws)
+    return Assessment(
+        form=form,
+        experts=tuple(config.experts.names),
+        lines=(
+            *_student(config),
+            *_length(config),
+            *_memory(config, specs, gpus),
+            *_disk(ws, config, specs),
+            *(Line("note", note, "note") for note in notes),
+        ),
+        problems=problems,
+        stored=resumable,
+    )
+
+
+def _hours(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"hours: {text.strip()!r} is no number, such as 1.5") from None
+
+
+def _problems(text: str) -> tuple[str, ...]:
+    """The lines of an error: each problem of a config stands in one."""
+    lines = [line.strip() for line in text.splitlines()]
+    return tuple(lines[1:] if len(lines) > 1 else lines)
+
+
+def _student(config: RunConfig) -> Iterator[Line]:
+    student = config.student
+    count = parameter_count(student)
+    yield Line("student", f"{count.total:,} parameters")
+    yield Line(
+        "",
+        f"{student.num_hidden_layers} layers of {student.hidden_size}, "
+        f"{student.vocab_size:,} tokens, context {student.max_position_embeddings:,}",
+    )
+
+
+def _length(config: RunConfig) -> Iterator[Line]:
+    optimizer, schedule = config.optimizer, config.schedule
+    tokens = optimizer.rows_per_step * optimizer.max_seq_len
+    yield Line("a step", f"{tokens:,} tokens, micro-batch {optimizer.micro_batch_size}")
+    if schedule.max_steps is not None:
+        yield Line("length", f"{schedule.max_steps:,} steps")
+    elif schedule.hours is not None:
+        yield Line("length", f"{schedule.hours:g} hours, saving included")
+    else:
+        yield Line(
+            "length", f"{schedule.expert_tokens:,} tokens an expert, then until it has converged"
+        )
+
+
+def _memory(
+    config: RunConfig, specs: dict[str, ExpertSpec], gpus: tuple[GpuReading, ...]
+) -> Iterator[Line]:
+    device = config.device.device
+    on_gpu = device == "cuda" or (device == "auto" and bool(gpus))
+    precision = config.device.precision
+    half = precision == "bf16" or (precision == "auto" and (on_gpu or has_bf16()))
+    need = training_memory(config, half)
+    largest = max((specs[n].parameters for n in config.experts.names if n in specs), default=0)
+    expert = largest * (2 if half else 4)
+    # Cached targets are made before the first step: expert and training never stand side by side.
+    total = need.total + expert if config.targets.source == "online" else max(need.total, expert)
+    if on_gpu and not gpus:
+        yield Line("memory", "no GPU is seen here; choose another device", "bad")
+        return
+    if on_gpu:
+        free = gpus[0].total_bytes - gpus[0].used_bytes
+        where = f"{size(free)} free on {gpus[0].name}"
+    else:
+        free = available_ram()
+        where = f"{size(free)} free of {size(total_ram())} RAM"
+    verdict = "ok" if total <= free else "bad"
+    yield Line("memory", f"needs about {size(total)}; {where}", verdict)
+    yield Line("", f"weights, gradients, AdamW {size(need.state)}")
+    yield Line("", f"activations and loss {size(need.activations + need.loss)}")
+    if expert:
+        beside = "beside it" if config.targets.source == "online" else "before training"
+        yield Line("", f"largest expert {size(expert)}, {beside}")
+
+
+def _disk(ws: Workspace, config: RunConfig, specs: dict[str, ExpertSpec]) -> Iterator[Line]:
+    checkpoint = checkpoint_bytes(config.student)
+    weights = checkpoint // 3
+    kept = (config.checkpoint.keep + 1) * checkpoint
+    kept += weights if config.checkpoint.keep_best else 0
+    need = kept + weights
+    free = disk_free(ws.root)
+    yield Line(
+        "disk", f"needs about {size(need)}; {size(free)} free", "ok" if need <= free else "bad"
+    )
+    yield Line("", f"{config.checkpoint.keep} checkpoints of {size(checkpoint)}, one being written")
+    for name in config.experts.names:
+        status = expert_status(ws, specs[name])
+        if status.state == "ready":
+            continue
+        lacking = max(0, status.expected_bytes - status.present_bytes)
+        yield Line("", f"{specs[name].title} is {status.state}: {size(lacking)} to fetch", "bad")
