@@ -33,8 +33,8 @@ def _log_traceback(arguments: list[str]) -> None:
         pass  # there is no root yet, or no room: the line on standard error must do
 
 
-def _globals_first(arguments: list[str]) -> list[str]:
-    """The arguments with the global options before the command, wherever they stood."""
+def _globals_first(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The global options, wherever they stood, and all else: the command with its own."""
     first: list[str] = []
     rest: list[str] = []
     queue = list(arguments)
@@ -52,15 +52,17 @@ def _globals_first(arguments: list[str]) -> list[str]:
             del queue[:1]
         else:
             rest.append(word)
-    return first + rest
+    return first, rest
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. Errors are one line on standard error."""
-    arguments = _globals_first(sys.argv[1:] if arguments is None else arguments)
+    first, rest = _globals_first(sys.argv[1:] if arguments is None else arguments)
+    arguments = [*first, *rest]
     debug = "--debug" in arguments
     try:
-        return app(args=arguments, prog_name="gladius_train", standalone_mode=False) or 0
+        name = "gladius_train"
+        return app(args=arguments, obj=tuple(rest), prog_name=name, standalone_mode=False) or 0
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "gladius_train"

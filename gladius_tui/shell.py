@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import sys
 from dataclasses import dataclass
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -38,6 +37,8 @@ class Options:
     no_ui: bool = False
     json: bool = False
     quiet: bool = False
+    words: tuple[str, ...] = ()
+    """The command with its own options, as typed."""
 
     @property
     def workspace(self) -> Workspace:
@@ -87,7 +88,8 @@ def app(
     context: click.Context, root: str | None, no_ui: bool, as_json: bool, quiet: bool, debug: bool
 ) -> None:
     """Distil several expert language models into one small student."""
-    options = context.obj = Options(root=root, no_ui=no_ui, json=as_json, quiet=quiet)
+    words = context.obj or ()
+    options = context.obj = Options(root=root, no_ui=no_ui, json=as_json, quiet=quiet, words=words)
     if context.invoked_subcommand is not None:
         return
     if options.wants_screen:
@@ -100,11 +102,14 @@ command = functools.partial(app.command, epilog=EPILOG)
 job_option = click.option("--job", type=click.Choice(JOBS), help="Which job, when two run.")
 
 
-def open_screen(options: Options, mode: str = "", launch: Sequence[str] = ()) -> NoReturn:
-    """Open the app at a mode ("": where it makes sense), start `launch` in it (the words after
-    `gladius_train`), and end with its exit code."""
+def open_screen(options: Options, mode: str = "", *, start: bool = False) -> NoReturn:
+    """Open the app at a mode ("": where it makes sense) and end with its exit code.
+
+    With `start` the command that was typed is started, as a process of its own.
+    """
     from gladius_tui.app.app import run_app
 
+    launch = options.words if start else ()
     raise click.exceptions.Exit(run_app(options.workspace, mode, launch))
 
 

@@ -282,6 +282,11 @@ class GladiusApp(App[int]):
             loop.remove_signal_handler(signal.SIGHUP)
 
 
-def run_app(ws: Workspace, mode: str = "dashboard", launch: Sequence[str] = ()) -> int:
-    """Run the app in this terminal; returns the exit code."""
+def run_app(ws: Workspace, mode: str = "", launch: Sequence[str] = ()) -> int:
+    """Run the app in this terminal; returns the exit code.
+
+    Without a mode it opens at the Dashboard where there is a run to see, else at the models.
+    """
+    if not mode:
+        mode = "dashboard" if ws.state_file.exists() or ws.history_file.exists() else "models"
     return GladiusApp(ws, mode, launch).run() or 0

@@ -1,20 +1,208 @@
-"""Owns the Export screen."""
+"""Owns the Export screen: the model as a GGUF file, the stages of making it, and what came out."""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import ClassVar
+
+from textual import on, work
 from textual.app import ComposeResult
-from textual.widgets import Static
+from textual.binding import Binding
+from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
+from textual.message import Message
+from textual.widgets import Input, Select, Static
 
-from gladius_tui.app.screen import GladiusScreen
+from engine.run.events import AnyEvent, LogLine, RunEnded
+from gladius_tui.app.delivered import Deliverable, find_deliverable, has_command, sources
+from gladius_tui.app.formfields import choice, choose_among, field, line
+from gladius_tui.app.jobscreen import JobScreen, Notice
+from gladius_tui.app.table import Cell, coloured, facts
+from gladius_tui.app.texts import amount, bar, eta, padded, rate, share_of
+from gladius_tui.app.watch import JobDetached
+from gladius_tui.headless import duration, size
+
+_TYPES = ("f16", "bf16", "f32", "q8_0", "q4_k_m")
+_LINES = 100
 
 
-class ExportScreen(GladiusScreen):
-    """Export."""
+class Offered(Message, bubble=False):
+    """What can be exported was looked for."""
+
+    def __init__(self, found: Deliverable, types: list[tuple[str, str]], there: bool) -> None:
+        self.found, self.types, self.there = found, types, there
+        super().__init__()
+
+
+def _types(parameters: int) -> list[tuple[str, str]]:
+    """The types a file may have, with the size that it would come to."""
+    try:
+        # A room that stands beside the exporter; without it the sizes are not told.
+        known = import_module("engine.gguf_types")
+    except ImportError:
+        return [(name, name) for name in _TYPES]
+    if not parameters:
+        return [(name, name) for name in known.GGUF_TYPES]
+    return [
+        (f"{name:<8} about {size(known.estimated_bytes(parameters, name))}", name)
+        for name in known.GGUF_TYPES
+    ]
+
+
+class ExportScreen(JobScreen):
+    """A form, stages with bars, and the outcome."""
 
     MODE = "export"
+    JOB = "export"
+    BINDINGS: ClassVar = [
+        Binding("ctrl+s,s", "start", "Export", id="export.start", tooltip="Write the file"),
+        Binding("c", "cancel", "Cancel", id="export.cancel",
+                tooltip="End it; nothing half-written stays"),
+    ]  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._found: Deliverable | None = None
+        self._there = True
+        self._log: list[tuple[str, str]] = []
+        self._time = 0.0
 
     def compose_body(self) -> ComposeResult:
-        yield Static("", id="empty")
+        with Horizontal(classes="job"):
+            with VerticalScroll(classes="pane form") as form:
+                form.border_title = "Export"
+                yield from field("type", choice("type", [("f16", "f16")], "f16"))
+                yield from field("from", choice("source", [("…", "")], ""))
+                yield from field("output", line("output", "beside the model"))
+                yield Static(id="facts")
+            with VerticalScroll(classes="pane stages") as stages:
+                stages.border_title = "Stages"
+                yield Static(id="stages")
+        yield Notice()
+
+    def on_mount(self) -> None:
+        self._look()
+
+    def on_screen_resume(self) -> None:
+        self._look()
+
+    def about(self) -> str:
+        return (
+            "Writes the trained model as one GGUF file, for llama.cpp and all that builds on it. "
+            "f32, f16, bf16 and q8_0 are written here; the smaller ones need llama.cpp's "
+            "quantiser. Without a finished model the newest checkpoint that verifies is taken."
+        )
 
     def command_line(self) -> list[str]:
-        return ["export"]
+        words = ["export", "--type", str(self.query_one("#type", Select).value)]
+        if checkpoint := str(self.query_one("#source", Select).value):
+            words += ["--checkpoint", checkpoint]
+        if output := self.query_one("#output", Input).value.strip():
+            words += ["--output", output]
+        return words
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        match action:
+            case "start":
+                return not self.live and not self.launching and self._there
+            case "cancel":
+                return self.live
+        return super().check_action(action, parameters)
+
+    # What is there
+
+    @work(thread=True, exclusive=True, group="look", exit_on_error=False)
+    def _look(self) -> None:
+        found = find_deliverable(self.gladius.ws)
+        types = _types(found.state.current_params or found.state.target_params)
+        self.post_message(Offered(found, types, has_command("export")))
+
+    def on_offered(self, message: Offered) -> None:
+        self._found, self._there = message.found, message.there
+        choose_among(self.query_one("#type", Select), message.types)
+        choose_among(self.query_one("#source", Select), sources(message.found))
+        self.refresh_bindings()
+        self.show()
+
+    @on(Select.Changed)
+    @on(Input.Changed)
+    def _on_changed(self) -> None:
+        self.show()
+
+    def on_job_detached(self, _: JobDetached) -> None:
+        self._look()
+
+    # Its events
+
+    def begin(self) -> None:
+        self._log = []
+
+    def take(self, event: AnyEvent) -> None:
+        self._time = event.time
+        if isinstance(event, LogLine):
+            self._log = [*self._log[-_LINES:], (event.level, event.text)]
+
+    def show(self) -> None:
+        if not self.is_mounted:
+            return
+        found = self._found
+        rows: list[tuple[str, Cell]] = [("", "")]
+        if found is not None:
+            if not self._there:
+                text = "this build has no `export` command yet"
+                rows.append(("export", coloured(self.app, f"! {text}", "warning")))
+            elif not found.any:
+                rows.append(("model", "none yet, and no checkpoint"))
+                rows.append(("next", "press 3 to train one"))
+            else:
+                params = found.state.current_params
+                rows.append(("model", "finished" if found.finished else "not finished yet"))
+                rows += [("parameters", f"{params:,}")] if params else []
+                rows.append(("disk", f"{size(found.free)} free"))
+                rows += [("there", name) for name in found.gguf]
+        self.query_one("#facts", Static).update(facts(rows))
+        self.query_one("#stages", Static).update(self._stages())
+
+    def _stages(self) -> Content:
+        """A bar a stage, what was said, and how it ended."""
+        if not self.run_id:
+            return Content.styled("Nothing was exported yet. ^s starts it.", "$foreground 60%")
+        room = max(8, (self.size.width // 2) - 56)
+        rows: list[Content | str] = [
+            Content.assemble(
+                "✓ " if task.finished else "◆ ",
+                padded(task.label, 26),
+                " ",
+                bar(share_of(task), room, "$success" if task.finished else "$primary"),
+                f" {amount(task.done, task.unit):>11} {rate(task):>12} {eta(task)}",
+            )
+            for task in self.tasks.values()
+        ]
+        rows += [""] if rows else []
+        marks = {"error": "✗ ", "warning": "! ", "info": "  "}
+        rows += [f"{marks[level]}{text}" for level, text in self._log]
+        if self.ended is not None:
+            rows += ["", _ended(self.ended)]
+        return Content("\n").join(rows)
+
+    # Doing
+
+    def action_start(self) -> None:
+        if not self._there:
+            self.notice.say("this build has no `export` command yet", "warning")
+        elif self._found is not None and not self._found.any:
+            self.notice.say("there is no model and no checkpoint; press 3 to train one", "warning")
+        else:
+            self.start(self.command_line())
+
+    def action_cancel(self) -> None:
+        self.ask_stop()
+
+
+def _ended(ended: RunEnded) -> Content:
+    if ended.status == "completed":
+        where = f"  {ended.model_path}" if ended.model_path else ""
+        return Content.styled(f"✓ done in {duration(ended.seconds)}{where}", "$text-success")
+    if ended.status == "stopped":
+        return Content.styled(f"○ {ended.reason or 'stopped'}", "$text-warning")
+    return Content.styled(f"✗ {ended.reason or 'failed'}", "$text-error")

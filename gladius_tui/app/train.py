@@ -16,6 +16,7 @@ from textual.widgets import Input, Label, OptionList, Select, Static
 from textual.widgets.option_list import Option
 
 from engine.errors import GladiusError
+from gladius_tui.app.formfields import choice, field, line
 from gladius_tui.app.jobscreen import Notice
 from gladius_tui.app.screen import FilterBar, GladiusScreen
 from gladius_tui.app.table import Cell, coloured, facts
@@ -130,20 +131,20 @@ class TrainScreen(GladiusScreen):
         with Horizontal(id="train"):
             with VerticalScroll(classes="pane", id="form") as form:
                 form.border_title = "Run"
-                presets = Select([("nano", "nano")], id="preset", compact=True, allow_blank=False)
-                yield from _field("preset", presets)
+                presets = choice("preset", [("nano", "nano")], "nano")
+                yield from field("preset", presets)
                 with Vertical(classes="field", id="experts-field"):
                     yield Label("experts")
                     yield ExpertList()
-                yield from _field("hours", _input("hours", "no limit"))
-                yield from _field("data", _input("data", "JSON Lines files of your own"))
+                yield from field("hours", line("hours", "no limit"))
+                yield from field("data", line("data", "JSON Lines files of your own"))
                 devices = [(name, name) for name in _DEVICES]
-                yield from _field(
+                yield from field(
                     "device",
-                    Select(devices, value="auto", id="device", compact=True, allow_blank=False),
+                    choice("device", devices, "auto"),
                 )
-                yield from _field("set", _input("overrides", "section.field=value ..."))
-                yield from _field("config", _input("file", "a TOML file laid over the preset"))
+                yield from field("set", line("overrides", "section.field=value ..."))
+                yield from field("config", line("file", "a TOML file laid over the preset"))
             with VerticalScroll(classes="pane", id="outcome") as outcome:
                 outcome.border_title = "What it comes to"
                 yield Static("looking…", id="facts")
@@ -315,9 +316,9 @@ class TrainScreen(GladiusScreen):
             self._preset_experts = found.experts
             self.query_one(ExpertList).mark(found.experts)
         rows: list[tuple[str, Cell]] = []
-        for line in found.lines:
-            sign, colour = _VERDICTS[line.verdict]
-            rows.append((line.label, coloured(self.app, sign, colour).append(line.text)))
+        for said in found.lines:
+            sign, colour = _VERDICTS[said.verdict]
+            rows.append((said.label, coloured(self.app, sign, colour).append(said.text)))
         if found.problems:
             rows += [("", "")] if rows else []
             title = "problems" if len(found.problems) > 1 else "problem"
@@ -407,13 +408,3 @@ class TrainScreen(GladiusScreen):
             self.notice.say("")
         self.refresh_bindings()
         self._changed()
-
-
-def _input(name: str, placeholder: str) -> Input:
-    return Input(placeholder=placeholder, id=name, compact=True)
-
-
-def _field(label: str, widget: Input | Select) -> ComposeResult:
-    with Horizontal(classes="field"):
-        yield Label(label)
-        yield widget

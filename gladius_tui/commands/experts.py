@@ -14,6 +14,7 @@ from gladius_tui.shell import (
     app,
     command,
     narrate,
+    open_screen,
     plain,
     print_json,
     print_out,
@@ -35,6 +36,8 @@ def models(context: click.Context, verify: bool) -> None:
         if verify:
             raise UsageError("--verify goes without a further command: gladius_train models")
         return
+    if options.wants_screen:
+        open_screen(options, "models", start=verify)
     code = _verify(options) if verify else 0
     _print_models(options)
     if code:
@@ -112,6 +115,8 @@ def remove(options: Options, name: str) -> None:
 @click.pass_obj
 def download(options: Options, names: tuple[str, ...], every: bool, force: bool) -> None:
     """Fetch experts; without names, the required ones. What was interrupted is gone on with."""
+    if options.wants_screen:
+        open_screen(options, "download", start=True)
     import msgspec
 
     from engine.experts.registry import load_experts

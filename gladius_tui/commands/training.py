@@ -13,6 +13,7 @@ from gladius_tui.shell import (
     command,
     job_option,
     narrate,
+    open_screen,
     plain,
     print_json,
     print_out,
@@ -78,6 +79,8 @@ def train(
     overrides: tuple[str, ...],
 ) -> None:
     """Train the student; an unfinished run of the same config goes on."""
+    if options.wants_screen:
+        open_screen(options, "train", start=True)
     from engine.config import load_config
     from engine.preflight import launch_training
 
@@ -120,6 +123,8 @@ def resume(
             raise UsageError("a paused run keeps its config; stop it first: gladius_train stop")
         send(options, ws, Resume(), "train")
         return
+    if options.wants_screen:
+        open_screen(options, "dashboard", start=True)
     _train(options, ws, launch_resume(ws, overrides, hours))
 
 
@@ -171,6 +176,8 @@ def dashboard(context: click.Context, follow: bool, job: Job | None) -> None:
         follow_job(ws, chosen_job(ws, job) or "train", as_json=options.json, quiet=options.quiet)
     elif options.json:
         context.invoke(status)
+    elif options.wants_screen:
+        open_screen(options, "dashboard")
     else:
         from gladius_tui.follow import snapshot
 
