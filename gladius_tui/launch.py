@@ -41,7 +41,12 @@ class Ended:
 
 def job_of(argv: Sequence[str]) -> Job:
     """The job that a command runs."""
-    jobs: dict[str, Job] = {"download": "download", "export": "export", "validate": "validate"}
+    jobs: dict[str, Job] = {
+        "download": "download",
+        "models": "download",
+        "export": "export",
+        "validate": "validate",
+    }
     return jobs.get(argv[0] if argv else "", "train")
 
 

@@ -22,6 +22,7 @@ from gladius_tui.headless import size
 
 if TYPE_CHECKING:
     from engine.experts.registry import ExpertSpec, ExpertStatus
+    from gladius_tui.launch import Ended
 
 MARKS = {
     "ready": ("✓ Ready", "success"),
@@ -83,7 +84,7 @@ class ModelsScreen(GladiusScreen):
         Binding("d", "download", "Download", id="models.download",
                 tooltip="Fetch this expert, on the Download screen"),
         Binding("v", "verify", "Verify", id="models.verify",
-                tooltip="Hash every file and compare with what was downloaded"),
+                tooltip="Hash every file that is here and compare with what was downloaded"),
         Binding("x", "remove", "Remove", id="models.remove",
                 tooltip="Delete this expert's files (asks)"),
         Binding("a", "add", "Add", id="models.add",
@@ -97,7 +98,6 @@ class ModelsScreen(GladiusScreen):
         self._shelf: Shelf | None = None
         self._filter = ""
         self._shown: list[str] = []
-        self._verified: dict[str, str] = {}
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(id="models"):
@@ -251,8 +251,6 @@ class ModelsScreen(GladiusScreen):
             ("teaches", ", ".join(word.replace("_", " ") for word in spec.capabilities)),
             ("disk", f"{size(status.present_bytes)} of {size(status.expected_bytes)}"),
         ]
-        if name in self._verified:
-            rows.append(("verified", self._verified[name]))
         if shelf.files[name]:
             rows += [("", ""), ("files", "")]
             rows += [(size(count).rjust(10), file) for file, count in shelf.files[name]]
@@ -278,43 +276,24 @@ class ModelsScreen(GladiusScreen):
         self.gladius.launch(["download", name])
 
     def action_verify(self) -> None:
-        shelf, name = self._shelf, self.chosen
-        if shelf is None or name is None:
-            return
-        if shelf.statuses[name].state != "ready":
-            self.query_one(Notice).say(f"{name} is not here; press d to download it", "warning")
-            return
-        self.query_one(Notice).say(f"hashing {name}…")
-        self._verify(name, shelf.specs[name])
+        self._launch(["models", "--verify"], "hashing what is here; its progress stands at the top")
 
-    @work(thread=True, group="verify", exclusive=True, exit_on_error=False)
-    def _verify(self, name: str, spec: ExpertSpec) -> None:
-        from engine.experts.registry import MANIFEST, Manifest, expert_path
-        from engine.workspace import sha256_file
+    def _launch(self, argv: list[str], saying: str) -> None:
+        """Run a `models` command; it is a job of its own, of the kind that downloads are."""
+        if "download" in self.gladius.watcher.jobs:
+            self.query_one(Notice).say("a download runs; try again when it has ended", "warning")
+        elif self.gladius.launch(argv):
+            self.query_one(Notice).say(f"{saying}…")
 
-        folder = expert_path(self.gladius.ws, spec)
-        try:
-            manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-            bad = [
-                file
-                for file, known in manifest.files.items()
-                if sha256_file(folder / file) != known.sha256
-            ]
-        except FileNotFoundError:
-            self.post_message(
-                Told(f"{name} is your own: nothing says what its files were", "warning")
-            )
+    def launch_ended(self, ended: Ended) -> None:
+        if ended.argv[0] != "models":
             return
-        except (OSError, msgspec.MsgspecError, NotADirectoryError) as error:
-            self.post_message(Told(f"{name}: {error}; download it again", "error"))
-            return
-        if bad:
-            text = f"{name}: {', '.join(bad)} changed since its download; fetch it with force there"
-            self._verified[name] = f"✗ {', '.join(bad)}"
-            self.post_message(Told(text, "error"))
+        if ended.error:
+            self.query_one(Notice).say(ended.error, "error")
         else:
-            self._verified[name] = f"✓ {len(manifest.files)} files, sha256 as downloaded"
-            self.post_message(Told(f"{name}: all {len(manifest.files)} files verify", "done"))
+            told = {"--verify": "all that is here verifies", "add": "added", "remove": "removed"}
+            self.query_one(Notice).say(told.get(ended.argv[1], "done"), "done")
+        self.action_refresh()
 
     def action_remove(self) -> None:
         shelf, name = self._shelf, self.chosen
@@ -323,26 +302,29 @@ class ModelsScreen(GladiusScreen):
         notice = self.query_one(Notice)
         spec, status = shelf.specs[name], shelf.statuses[name]
         if spec.source in ("folder", "gguf"):
-            notice.say(f"{name} lies at {spec.repo}, which is yours; nothing is deleted", "warning")
+            self._ask_remove(name, "It is taken out of gladius.toml; its files stay.")
         elif not status.present_bytes:
             notice.say(f"nothing of {name} lies here", "warning")
         elif busy := [job for job in ("train", "download") if job in self.gladius.watcher.jobs]:
             notice.say(f"{busy[0]} runs and may use it; stop that first", "warning")
         else:
-            from gladius_tui.app.dialogs import Choice
+            told = f"{size(status.present_bytes)} are deleted from tmp/. It can be fetched again."
+            self._ask_remove(name, told)
 
-            self.app.push_screen(
-                Choice(
-                    f"Remove {spec.title}",
-                    f"{size(status.present_bytes)} are deleted from tmp/. "
-                    "It can be downloaded again.",
-                    [("keep", "Keep it"), ("remove", "Remove it")],
-                ),
-                partial(self._remove_if, name),
-            )
+    def _ask_remove(self, name: str, told: str) -> None:
+        from gladius_tui.app.dialogs import Choice
+
+        self.app.push_screen(
+            Choice(f"Remove {name}", told, [("keep", "Keep it"), ("remove", "Remove it")]),
+            partial(self._remove_if, name),
+        )
 
     def _remove_if(self, name: str, answer: str | None) -> None:
-        if answer == "remove":
+        if answer != "remove" or self._shelf is None:
+            return
+        if self._shelf.specs[name].source in ("folder", "gguf"):
+            self._launch(["models", "remove", name], "removing")
+        else:
             self._remove(name)
 
     @work(thread=True, group="remove", exit_on_error=False)
@@ -357,7 +339,6 @@ class ModelsScreen(GladiusScreen):
         except (OSError, GladiusError) as error:
             self.post_message(Told(f"{name}: {error}", "error"))
             return
-        self._verified.pop(name, None)
         self.post_message(Told(f"{name} is removed", "done"))
 
     def action_add(self) -> None:
@@ -366,7 +347,7 @@ class ModelsScreen(GladiusScreen):
         self.app.push_screen(
             Ask(
                 "Add an expert",
-                "It is written into gladius.toml of this root.",
+                "It is checked, then written into gladius.toml of this root.",
                 [
                     ("name", "a short name, such as mine"),
                     ("from", "org/model, ./folder or file.gguf"),
@@ -381,15 +362,4 @@ class ModelsScreen(GladiusScreen):
         if not all(answer):
             self.query_one(Notice).say("a name and a place are needed; press a again", "warning")
             return
-        self._write(*answer)
-
-    @work(thread=True, group="add", exit_on_error=False)
-    def _write(self, name: str, repo: str) -> None:
-        from gladius_tui.app.userconfig import add_expert
-
-        try:
-            add_expert(self.gladius.ws, name, repo)
-        except (GladiusError, OSError) as error:
-            self.post_message(Told(str(error), "error"))
-            return
-        self.post_message(Told(f"{name} is added to {self.gladius.ws.user_config}", "done"))
+        self._launch(["models", "add", *answer], "checking it")
