@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.request import getproxies
 
 import msgspec
 from huggingface_hub import (
@@ -281,7 +282,8 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
     if "TimeoutException" in transport:
         return Hiccup(f"no answer in time ({type(error).__name__})")
     if "ConnectError" in transport:
-        return Hiccup(f"the Hub can't be reached ({why}); check the network")
+        way = " and HTTPS_PROXY" if getproxies() else ""
+        return Hiccup(f"the Hub can't be reached ({why}); check the network{way}")
     if "TransportError" in transport:
         return Hiccup("the connection broke off")
     if isinstance(error, OSError):

@@ -247,8 +247,9 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
     else:
         downloads = workspace.downloads_dir / spec.name
         coming = tree_bytes(downloads) if downloads.exists() else 0
-        if coming and not present and expected:
-            lacking = f"{min(coming / expected, 0.99):.0%} downloaded"
+        if coming and not present:
+            share = f"{min(coming / expected, 0.99):.0%}" if expected else f"{coming / 1e6:,.0f} MB"
+            lacking = f"{share} downloaded"
         present += coming
         state = "partial" if present else "missing"
     return ExpertStatus(

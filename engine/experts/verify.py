@@ -67,8 +67,9 @@ def _verify(workspace: Workspace, spec: ExpertSpec, path: Path, helm: Helm) -> s
         manifest = Manifest(files={}, source=spec.repo, license=spec.license)
         files = _hash_all(path, spec, helm)
     problem = problem or _loads(workspace, spec, helm)
-    if manifest is not None and not own:
-        _record(path, manifest, files or manifest.files, problem or "")
+    if manifest is not None and not own and (manifest.files or not problem):
+        # After a problem `files` is cut short: the manifest keeps all that it named.
+        _record(path, manifest, manifest.files if problem else files, problem or "")
     return problem
 
 

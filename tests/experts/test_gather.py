@@ -1,10 +1,43 @@
-"""The download job against a Hub of our own: what it fetches, survives, and refuses."""
+"""The download job against a Hub of our own: what comes, what it survives, what is left."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+from downloading import CONFIG, RecordingLink, big_shards, model_files
 from hub_server import Fault
+from huggingface_hub import constants
+
+from engine.experts import ranges
+from engine.experts.registry import expert_status, load_experts
+from engine.run.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
+
+WEIGHTS = "model.safetensors"
+STORE = r"^/me/x/model"
+"""Where the bytes of the weights come from."""
+
+
+def published(ws, name: str = WEIGHTS) -> bytes:
+    return (ws.experts_dir / "x" / name).read_bytes()
+
+
+def state(ws) -> str:
+    return expert_status(ws, load_experts(ws)["x"]).state
+
+
+def part_of(ws, repo, name: str = WEIGHTS) -> Path:
+    return ws.downloads_dir / "x" / f"{repo.hash(name)}.part"
+
+
+def weights_requests(hub) -> list[dict[str, str]]:
+    return [headers for _, path, headers in hub.file_requests() if path.startswith("/me/x/model")]
 
 
 def test_only_safetensors_and_plain_data_are_fetched_verified_and_published(
@@ -13,24 +46,316 @@ def test_only_safetensors_and_plain_data_are_fetched_verified_and_published(
     link = download()
     assert link.ended.status == "completed", link.ended
     folder = ws.experts_dir / "x"
-    names = {path.name for path in folder.iterdir()}
-    wanted = {"config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"}
-    assert names == wanted | {"manifest.json"}
+    wanted = {"config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS}
+    assert {path.name for path in folder.iterdir()} == wanted | {"manifest.json"}
     for name in wanted:
-        assert (folder / name).read_bytes() == repo.files[name]
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["revision"] == repo.commit
-    assert manifest["files"]["model.safetensors"]["sha256"] == repo.hash("model.safetensors")
+        assert published(ws, name) == repo.files[name]
+    manifest = json.loads(published(ws, "manifest.json"))
+    assert (manifest["revision"], manifest["source"]) == (repo.commit, "me/x")
+    assert manifest["files"][WEIGHTS]["sha256"] == repo.hash(WEIGHTS)
+    assert {file["size"] for file in manifest["files"].values()} == {repo.size(n) for n in wanted}
+    assert state(ws) == "ready"
     assert not (ws.downloads_dir / "x").exists()
+    assert all(repo.commit in path for _, path, _ in hub.file_requests() if "resolve" in path)
 
 
-def test_a_cut_connection_is_resumed_by_range(hub, repo, ws, download):
-    hub.faults = [Fault(path="safetensors", cut_after=n, times=1) for n in (100_000, 500_000, 7)]
+def test_each_file_and_the_whole_are_told_with_bytes_rate_and_time(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, rate=2_000_000)]
+    events = download().of(Progress)
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS)
+    assert {e.task for e in events} == {"download:x", *(f"download:x:{name}" for name in names)}
+    for name in names:
+        of_file = [e for e in events if e.task == f"download:x:{name}"]
+        assert [e.finished for e in of_file].count(True) == 1 and of_file[-1].finished
+        assert of_file[-1].done == of_file[-1].total == repo.size(name)
+    weights = [e for e in events if e.task == f"download:x:{WEIGHTS}"]
+    assert any(e.rate and 1e6 < e.rate < 4e6 and e.eta and e.eta < 3 for e in weights)
+    whole = [e for e in events if e.task == "download:x"]
+    assert whole[-1].finished and whole[-1].done >= sum(repo.size(name) for name in names)
+    done = [e.done for e in whole[:-1]]
+    assert done == sorted(done) and any(0 < n < 3_000_000 for n in done)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(path=STORE, cut_after=1_500_000), "the connection broke off"),
+        (Fault(path=STORE, short_by=1_000_000), "the connection ended early"),
+        (Fault(path=STORE, status=503), "the Hub answers 503"),
+        (Fault(path=STORE, status=429, headers={"Retry-After": "0"}), "fewer requests (429)"),
+        (Fault(path=STORE, hang=1.0), "no answer in time"),
+        (Fault(path=STORE, wrong_at=2_000_000), "its sha256 is not what the Hub says"),
+        (Fault(path="resolve.*config", status=500), "the Hub answers 500"),
+        (Fault(path="resolve.*/config", wrong_at=3), "its git id is not what the Hub says"),
+        (Fault(path="api/models", status=502), "the Hub answers 502"),
+        (Fault(path="api/models", status=429, headers={"RateLimit": '"api";r=0;t=0'}), "(429)"),
+    ],
+)
+def test_what_fails_once_is_tried_again_and_told(hub, repo, ws, download, monkeypatch, fault, said):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.faults = [fault]
     link = download()
     assert link.ended.status == "completed", link.ended
-    assert (ws.experts_dir / "x" / "model.safetensors").read_bytes() == repo.files[
-        "model.safetensors"
-    ]
-    print(link.lines)
-    for a in hub.file_requests():
-        print(a[1], a[2].get("Range"), a[2].get("If-Range"))
+    assert fault.times == 0
+    assert any(said in line for line in link.lines), link.lines
+    assert published(ws) == repo.files[WEIGHTS]
+
+
+def test_a_cut_download_is_gone_on_with_by_range_and_nothing_comes_twice(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, cut_after=n) for n in (1_000_000, 500_000, 7)]
+    assert download().ended.status == "completed"
+    requests = weights_requests(hub)
+    assert [r.get("Range") for r in requests] == [
+        None, "bytes=1000000-", "bytes=1500000-", "bytes=1500007-",
+    ]  # fmt: skip
+    assert {r.get("If-Range") for r in requests[1:]} == {requests[1]["If-Range"]}
+    assert requests[1]["If-Range"].startswith('"store-')
+    assert hub.sent == sum(repo.size(path.name) for path in (ws.experts_dir / "x").iterdir()
+                           if path.name != "manifest.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", [{"no_ranges": True}, {"shifted": True}, {"gzip": True}])
+def test_an_answer_that_is_not_the_range_that_was_asked_does_no_harm(
+    hub, repo, ws, download, fault
+):
+    hub.faults = [Fault(path=STORE, cut_after=1_000_000), Fault(path=STORE, **fault)]
+    assert download().ended.status == "completed"
+    assert published(ws) == repo.files[WEIGHTS]
+
+
+@pytest.mark.parametrize("kind", ["other etag", "wrong bytes", "too long", "whole", "whole, wrong"])
+def test_a_part_file_that_is_no_beginning_of_the_file_is_dropped(hub, repo, ws, download, kind):
+    part = part_of(ws, repo)
+    part.parent.mkdir(parents=True)
+    whole = repo.files[WEIGHTS]
+    part.write_bytes(
+        {
+            "other etag": b"x" * 1000,
+            "wrong bytes": b"x" * 1000,
+            "too long": whole + b"x",
+            "whole": whole,
+            "whole, wrong": b"x" * len(whole),
+        }[kind]
+    )
+    if kind == "other etag":
+        part.with_suffix(".etag").write_text('"an-older-one"')
+    assert download().ended.status == "completed"
+    assert published(ws) == whole
+    assert len(weights_requests(hub)) == (
+        0 if kind == "whole" else 2 if kind == "wrong bytes" else 1
+    )
+
+
+def test_bytes_that_stay_wrong_are_never_published(hub, repo, ws, download):
+    repo.claimed[WEIGHTS] = "0" * 64
+    link = download()
+    assert (link.ended.status, link.ended.exit_code) == ("failed", 1)
+    assert "came 3 times with another sha256" in link.ended.reason
+    assert len(weights_requests(hub)) == 3
+    assert not (ws.experts_dir / "x").exists() and state(ws) != "ready"
+    assert part_of(ws, repo).stat().st_size == 0
+
+
+def test_a_server_that_always_breaks_off_is_given_up_and_what_has_come_stays(
+    hub, repo, ws, download, monkeypatch
+):
+    monkeypatch.setattr(ranges, "MAX_TRIES", 3)
+    hub.faults = [Fault(path=STORE, cut_after=1_000_000), Fault(path=STORE, cut_after=0, times=99)]
+    link = download()
+    assert link.ended.exit_code == 1 and "given up after 3 tries" in link.ended.reason
+    assert part_of(ws, repo).stat().st_size == 1_000_000
+    hub.faults = [Fault(path=STORE, no_ranges=True, cut_after=900_000, times=99)]
+    assert "given up after 3 tries" in download().ended.reason, "bytes that come again are not new"
+    hub.faults = []
+    assert download().ended.status == "completed"
+
+
+def test_waits_grow_are_at_random_and_bounded():
+    for tries, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (20, 30.0)):
+        waits = {ranges.retry_wait(tries, first=1.0) for _ in range(50)}
+        assert longest / 2 <= min(waits) < max(waits) <= longest
+
+
+def test_retry_after_is_waited_for(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, status=429, headers={"Retry-After": "1"})]
+    began = time.monotonic()
+    assert any("again in 1 s" in line for line in download().lines)
+    assert time.monotonic() - began >= 1.0
+
+
+def test_an_hour_long_retry_after_is_said_instead_of_waited_for(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, status=429, headers={"Retry-After": "7200"})]
+    assert "asks to wait 120 minutes" in download().ended.reason
+
+
+# Commands
+
+
+def test_pause_stops_the_bytes_and_resume_goes_on_by_range(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, rate=4_000_000, times=9)]
+    link = RecordingLink()
+    sent: list[int] = []
+
+    def on_event(event):
+        if isinstance(event, Progress) and 0 < event.done < 2_900_000 and not sent:
+            sent.append(-1)
+            return Pause()
+        if isinstance(event, RunPaused):
+            time.sleep(0.3)
+            sent.append(hub.sent)
+            time.sleep(0.5)
+            sent.append(hub.sent)
+            return Resume()
+        return None
+
+    link.on_event = on_event
+    assert download(link=link).ended.status == "completed"
+    assert len(link.of(RunPaused)) == len(link.of(RunResumed)) == 1
+    assert sent[1] == sent[2] > 0
+    assert hub.sent <= 1.1 * sum(repo.size(n) for n in repo.files)
+    assert published(ws) == repo.files[WEIGHTS]
+
+
+def test_pause_and_stop_are_heard_while_a_try_is_waited_for(hub, repo, ws, download, monkeypatch):
+    monkeypatch.setenv("GLADIUS_RETRY_SECONDS", "60")
+    hub.faults = [Fault(path="api/models", status=503)]
+    link = RecordingLink()
+
+    def on_event(event):
+        if "again in" in getattr(event, "text", ""):
+            return Pause()
+        return Stop() if isinstance(event, RunPaused) else None
+
+    link.on_event = on_event
+    began = time.monotonic()
+    assert download(link=link).ended.status == "stopped"
+    assert time.monotonic() - began < 10
+    link = RecordingLink()
+    hub.faults = [Fault(path=STORE, status=503)]
+    link.on_event = on_event
+    assert download(link=link).ended.status == "stopped"
+    assert time.monotonic() - began < 20
+
+
+def test_stopped_in_the_middle_the_next_call_goes_on(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, rate=3_000_000)]
+    link = RecordingLink()
+    link.on_event = lambda e: (
+        Stop(signal=15) if isinstance(e, Progress) and 500_000 < e.done < 2_900_000 else None
+    )
+    assert download(link=link).ended.status == "stopped"
+    here = part_of(ws, repo).stat().st_size
+    assert 0 < here < repo.size(WEIGHTS)
+    assert state(ws) == "partial"
+    assert " MB downloaded" in expert_status(ws, load_experts(ws)["x"]).detail
+    assert download().ended.status == "completed"
+    assert weights_requests(hub)[-1]["Range"] == f"bytes={here}-"
+
+
+# What is here already
+
+
+def test_what_is_ready_is_fetched_again_only_by_force(hub, repo, ws, download):
+    download()
+    asked = len(hub.asked)
+    link = download()
+    assert link.ended.status == "completed" and "x is ready already" in link.lines
+    assert len(hub.asked) == asked, "what is ready asks nothing of the network"
+    inode = (ws.experts_dir / "x" / WEIGHTS).stat().st_ino
+    assert download(force=True).ended.status == "completed"
+    assert (ws.experts_dir / "x" / WEIGHTS).stat().st_ino != inode
+    assert len(weights_requests(hub)) == 2
+    assert [path.name for path in ws.experts_dir.iterdir()] == ["x"]
+
+
+def test_only_the_damaged_file_of_an_expert_is_fetched_again(hub, ws, download, tmp_path):
+    hub.add("me/x", {**model_files(), **big_shards(tmp_path / "shards", 4)})
+    download()
+    second = ws.experts_dir / "x" / "model-00002-of-00002.safetensors"
+    second.unlink()
+    before = hub.sent
+    assert state(ws) == "partial"
+    assert download().ended.status == "completed"
+    assert hub.sent - before == second.stat().st_size
+    assert state(ws) == "ready"
+
+
+def test_files_whose_time_alone_has_changed_are_verified_again_without_a_network(
+    hub, repo, ws, download
+):
+    download()
+    os.utime(ws.experts_dir / "x" / WEIGHTS)
+    status = expert_status(ws, load_experts(ws)["x"])
+    assert status.state == "partial" and "models --verify" in status.detail
+    asked = len(hub.asked)
+    assert any("nothing to fetch" in line for line in download().lines)
+    assert state(ws) == "ready" and len(hub.asked) == asked
+
+
+def test_a_part_of_an_older_commit_is_used_where_the_content_is_the_same(hub, repo, ws, download):
+    hub.faults = [Fault(path=STORE, cut_after=1_000_000), Fault(path=STORE, status=403)]
+    assert download().ended.status == "failed"
+    newer = hub.add("me/x", {**repo.files, "config.json": CONFIG + b" "}, commit="c" * 40)
+    assert download().ended.status == "completed"
+    assert weights_requests(hub)[-1]["Range"] == "bytes=1000000-"
+    assert published(ws, "config.json") == newer.files["config.json"]
+    assert json.loads(published(ws, "manifest.json"))["revision"] == "c" * 40
+
+
+def test_the_same_content_under_two_names_comes_once(hub, repo, ws, download):
+    repo.files["vocab.json"] = repo.files["added_tokens.json"] = b'{"a": 0}'
+    assert download().ended.status == "completed"
+    assert published(ws, "vocab.json") == published(ws, "added_tokens.json")
+    asked = [path for _, path, _ in hub.file_requests()]
+    assert sum("vocab" in path or "added_tokens" in path for path in asked) == 1
+
+
+def test_a_mirror_whose_listing_has_no_hashes_is_asked_for_each_file(hub, repo, ws, download):
+    repo.bare = True
+    assert download().ended.status == "completed"
+    assert published(ws) == repo.files[WEIGHTS]
+    heads = [path for method, path, _ in hub.asked if method == "HEAD"]
+    assert len(heads) == 4
+
+
+def test_leftovers_of_a_download_are_tidied_before_the_next(hub, repo, ws, download):
+    folder = ws.downloads_dir / "x"
+    (folder / "files").mkdir(parents=True)
+    (folder / "files" / "pytorch_model.bin").write_bytes(b"x")
+    (folder / f"{'d' * 64}.part").write_bytes(b"x")
+    assert download().ended.status == "completed"
+    assert not (ws.experts_dir / "x" / "pytorch_model.bin").exists()
+    assert not folder.exists()
+
+
+# The disk
+
+
+def test_a_disk_too_small_is_refused_before_the_first_byte_with_both_figures(
+    hub, repo, ws, download, monkeypatch
+):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
+    link = download()
+    assert link.ended.exit_code == 1
+    assert "0.00 GB are to be fetched (x 0.00) and 0.05 GB are free" in link.ended.reason
+    assert not hub.file_requests() and not (ws.downloads_dir / "x").exists()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(
+    hub, repo, ws, download, monkeypatch
+):
+    written = 0
+
+    def write(descriptor: int, data: bytes) -> int:
+        nonlocal written
+        written += len(data)
+        if written > 1_000_000:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return os.write(descriptor, data)
+
+    monkeypatch.setattr(ranges, "os", SimpleNamespace(**{**vars(os), "write": write}))
+    link = download()
+    assert link.ended.exit_code == 1
+    assert "the disk is full (" in link.ended.reason and "goes on" in link.ended.reason
+    monkeypatch.undo()
+    assert 0 < part_of(ws, repo).stat().st_size <= 1_000_000

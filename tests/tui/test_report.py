@@ -63,7 +63,10 @@ def test_models_are_a_table_with_totals(tmp_path):
     (ws.experts_dir / "phi" / "config.json").write_text("{}")
     lines = models_lines(list(specs.values()), {n: expert_status(ws, s) for n, s in specs.items()})
     assert len(lines) == len(specs) + 2
-    assert "Qwen/Qwen2.5-1.5B-Instruct" in lines[1] and "○ Missing: gladius_train download qwen" in lines[1]
+    assert (
+        "Qwen/Qwen2.5-1.5B-Instruct" in lines[1]
+        and "○ Missing: gladius_train download qwen" in lines[1]
+    )
     assert "required, gated" in lines[2]
     assert "◐ Partial: tokenizer.json is missing; gladius_train download phi" in lines[3]
     assert lines[-1] == "0 of 6 ready, 2 B here"

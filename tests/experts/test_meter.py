@@ -1,0 +1,30 @@
+"""Rates and remaining times, on a clock of the test's."""
+
+from __future__ import annotations
+
+from engine.experts.meter import Meter
+
+
+def test_the_rate_is_that_of_the_last_ten_seconds():
+    meter = Meter(now=0.0)
+    assert meter.rate is None and meter.eta(100) is None
+    for second in range(1, 31):
+        meter.update(100.0 * min(second, 10), now=float(second))
+    assert meter.rate == 0.0 and meter.eta(2000) is None
+    for second in range(31, 60):
+        meter.update(1000.0 + 50 * (second - 30), now=float(second))
+    assert meter.rate == 50.0
+    assert meter.eta(1000 + 50 * 29 + 500) == 10.0
+
+
+def test_what_was_here_before_is_no_speed_and_beginning_anew_no_negative_one():
+    meter = Meter(5000.0, now=0.0)
+    meter.update(5100.0, now=1.0)
+    assert meter.rate == 100.0
+    meter.update(10.0, now=2.0)
+    assert meter.rate is None
+    meter.update(60.0, now=3.0)
+    assert meter.rate == 50.0
+    meter.restart(60.0, now=100.0)
+    meter.update(70.0, now=101.0)
+    assert meter.rate == 10.0

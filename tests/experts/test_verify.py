@@ -1,0 +1,226 @@
+"""Verification of what is here: every byte, offline, and remembered."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import msgspec
+import pytest
+from downloading import RecordingLink, model_files, safetensors
+
+from engine.experts import folder as folders
+from engine.experts.fetch import DownloadRequest, main
+from engine.experts.registry import expert_status, load_experts
+from engine.run.events import JobRequest, Progress, Stop
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture
+def verify(ws):
+    """Runs the verification in this process; returns what it told."""
+
+    def run(*names: str, link: RecordingLink | None = None) -> RecordingLink:
+        link = link or RecordingLink()
+        config = DownloadRequest(names=list(names or ("x",)), action="verify")
+        request = JobRequest(
+            job="download",
+            root=str(ws.root),
+            run_id="r",
+            attempt=1,
+            config=msgspec.json.encode(config),
+        )
+        main(link, request)
+        return link
+
+    return run
+
+
+@pytest.fixture
+def here(hub, repo, ws, download):
+    """`x`, downloaded; the Hub is gone."""
+    assert download().ended.status == "completed"
+    hub.close()
+    return ws.experts_dir / "x"
+
+
+def status(ws):
+    return expert_status(ws, load_experts(ws)["x"])
+
+
+def flip(path, place: int = -1) -> None:
+    """Change one bit, and nothing that a look from outside shows."""
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=times)
+
+
+def test_what_is_intact_is_said_with_progress_and_no_network(here, ws, verify):
+    link = verify()
+    assert link.ended.status == "completed" and "x: every file is intact" in link.lines
+    told = [e for e in link.of(Progress) if e.task == "verify:x"]
+    assert told[-1].finished and told[-1].done == told[-1].total > 3_000_000
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json"])
+def test_one_flipped_bit_is_found_remembered_and_mended_by_a_download(
+    here, ws, verify, hub, download, monkeypatch, name
+):
+    flip(here / name)
+    assert status(ws).state == "ready", "size and time are as they were"
+    link = verify()
+    assert link.ended.exit_code == 1
+    assert name in link.ended.reason and "gladius_train download x" in link.ended.reason
+    after = status(ws)
+    assert after.state == "partial" and name in after.detail
+
+
+def test_a_bit_flipped_is_fetched_anew_and_nothing_else(hub, repo, ws, download, verify):
+    download()
+    flip(ws.experts_dir / "x" / WEIGHTS)
+    verify()
+    before = hub.sent
+    assert download().ended.status == "completed"
+    assert hub.sent - before == repo.size(WEIGHTS)
+    assert status(ws).state == "ready"
+    assert (ws.experts_dir / "x" / WEIGHTS).read_bytes() == repo.files[WEIGHTS]
+
+
+def test_times_that_changed_alone_are_taken_in(here, ws, verify):
+    os.utime(here / WEIGHTS)
+    assert status(ws).state == "partial" and "was changed since" in status(ws).detail
+    assert verify().ended.status == "completed"
+    assert status(ws).state == "ready"
+
+
+def test_a_model_put_there_by_hand_is_ready_once_verified(hub, repo, ws, verify, download):
+    folder = ws.experts_dir / "x"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS):
+        (folder / name).write_bytes(repo.files[name])
+    assert status(ws).state == "partial" and "models --verify" in status(ws).detail
+    assert verify().ended.status == "completed"
+    assert status(ws).state == "ready" and not hub.asked
+    (folder / "manifest.json").unlink()
+    assert download().ended.status == "completed"
+    assert hub.sent == 0, "the Hub's hashes are those of what is here"
+    assert json.loads((folder / "manifest.json").read_text())["revision"] == repo.commit
+
+
+def test_a_stopped_verification_changes_nothing(here, ws, verify):
+    before = (here / "manifest.json").read_bytes()
+    assert verify(link=RecordingLink(Stop())).ended.status == "stopped"
+    assert (here / "manifest.json").read_bytes() == before and status(ws).state == "ready"
+
+
+def test_ones_own_folder_is_verified_by_its_form_and_never_written_to(ws, verify, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    for name in ("config.json", "tokenizer.json", WEIGHTS):
+        (own / name).write_bytes(model_files(100)[name])
+    ws.user_config.write_text(f'[experts.mine]\nrepo = "{own}"\n')
+    assert verify("mine").ended.status == "completed"
+    assert sorted(p.name for p in own.iterdir()) == ["config.json", WEIGHTS, "tokenizer.json"]
+    (own / "tokenizer.json").write_text("{}")
+    link = verify("mine")
+    assert link.ended.exit_code == 1 and "tokenizer can't be loaded" in link.ended.reason
+
+
+def test_the_state_is_told_without_opening_weights(here, ws):
+    opened: list[str] = []
+    watching = True
+
+    def hook(event: str, arguments: tuple) -> None:
+        if watching and event == "open":
+            opened.append(str(arguments[0]))
+
+    sys.addaudithook(hook)
+    try:
+        assert status(ws).state == "ready"
+    finally:
+        watching = False
+    assert any(path.endswith("manifest.json") for path in opened)
+    assert not any(path.endswith(".safetensors") for path in opened)
+
+
+# The form of a folder
+
+
+def fill(folder, **changes: bytes | None):
+    files = {"config.json": b"{}", "tokenizer.json": b"{}", WEIGHTS: safetensors(64)}
+    for name, data in {**files, **changes}.items():
+        if data is not None:
+            (folder / name).write_bytes(data)
+    return folders.lacking(folder)
+
+
+def header(**entry: object) -> bytes:
+    data = json.dumps(
+        {"w": {"dtype": "U8", "shape": [8], "data_offsets": [0, 8], **entry}}
+    ).encode()
+    return len(data).to_bytes(8, "little") + data + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "model.safetensors is missing"),
+        (b"", "is no safetensors file"),
+        (b"\x80\x04\x95" + b"x" * 100, "is a pickle"),
+        (b"PK\x03\x04" + b"x" * 100, "is a pickle"),
+        ((1 << 40).to_bytes(8, "little"), "is no safetensors file"),
+        ((50).to_bytes(8, "little") + b"{}", "is cut short"),
+        ((2).to_bytes(8, "little") + b"[]", "is no safetensors file"),
+        (b"\x02" + bytes(7) + b"{x", "is no safetensors file"),
+        (header(data_offsets=[0, 7]), "does not describe its bytes"),
+        (header(data_offsets=[1, 9]), "does not describe its bytes"),
+        (header(data_offsets=[0, -8]), "does not describe its bytes"),
+        (header(shape=[-8]), "is no safetensors file"),
+        (header(shape="8"), "is no safetensors file"),
+        (header(data_offsets=[0]), "is no safetensors file"),
+        (header()[:-1], "bytes"),
+        (header() + b"x", "bytes"),
+        (b"[" * 50_000, "is no safetensors file"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "is no safetensors file"),
+    ],
+)
+def test_weights_that_are_not_whole_are_named(tmp_path, content, said):
+    lacking = fill(tmp_path, **{WEIGHTS: content})
+    assert lacking is not None and said in lacking
+
+
+def test_a_header_of_640_bytes_is_no_pickle(tmp_path):
+    # Its length begins with the two bytes with which a pickle does.
+    entry = b'{"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
+    data = (640).to_bytes(8, "little") + entry.ljust(640) + bytes(8)
+    assert data[:2] == b"\x80\x02" and fill(tmp_path, **{WEIGHTS: data}) is None
+
+
+def test_a_type_of_number_that_is_newer_than_the_list_is_no_reason_to_refuse(tmp_path):
+    assert fill(tmp_path, **{WEIGHTS: header(dtype="F3_NEW")}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", b"{", "config.json can't be read"),
+        ("config.json", b"[]", "config.json can't be read"),
+        ("model.safetensors.index.json", b"{}", "names no weights"),
+        ("model.safetensors.index.json", b'{"weight_map": {"w": "../x"}}', "outside the folder"),
+        ("model.safetensors.index.json", b'{"weight_map": {"w": 3}}', "outside the folder"),
+        ("model.safetensors.index.json", b'{"weight_map": {"v": "model.safetensors"}}', "lacks v"),
+        ("model.safetensors.index.json", b'{"weight_map": {"v": "a"}}', "a is missing"),
+    ],
+)
+def test_config_and_index_that_say_nothing_are_named(tmp_path, name, content, said):
+    lacking = fill(tmp_path, **{name: content})
+    assert lacking is not None and said in lacking
+
+
+def test_a_folder_with_pickles_alone_says_so(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    assert "only safetensors are loaded" in str(fill(tmp_path, **{WEIGHTS: None}))
