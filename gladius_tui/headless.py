@@ -109,6 +109,7 @@ class Renderer:
         self._last_eval: EvalDone | None = None
         self._told: dict[str, tuple[float, float]] = {}
         self._check_group = ""
+        self._verdict = ""
 
     def lines(self, event: AnyEvent) -> list[str]:
         """The lines that tell `event`; none for what is not worth one."""
@@ -314,6 +315,7 @@ class Renderer:
         return lines
 
     def _report_done(self, event: ReportDone) -> list[str]:
+        self._verdict = event.verdict
         style = "red" if event.structure == "broken" else "green"
         if event.structure == "sound" and event.quality in ("low", "unknown"):
             style = "yellow"
@@ -331,7 +333,7 @@ class Renderer:
         if event.seconds:
             facts.append(duration(event.seconds))
         lines = ["", self._style(" · ".join(facts), style)]
-        if event.reason and event.status != "failed":
+        if event.reason and event.status != "failed" and event.reason != self._verdict:
             lines.append(f"  {event.reason}")
         first, last = self._first_eval, self._last_eval
         if first is not None and last is not None and first is not last:
@@ -404,6 +406,8 @@ class Printer:
             return
         if self._as_json:
             lines = [encode(event).decode()]
+        elif self._quiet and isinstance(event, ReportDone):
+            return  # the end says its verdict again
         else:
             lines = self._renderer.lines(event)
             if self._quiet and not isinstance(event, RunEnded):

@@ -322,14 +322,16 @@ class TargetStore:
             entropy=torch.from_numpy(np.concatenate(entropy)),
         )
 
-    def teacher_bits_per_byte(self) -> float | None:
-        """The expert's own bits per byte on this text; None where a shard doesn't know."""
-        known = [(f.text_bytes, f.teacher_nats) for f in self._files]
-        nats = [n for _, n in known if n is not None]
-        text_bytes = sum(b for b, _ in known)
-        if not text_bytes or len(nats) < len(known):
-            return None
-        return sum(nats) / math.log(2) / text_bytes
+    def teacher_bits_per_byte(self, blocks: Sequence[int] | None = None) -> float | None:
+        """The expert's own bits per byte on these blocks (None: all); None: a shard can't tell."""
+        nats, text_bytes = 0.0, 0
+        for block in range(len(self)) if blocks is None else blocks:
+            shard, at = self._locate(block)
+            if shard.teacher_nats is None:
+                return None
+            nats += float(shard.teacher_nats[at])
+            text_bytes += shard.row(at).text_bytes
+        return nats / math.log(2) / text_bytes if text_bytes else None
 
     def column(self, name: str) -> Iterator[np.ndarray]:
         """A whole per-position column, shard by shard (for the run's metrics)."""
@@ -344,6 +346,8 @@ class _Shard:
         self._file = safe_open(path, framework="np")
         self.block_tokens = self.whole("block_tokens")
         self._bytes = self.whole("block_bytes")
+        name = "block_teacher_nats"
+        self.teacher_nats = self.whole(name) if name in self._file.keys() else None  # noqa: SIM118
         self._tokens = np.cumsum([0, *self.block_tokens])
         self._positions = np.cumsum([0, *self.whole("block_positions")])
         self._slices = {
@@ -353,15 +357,6 @@ class _Shard:
                 *("weight", "entropy", "tail", "top_ids", "top_mass", "draws"),
             )
         }
-
-    @property
-    def text_bytes(self) -> int:
-        return int(self._bytes.sum())
-
-    @property
-    def teacher_nats(self) -> float | None:
-        name = "block_teacher_nats"
-        return float(self.whole(name).sum()) if name in self._file.keys() else None  # noqa: SIM118
 
     def whole(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)

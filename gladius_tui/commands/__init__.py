@@ -1,5 +1,5 @@
 """The commands, a file for each room; importing this registers them all."""
 
-from gladius_tui.commands import clean, experts, training
+from gladius_tui.commands import clean, experts, training, validate
 
-__all__ = ["clean", "experts", "training"]
+__all__ = ["clean", "experts", "training", "validate"]
