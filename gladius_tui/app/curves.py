@@ -71,7 +71,7 @@ class View:
         """`factor` below 1 shows fewer steps: the newest ones, or those around the middle."""
         lo, hi = self.bounds(newest)
         span = max(LEAST_SPAN, round((hi - lo) * factor))
-        if span > newest:
+        if span >= newest:
             return View()
         if self.end is None:
             return View(span)

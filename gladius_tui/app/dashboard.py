@@ -208,7 +208,7 @@ class DashboardScreen(ChartKeys):
         self.open_chart(board)
         pending, self._pending = self._pending, []
         self._take(pending)
-        self._redraw()
+        self.call_after_refresh(self._redraw)  # the panes may have no size before
 
     def _notice(self, text: str) -> None:
         self.add_class("-empty")

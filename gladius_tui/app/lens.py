@@ -104,7 +104,7 @@ def bar_lines(position: ProbePosition, width: int, most: int) -> list[Content]:
     names = [shown(token.text) for token in tokens]
     middle = max([8, *(len(name) for name in names)])
     middle = min(middle, max(8, width // 3))
-    side = max(6, (width - middle - 4 - 12) // 2)
+    side = max(4, (width - middle - 16) // 2)
     top = max([0.05, *(max(t.student, t.expert) for t in tokens)])
     student, expert = (max((getattr(t, n) for t in tokens), default=0.0) for n in _BOTH)
     lines = []

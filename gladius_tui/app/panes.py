@@ -48,10 +48,10 @@ def _lines(lines: Sequence[Content | str | Sequence[Part]]) -> Content:
 
 
 def _pair(left: Sequence[Part], right: Sequence[Part], width: int) -> Content:
-    """Both on one line, the right one at its end where there is room."""
+    """Both on one line, the right one at its end; left out where there is no room for it."""
     a, b = Content.assemble(*left), Content.assemble(*right)
     room = width - a.cell_length - b.cell_length
-    return Content.assemble(a, " " * max(room, 2), b)
+    return Content.assemble(a, " " * room, b) if room > 0 else a
 
 
 def number(value: float | None, form: str = "{:,.0f}") -> str:
@@ -123,7 +123,8 @@ def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> 
     if board.status in ("failed", "ended"):
         reason = board.ended.reason if board.ended else "its runner is gone; resume goes on"
         lines.append(Content.styled(reason, "$error" if board.status == "failed" else MUTED))
-    lines.append([("phase ", MUTED), (phase, STRONG), f"  {board.phase_name}"])
+    room = max(0, width - 8 - len(phase))
+    lines.append([("phase ", MUTED), (phase, STRONG), f"  {board.phase_name[:room]}"])
     work = next(iter(board.work.values()), None)
     if work is not None and board.status in ("preparing", "paused"):
         lines += _work_lines(work, width)
