@@ -53,7 +53,8 @@ class Options:
 
         if os.environ.get("TERM") in ("dumb", "unknown"):
             return False
-        return sys.stdin.isatty() and sys.stdout.isatty()
+        # Textual draws on standard error.
+        return all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr))
 
 
 def _install_completion(context: click.Context, _: click.Parameter, value: bool) -> None:
