@@ -26,6 +26,7 @@ from gladius_tui.app import modes
 from gladius_tui.app.screen import GladiusScreen
 from gladius_tui.app.settings import load_settings, remember_theme
 from gladius_tui.app.theme import THEMES, chart_defaults
+from gladius_tui.app.topbar import Cover
 from gladius_tui.app.watch import CommandAnswered, JobsChanged, JobWatcher
 
 if TYPE_CHECKING:
@@ -90,8 +91,6 @@ class GladiusApp(App[int]):
     ]  # fmt: skip
 
     def __init__(self, ws: Workspace, mode: str = "dashboard", launch: Sequence[str] = ()) -> None:
-        # The first screen is the mode's own, not a blank one before it.
-        self.DEFAULT_MODE = mode  # pyright: ignore[reportAttributeAccessIssue]
         self._settings = load_settings()
         super().__init__()
         self.ws = ws
@@ -103,7 +102,7 @@ class GladiusApp(App[int]):
         self.launched: list[tuple[str, ...]] = []
         """Commands that were started here and are not over yet."""
         self._to_launch = tuple(launch)
-        self._before = mode
+        self._first = self._before = mode
         for theme in THEMES:
             self.register_theme(theme)
         if self._settings.theme in self.available_themes:
@@ -112,6 +111,9 @@ class GladiusApp(App[int]):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return chart_defaults(self.current_theme.dark)
+
+    def get_default_screen(self) -> Screen:
+        return Cover(self._first)
 
     def on_mount(self) -> None:
         if self._settings.trouble:
@@ -122,6 +124,7 @@ class GladiusApp(App[int]):
 
     def _begin(self) -> None:
         """After the first paint: what would delay it."""
+        self.switch_mode(self._first)
         self.watcher.start()
         self.read_state()
         if self._to_launch:

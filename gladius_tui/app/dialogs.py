@@ -11,12 +11,43 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, ScreenResultType
 from textual.widgets import Input, Label, OptionList, Static
 from textual.widgets.option_list import Option
 
 
-class Choice(ModalScreen[str | None]):
+class Dialog(ModalScreen[ScreenResultType]):
+    """What dialogs look like."""
+
+    CSS = """
+    ModalScreen { align: center middle; background: $background 60%; }
+    .dialog {
+        width: 64;
+        max-width: 96%;
+        height: auto;
+        max-height: 90%;
+        border: round $primary;
+        border-title-style: bold;
+        border-title-color: $foreground;
+        border-subtitle-color: $foreground 60%;
+        background: $surface;
+        padding: 1 2;
+    }
+    .dialog OptionList {
+        background: $surface;
+        border: none;
+        height: auto;
+        max-height: 12;
+        padding: 0;
+        margin-top: 1;
+        &:focus { border: none; background-tint: $foreground 0%; }
+    }
+    Help .dialog { width: 92; max-width: 96%; }
+    Printed .dialog { width: 92%; height: 80%; }
+    """
+
+
+class Choice(Dialog[str | None]):
     """A question with a few answers; gives the id of the one that is taken, None for esc.
 
     `again` is a key that takes the answer that is marked, beside enter: the key that opened it.
@@ -71,7 +102,7 @@ class Choice(ModalScreen[str | None]):
         self.dismiss(None)
 
 
-class Ask(ModalScreen[list[str] | None]):
+class Ask(Dialog[list[str] | None]):
     """A few lines of input; gives what was typed, None for esc."""
 
     BINDINGS: ClassVar = [
@@ -107,18 +138,12 @@ class Ask(ModalScreen[list[str] | None]):
         self.dismiss(None)
 
 
-class Printed(ModalScreen[None]):
+class Printed(Dialog[None]):
     """What `gladius_train ARGV` prints, run in a process of its own."""
 
     BINDINGS: ClassVar = [
         Binding("escape,q", "leave", "Back", tooltip="Close", id="dialog.back"),
     ]
-    DEFAULT_CSS = """
-    Printed {
-        .dialog { width: 92%; height: 80%; }
-        VerticalScroll { height: 1fr; }
-    }
-    """
 
     def __init__(self, root: str, argv: Sequence[str]) -> None:
         super().__init__()

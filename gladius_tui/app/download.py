@@ -32,6 +32,13 @@ class DownloadScreen(JobScreen):
     MODE = "download"
     JOB = "download"
     FILTERS = True
+    CSS = """
+    #download { height: 1fr; }
+    #queue { height: auto; max-height: 60%; min-height: 5; }
+    #total { height: 4; }
+    #lower { height: 1fr; min-height: 3; }
+    #lower > * { width: 1fr; }
+    """
     BINDINGS: ClassVar = [
         Binding("space", "mark", "Mark", id="download.mark",
                 tooltip="Choose this expert for the download, or leave it out"),

@@ -54,6 +54,15 @@ class ExportScreen(JobScreen):
 
     MODE = "export"
     JOB = "export"
+    CSS = """
+    .form .field { height: 1; margin-bottom: 1; }
+    .form .field > Label { width: 10; }
+    .job { height: 1fr; }
+    .job .form { width: 2fr; }
+    .job .stages { width: 3fr; }
+    .-w60 .job { layout: vertical; }
+    .-w60 .job > * { width: 100%; }
+    """
     BINDINGS: ClassVar = [
         Binding("ctrl+s,s", "start", "Export", id="export.start", tooltip="Write the file"),
         Binding("c", "cancel", "Cancel", id="export.cancel",

@@ -10,24 +10,20 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import ActiveBinding, Binding
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
 from textual.widgets import Static
 
+from gladius_tui.app.dialogs import Dialog
 from gladius_tui.app.screen import GladiusScreen
 
 
-class Help(ModalScreen[None]):
+class Help(Dialog[None]):
     """Keys of the screen it was opened on."""
 
     BINDINGS: ClassVar = [
         Binding("escape,question_mark,q", "leave", "Back", tooltip="Close", id="dialog.back"),
     ]
     DEFAULT_CSS = """
-    Help {
-        .dialog { width: 84; max-width: 96%; }
-        .about { margin-bottom: 1; }
-        .group { text-style: bold; margin-top: 1; }
-    }
+    Help { .about { margin-bottom: 1; } .group { text-style: bold; margin-top: 1; } }
     """
 
     def __init__(self, screen: GladiusScreen, bindings: Iterable[ActiveBinding]) -> None:

@@ -80,6 +80,14 @@ class ModelsScreen(GladiusScreen):
 
     MODE = "models"
     FILTERS = True
+    CSS = """
+    #models { height: 1fr; }
+    #models #table { width: 3fr; }
+    #models #details { width: 2fr; }
+    .-w60 #models { layout: vertical; }
+    .-w60 #models #table { width: 100%; height: auto; max-height: 50%; }
+    .-w60 #models #details { width: 100%; }
+    """
     BINDINGS: ClassVar = [
         Binding("d", "download", "Download", id="models.download",
                 tooltip="Fetch this expert, on the Download screen"),

@@ -9,10 +9,10 @@ from textual.binding import Binding
 from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from gladius_tui.app.modes import MODES
-from gladius_tui.app.topbar import TopBar, jobs_content
+from gladius_tui.app.topbar import KeyBar, TopBar, jobs_content
 
 if TYPE_CHECKING:
     from gladius_tui.app.app import GladiusApp
@@ -59,7 +59,7 @@ class GladiusScreen(Screen[None]):
         #body { height: 1fr; }
         #summary { display: none; }
         &.-w0, &.-h0 {
-            #body, TopBar, Footer, FilterBar { display: none; }
+            #body, TopBar, KeyBar, FilterBar { display: none; }
             #summary { display: block; }
         }
     }
@@ -83,7 +83,7 @@ class GladiusScreen(Screen[None]):
         yield Static(id="summary", markup=False)
         if self.FILTERS:
             yield FilterBar()
-        yield Footer()
+        yield KeyBar()
 
     def on_mount(self) -> None:
         self.gladius.opened(self)
@@ -125,7 +125,7 @@ class GladiusScreen(Screen[None]):
     def job_changed(self) -> None:
         """What runs has changed (`app.watcher.jobs`)."""
         if self.is_mounted and self.is_current:
-            self.query_one(TopBar).show_jobs()
+            self.query_one(TopBar).refresh()
             self.query_one("#summary", Static).update(self.summary())
 
     def on_resize(self) -> None:

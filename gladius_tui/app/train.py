@@ -106,6 +106,22 @@ class TrainScreen(GladiusScreen):
     """The form, what it comes to, and the command that it is."""
 
     MODE = "train"
+    CSS = """
+    #train { height: 1fr; }
+    #form { width: 1fr; }
+    #form .field { height: 1; margin-bottom: 1; }
+    #form .field > Label { width: 10; }
+    #form #experts-field { height: auto; layout: horizontal; }
+    #form ExpertList { width: 1fr; height: auto; max-height: 9; padding: 0; }
+    #form ExpertList { background: $background; }
+    .-h16 #form .field { margin-bottom: 0; }
+    SelectCurrent { padding: 0 1; }
+    #outcome { width: 1fr; }
+    #command { height: auto; max-height: 6; }
+    .-w60 #train { layout: vertical; }
+    .-w60 #form { height: auto; max-height: 60%; width: 100%; }
+    .-w60 #outcome { width: 100%; }
+    """
     BINDINGS: ClassVar = [
         Binding("ctrl+s,s", "start", "Start", id="train.start",
                 tooltip="Start this run; an unfinished one of the same config goes on"),

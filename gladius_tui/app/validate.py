@@ -53,6 +53,18 @@ class ValidateScreen(JobScreen):
     MODE = "validate"
     JOB = "validate"
     FILTERS = True
+    CSS = """
+    .strip .field { height: 1; }
+    .strip { height: 3; }
+    .strip .field { width: 1fr; margin: 0 1 0 0; }
+    .strip .field > Label { width: auto; padding: 0 2 0 0; }
+    #checks { height: 1fr; }
+    #checks #table { width: 3fr; }
+    #checks #reading { width: 2fr; }
+    .-w60 #checks { layout: vertical; }
+    .-w60 #checks > * { width: 100%; height: 1fr; }
+    #verdict { height: auto; max-height: 5; }
+    """
     BINDINGS: ClassVar = [
         Binding("ctrl+s,s", "start", "Validate", id="validate.start", tooltip="Run all checks"),
         Binding("c", "cancel", "Cancel", id="validate.cancel", tooltip="End it"),
