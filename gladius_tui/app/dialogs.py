@@ -19,6 +19,7 @@ from textual.widgets.option_list import Option
 class Dialog(ModalScreen[ScreenResultType]):
     """What dialogs look like."""
 
+    SCOPED_CSS = False
     CSS = """
     ModalScreen { align: center middle; background: $background 60%; }
     .dialog {

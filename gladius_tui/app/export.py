@@ -81,7 +81,7 @@ class ExportScreen(JobScreen):
             with VerticalScroll(classes="pane form") as form:
                 form.border_title = "Export"
                 yield from field("type", choice("type", [("f16", "f16")], "f16"))
-                yield from field("from", choice("source", [("…", "")], ""))
+                yield from field("from", choice("source", [("…", "?")], "?"))
                 yield from field("output", line("output", "beside the model"))
                 yield Static(id="facts")
             with VerticalScroll(classes="pane stages") as stages:

@@ -41,6 +41,7 @@ class GladiusScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS: ClassVar = [(0, "-w0"), (60, "-w60"), (100, "-w100"), (160, "-w160")]
     VERTICAL_BREAKPOINTS: ClassVar = [(0, "-h0"), (16, "-h16"), (30, "-h30")]
     AUTO_FOCUS = ""
+    SCOPED_CSS = False
     FILTERS: ClassVar[bool] = False
     """Whether `/` narrows what it shows: then it writes `filter_changed`."""
     BINDINGS: ClassVar = [

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, cast
 
 from textual.app import ComposeResult
 from textual.content import Content
+from textual.events import Click
 from textual.screen import Screen
-from textual.style import Style
 from textual.widget import Widget
 
 from gladius_tui.app.modes import MODES
@@ -77,21 +77,34 @@ def jobs_content(jobs: Mapping[Job, JobInfo], state: RunState | None, width: int
     return Content("   ").join([job_content(info, room) for info in jobs.values()])
 
 
-def _click(action: str) -> Style:
-    return Style.from_meta({"@click": action})
-
-
-class TopBar(Widget):
-    """` GLADIUS   1 Models ... [4 Dashboard] ...   ● training  step 12,480  pid 4127`."""
+class Line(Widget):
+    """A line of text, parts of which can be clicked."""
 
     ALLOW_SELECT = False
     DEFAULT_CSS = """
-    TopBar {
-        height: 1; background: $panel; text-wrap: nowrap; text-overflow: clip;
-        link-style: none; link-color: $foreground; link-style-hover: underline;
-        link-background-hover: $panel; link-color-hover: $foreground;
-    }
+    Line { height: 1; background: $panel; text-wrap: nowrap; text-overflow: clip; }
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._targets: list[tuple[int, int, str]] = []
+        """First and last cell of what can be clicked, and the action that it stands for."""
+
+    def write(self, line: Content, part: Content, action: str = "") -> Content:
+        """The line with a part more; clicking it does `action`."""
+        start = line.cell_length
+        if action:
+            self._targets.append((start, start + part.cell_length - 1, action))
+        return line.append(part)
+
+    async def on_click(self, event: Click) -> None:
+        for start, stop, action in self._targets:
+            if start <= event.x <= stop:
+                await self.app.run_action(action, self.screen)
+
+
+class TopBar(Line):
+    """` GLADIUS   1 Models ... [4 Dashboard] ...   ● training  step 12,480  pid 4127`."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()
@@ -100,15 +113,16 @@ class TopBar(Widget):
     def render(self) -> Content:
         app = cast("GladiusApp", self.app)
         width = self.size.width
+        self._targets.clear()
         line = Content.styled(" GLADIUS  ", "bold $text-accent")
         for mode in MODES:
+            # Below 100 columns the other modes are only their numbers.
+            text = f"{mode.key} {mode.title}" if width >= _WIDE else mode.key
             if mode.name == self._mode:
                 line = line.append(Content.styled(f"[{mode.key} {mode.title}]", "bold"))
-                continue
-            # Below 100 columns the other modes are only their numbers.
-            text = f" {mode.key} {mode.title} " if width >= _WIDE else f" {mode.key} "
-            shown = Content.styled(text, "$foreground 70%")
-            line = line.append(shown.stylize(_click(f"app.mode('{mode.name}')")))
+            else:
+                part = Content.styled(f" {text} ", "$foreground 75%")
+                line = self.write(line, part, f"app.mode('{mode.name}')")
         room = width - line.cell_length - 3
         jobs = jobs_content(app.watcher.jobs, app.state, room)
         gap = max(2, width - line.cell_length - jobs.cell_length - 1)
@@ -126,17 +140,10 @@ class Cover(Screen[None]):
         yield TopBar(self._mode)
 
 
-class KeyBar(Widget):
+class KeyBar(Line):
     """` p Pause  c Checkpoint ...  ? Help  ^p Commands  q Quit`, from the bindings that hold."""
 
-    ALLOW_SELECT = False
-    DEFAULT_CSS = """
-    KeyBar {
-        height: 1; dock: bottom; background: $panel; text-wrap: nowrap; text-overflow: clip;
-        link-style: none; link-color: $foreground; link-style-hover: underline;
-        link-background-hover: $panel; link-color-hover: $foreground;
-    }
-    """
+    DEFAULT_CSS = "KeyBar { dock: bottom; }"
 
     def on_mount(self) -> None:
         self.screen.bindings_updated_signal.subscribe(self, self._changed)
@@ -146,17 +153,19 @@ class KeyBar(Widget):
             self.refresh()
 
     def render(self) -> Content:
-        items = [self._item(*item) for item in self._items()]
+        self._targets.clear()
+        items = self._items()
         own, always = items[:-3], items[-3:]
-        room = self.size.width - 1 - sum(item.cell_length + 2 for item in always)
+        room = self.size.width - 1 - sum(self._item(*item).cell_length + 2 for item in always)
         line = Content(" ")
         for item in own:
-            if line.cell_length + item.cell_length + 2 > room:
+            part = self._item(*item)
+            if line.cell_length + part.cell_length + 2 > room:
                 line = line.append("…  ")
                 break
-            line = line.append(item).append("  ")
+            line = self.write(line, part, item[2] if item[3] else "").append("  ")
         for item in always:
-            line = line.append(item).append("  ")
+            line = self.write(line, self._item(*item), item[2]).append("  ")
         return line
 
     def _items(self) -> list[tuple[str, str, str, bool]]:
@@ -171,8 +180,8 @@ class KeyBar(Widget):
             if node is self.app:
                 last[action] = (key, binding.description, f"app.{action}", enabled)
             else:
-                kind = "screen" if node is self.screen else "focused"
-                items[action] = (key, binding.description, f"{kind}.{action}", enabled)
+                name = action if node is self.screen else f"focused.{action}"
+                items[action] = (key, binding.description, name, enabled)
         palette = ("^p", "Commands", "app.command_palette", True)
         ends = list(last.values())
         return [*items.values(), *ends[:1], palette, *ends[1:]]
@@ -182,4 +191,4 @@ class KeyBar(Widget):
         item = Content.assemble(
             (key, "bold $footer-key-foreground"), " ", (description, "$footer-foreground")
         )
-        return item.stylize(_click(action)) if enabled else item.stylize("dim")
+        return item if enabled else item.stylize("dim")

@@ -81,7 +81,7 @@ class ValidateScreen(JobScreen):
     def compose_body(self) -> ComposeResult:
         with Horizontal(classes="pane strip") as strip:
             strip.border_title = "Validate"
-            yield from field("of", choice("source", [("…", "")], ""))
+            yield from field("of", choice("source", [("…", "?")], "?"))
             yield from field("gguf", line("gguf", "a GGUF file instead"))
         with Horizontal(id="checks"):
             yield Table(id="table", title="Checks")
