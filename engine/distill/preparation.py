@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +101,12 @@ class Prepared:
     held_out: TargetStore
     probes: ExpertProbes | None
     """What it says along the lens's sentences; None where nothing of it was kept."""
+
+
+def streamed_texts(prepared: Iterable[Prepared]) -> dict[str, str]:
+    """Fingerprints of the streamed texts, by feed."""
+    feeds = [(name, source) for part in prepared for name, (source, _) in part.feeds.items()]
+    return {name: s.text.fingerprint for name, s in feeds if isinstance(s, StreamSource)}
 
 
 class Preparation:
@@ -249,6 +255,12 @@ class Preparation:
                 needs_both=not streams,
             )
             text.held_out += self._held_of_streams(spec, student, reader, text.tally)
+            if not text.held_out:
+                raise UsageError(
+                    f"expert {spec.name}: nothing to evaluate on was found in "
+                    f"{', '.join(stream.text.title for stream in streams)}; raise data.held_out "
+                    f"(now {self.config.data.held_out}), or give more text"
+                )
         with self.link.busy("building the projection tables"):
             tables = load_tables(
                 self.workspace.experts_cache_dir,
@@ -359,12 +371,6 @@ class Preparation:
                         blocks.append(block)
                 if len(blocks) >= wanted:
                     break
-        if streams and not blocks:
-            raise UsageError(
-                f"expert {spec.name}: nothing to evaluate on was found in "
-                f"{', '.join(stream.text.title for stream in streams)}; raise data.held_out "
-                f"(now {data.held_out}), or give more text"
-            )
         return blocks
 
     def _stream(

@@ -4,6 +4,7 @@ guard and best evaluation. What a step does with it is the trainer's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +47,7 @@ class Session:
 
     Attributes:
         vocabulary: digest of the student's tokenizer; a checkpoint of another one is not resumed.
+        texts: fingerprints of the streamed texts, by feed; so too.
     """
 
     def __init__(
@@ -54,12 +56,14 @@ class Session:
         optimizer: OptimizerConfig,
         guards: GuardsConfig,
         vocabulary: str,
+        texts: Mapping[str, str] | None = None,
     ) -> None:
         self.model = model
         self.optimizer = make_optimizer(model, optimizer)
         self.progress = Progress()
         self.guard = GradGuard(guards)
         self.vocabulary = vocabulary
+        self.texts = dict(texts or {})
         self._guards = guards
 
     @property
@@ -82,6 +86,7 @@ class Session:
                 "evaluations": [list(e) for e in p.evaluations],
                 "training_seconds": training_seconds,
                 "vocabulary": self.vocabulary,
+                "texts": self.texts,
             },
             rng=rng_tensors(),
         )

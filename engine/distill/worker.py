@@ -24,7 +24,13 @@ from engine.distill.journal import Journal
 from engine.distill.manifest import Manifest
 from engine.distill.model_record import HELD_OUT, describe_run, write_held_out
 from engine.distill.phases import Decision, Phase, Schedule, plan_phases
-from engine.distill.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
+from engine.distill.preparation import (
+    Preparation,
+    Prepared,
+    TeacherPool,
+    device_and_dtype,
+    streamed_texts,
+)
 from engine.distill.probes import Lens
 from engine.distill.session import Session
 from engine.distill.steering import Interrupted, Steering
@@ -342,6 +348,8 @@ class TrainingJob:
                 f"({self.config.student.tokenizer}): put the former one back, or start anew with "
                 "`train --fresh`"
             )
+        texts = streamed_texts(prepared.values())
+        self._refuse_other_text(loaded[0].scalars.get("texts", {}) if loaded else texts, texts)
         with self.link.busy("creating the student"):
             model = build_student(self.config.student, tokenizer, self.config.seed)
             model.to(self.device)  # type: ignore[arg-type]
@@ -362,7 +370,8 @@ class TrainingJob:
                 config_json=to_json(self.config),
                 config_digest=digest(self.config),
                 session=Session(
-                    model, self.config.optimizer, self.config.guards, vocabulary.digest
+                    *(model, self.config.optimizer, self.config.guards),
+                    *(vocabulary.digest, texts),
                 ),
                 tokenizer=tokenizer,
                 feeds={name: part.feeds for name, part in prepared.items()},
@@ -381,6 +390,16 @@ class TrainingJob:
         if loaded is not None:
             trainer.restore(loaded[0])
         return trainer, tokenizer
+
+    def _refuse_other_text(self, former: dict[str, str], texts: dict[str, str]) -> None:
+        """A place in a text means nothing in another one."""
+        changed = [name for name in {**former, **texts} if former.get(name) != texts.get(name)]
+        if changed:
+            raise UsageError(
+                f"the streamed text of {', '.join(changed)} has changed since the checkpoint "
+                "(files came, went or have another size): put it back, or start anew with "
+                "`train --fresh`"
+            )
 
     def _training_seconds(self, loaded: tuple[TrainState, Manifest] | None) -> float:
         """Unpaused worker time so far: of the former attempts, and of this one's preparation."""

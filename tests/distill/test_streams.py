@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -207,6 +209,53 @@ def test_an_example_goes_to_the_experts_that_can_teach_it(ws):
     window = source.window(0, Place())
     read = [tokenizer.decode(source.row(n, 0).ids) for n in range(len(window.lengths))]
     assert read and all(any(t in text for t in code) for text in read)
+
+
+def test_public_corpora_go_to_the_experts_of_their_capabilities(ws, tmp_path):
+    pytest.importorskip("datasets")
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from test_hubtext import make_repository
+
+    from engine.budget import corpora_in_use
+
+    repository = make_repository(tmp_path / "corpus", rows=60)
+    two = 'repo = "./tiny"\nend_tokens = ["<|im_end|>"]\n'
+    (ws.root / "gladius.toml").write_text(
+        f'[experts.tiny]\n{two}capabilities = ["json"]\n'
+        f'[experts.other]\n{two}capabilities = ["math"]\n'
+    )
+    corpora = (
+        f'[{{source = "hf:{repository}/prose:train:text", share = 3, capabilities = ["math"]}},'
+        f'{{source = "hf:{repository}/talks", capabilities = ["json", "math"]}}]'
+    )
+    fields = {
+        "data__generate": "true",
+        "data__max_answers": 4,
+        "data__max_answer_tokens": 6,
+        "data__corpora": corpora,
+        "schedule__max_steps": 8,
+        "data__held_out": 0.2,
+        "data__window": 0.004,
+    }
+    config = make_config(ws, ("tiny", "other"), **fields)
+    link = KeepingLink()
+    trainer = make_trainer(ws, config, link, ws.checkpoints_dir)
+    shares = {"tiny": 0.15, "tiny/talks": 0.35}
+    shares |= {"other": 0.15, "other/prose": 0.2625, "other/talks": 0.0875}
+    assert trainer._mix(10**6) == pytest.approx(shares)
+    assert trainer.run() == "completed" and link.steps() == list(range(1, 9))
+    # Without answers, a run learns from its files alone.
+    assert corpora_in_use(make_config(ws, **{**fields, "data__generate": "false"}).data) == []
+
+
+def test_a_text_that_changed_is_not_gone_on_with(ws):
+    config = make_config(ws, **STREAM, schedule__max_steps=6, checkpoint__interval_steps=2)
+    link = KeepingLink(lambda e: [Stop()] if isinstance(e, StepDone) and e.step == 3 else [])
+    assert train(ws, config, link) == 0
+    with open(ws.root / "text.jsonl", "a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(UsageError, match=r"text\.jsonl has changed.*--fresh"):
+        train(ws, config, KeepingLink(), resume=True)
 
 
 # --- A resumed run is the same run -----------------------------------------
