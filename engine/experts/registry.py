@@ -116,7 +116,7 @@ def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
         tables: dict[str, Any] = dict(tomllib.load(file))
     problems: list[Problem] = []
     for name, table in _user_tables(workspace).items():
-        prefix = f"experts.{name}"
+        prefix = f"experts.{_printable(name)}"
         if not isinstance(table, dict):
             problems.append(Problem(prefix, f"{table!r} is no table"))
         elif name in tables:
@@ -142,11 +142,15 @@ def make_spec(
     workspace: Workspace, name: str, table: dict[str, Any]
 ) -> tuple[ExpertSpec | None, list[Problem]]:
     """An expert from its table, which names its source, and every problem found."""
-    prefix = f"experts.{name}"
+    prefix = f"experts.{_printable(name)}"
     spec, problems = convert(ExpertSpec, {"title": name, **table, "name": name}, prefix)
     if spec is not None:
         problems += _check(workspace, spec, prefix)
     return spec, problems
+
+
+def _printable(name: str) -> str:
+    return name if name.isprintable() else ascii(name)
 
 
 def shipped_names() -> list[str]:
