@@ -73,10 +73,14 @@ def add_expert(workspace: Workspace, name: str, table: dict[str, Any]) -> None:
     import tomlkit
 
     document = _read(workspace)
-    experts = document.get("experts")
-    if experts is None:
-        experts = document["experts"] = tomlkit.table(is_super_table=True)
-    experts[name] = table
+    entry = tomlkit.table()
+    entry.update(table)
+    entry.add(tomlkit.nl())
+    if "experts" not in document:
+        if len(document):
+            document.add(tomlkit.nl())
+        document["experts"] = tomlkit.table(is_super_table=True)
+    document["experts"][name] = entry
     _write(workspace, document)
 
 
@@ -134,7 +138,8 @@ def _write(workspace: Workspace, document: Any) -> None:
 
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
-        write_bytes(workspace.user_config, tomlkit.dumps(document).encode())
+        text = tomlkit.dumps(document).rstrip()
+        write_bytes(workspace.user_config, f"{text}\n".encode() if text else b"")
     except OSError as error:
         raise GladiusError(
             f"{workspace.user_config} can't be written ({error.strerror}); choose another --root"

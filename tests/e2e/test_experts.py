@@ -1,0 +1,167 @@
+"""The real program about experts: without a network, with a token, and how soon it answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from program import LAUNCHER, Root
+
+from engine.experts.publish import write_manifest
+from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
+from engine.workspace import write_json
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
+
+from hub_server import Hub
+
+TOKEN = "hf_averysecrettokenindeed"
+
+# What every Python process of the program does first when this lies on its path.
+NO_NETWORK = """
+import os, socket
+def refuse(self, address, *rest):
+    if self.family in (socket.AF_INET, socket.AF_INET6):
+        with open(os.environ["CALLS"], "a") as file:
+            file.write(f"{os.getpid()} {address}\\n")
+        raise OSError("no network in this test")
+    return connect(self, address, *rest)
+connect, socket.socket.connect = socket.socket.connect, refuse
+socket.socket.connect_ex = refuse
+lookup = socket.getaddrinfo
+def look(host, *rest, **more):
+    with open(os.environ["CALLS"], "a") as file:
+        file.write(f"{os.getpid()} looks up {host}\\n")
+    raise OSError("no network in this test")
+socket.getaddrinfo = look
+"""
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file in which each try to use the network is noted; every try fails."""
+    guard = tmp_path / "guard"
+    guard.mkdir()
+    (guard / "sitecustomize.py").write_text(NO_NETWORK)
+    calls = tmp_path / "calls"
+    monkeypatch.setenv("CALLS", str(calls))
+    monkeypatch.setenv("PYTHONPATH", str(guard))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    return calls
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    yield server
+    server.close()
+
+
+def _ready(root: Root, expert: Path, name: str = "x") -> None:
+    """An expert of the Hub's, as a download leaves it."""
+    with open(root.path / "gladius.toml", "a") as file:
+        file.write(f'[experts.{name}]\nrepo = "me/{name}"\nend_tokens = ["<|im_end|>"]\n')
+    root.ws.create()
+    folder = root.ws.experts_dir / name
+    shutil.copytree(expert, folder)
+    write_manifest(folder, load_experts(root.ws)[name], "a" * 40)
+
+
+def test_with_the_files_there_no_command_touches_the_network(root: Root, expert, offline):
+    _ready(root, expert)
+    guarded = [sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"]
+    assert subprocess.run(guarded, capture_output=True).returncode == 1
+    assert "127.0.0.1" in offline.read_text(), "the guard stands"
+    offline.unlink()
+    training = [word.replace("tiny", "x") for word in root.training(max_steps=2)]
+    for command in (
+        ["status"],
+        ["models"],
+        ["models", "--verify"],
+        ["download", "x", "tiny"],
+        training,
+        ["dashboard"],
+    ):
+        done = root.run("--no-ui", *command)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert root.status() == "completed"
+    assert not offline.exists(), offline.read_text()
+
+
+def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
+    root: Root, expert, hub: Hub, monkeypatch
+):
+    files = {path.name: path.read_bytes() for path in expert.iterdir()}
+    hub.add("me/x", files, gated=True)
+    hub.licensed = {TOKEN}
+    (root.path / "gladius.toml").write_text('[experts.x]\nrepo = "me/x"\n')
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    said = []
+    for token, code in (("hf_wrong" + TOKEN, 3), (TOKEN, 0)):
+        monkeypatch.setenv("HF_TOKEN", token)
+        done = root.run("--no-ui", "--json", "download", "x")
+        assert done.returncode == code, done.stderr
+        said += [done.stdout, done.stderr]
+    assert expert_status(root.ws, load_experts(root.ws)["x"]).state == "ready"
+    assert any("Bearer " + TOKEN in str(headers) for _, _, headers in hub.asked)
+    said += [p.read_bytes().decode("latin-1") for p in root.path.rglob("*") if p.is_file()]
+    assert "refuses the token (401)" in said[1]
+    for secret in (TOKEN, "secret-of-the-address"):
+        assert not any(secret in text for text in said)
+
+
+def test_ones_own_experts_are_checked_added_and_removed(root: Root, expert, tmp_path):
+    before = (root.path / "gladius.toml").read_text()
+    own = tmp_path / "own"
+    shutil.copytree(expert, own)
+    added = root.run("models", "add", "mine", str(own), "--weight", "2", "--capability", "math")
+    assert added.returncode == 0, added.stderr
+    assert "added mine; train with it: gladius_train train --experts mine" in added.stdout
+    spec = load_experts(root.ws)["mine"]
+    assert (spec.weight, spec.capabilities) == (2.0, ("math",))
+    removed = root.run("models", "remove", "mine")
+    assert removed.returncode == 0 and removed.stdout == "removed mine\n"
+    assert (root.path / "gladius.toml").read_text() == before
+    (own / "model.safetensors").rename(own / "pytorch_model.bin")
+    line = root.error_of(1, "models", "add", "mine", str(own))
+    assert "only safetensors are loaded" in line
+    assert (root.path / "gladius.toml").read_text() == before
+    assert "--verify goes without" in root.error_of(2, "models", "--verify", "remove", "mine")
+
+
+def test_models_answers_at_once_with_thirteen_gigabytes_on_disk(root: Root):
+    root.ws.create()
+    specs = load_experts(root.ws)
+    for name in ("qwen", "llama", "phi", "tinyllama"):
+        folder = root.ws.experts_dir / name
+        folder.mkdir()
+        files = {}
+        for file, size in (("config.json", 2), ("model.safetensors", specs[name].size_bytes)):
+            with open(folder / file, "wb") as sparse:
+                sparse.truncate(size)
+            time = (folder / file).stat().st_mtime_ns
+            files[file] = ManifestFile(size=size, sha256="0" * 64, mtime_ns=time)
+        write_json(folder / "manifest.json", Manifest(files=files))
+    # Processor time, which a busy machine does not stretch as it does the clock's.
+    spent = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(
+            [LAUNCHER, "--root", root.path, "models", "--json"], capture_output=True, check=True
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    rows = json.loads(done.stdout)
+    assert [row["name"] for row in rows if row["state"] == "ready"] == [*list(specs)[:4], "tiny"]
+    assert sum(row["present_bytes"] for row in rows) > 13e9
+    assert min(spent) < 0.3
+    assert os.stat(root.ws.experts_dir / "phi" / "model.safetensors").st_blocks == 0
