@@ -1,0 +1,97 @@
+"""Owns the types that a GGUF file's weights may have: names, sizes, who makes them, and how far a
+file of that type may be from its model. No torch: commands and screens ask it too.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.errors import UsageError
+from engine.structs import nearest
+
+
+class GgufType(msgspec.Struct, frozen=True, kw_only=True):
+    """A type as the user names it."""
+
+    name: str
+    bits: float
+    """Bits per weight of the matrices, block scales included."""
+    file_type: int
+    """general.file_type, as llama.cpp counts them."""
+    own: bool = False
+    """Written by this program; others are made by llama.cpp's quantiser."""
+    block: int = 1
+    """Rows must be a multiple of this many weights."""
+    tensor_error: float = 0.0
+    """Most that a matrix may be off: root mean square of the error over that of the weights (0:
+    exact after rounding)."""
+    kl: float
+    """Most that the mean KL to the model may be, in nats."""
+    top1: float
+    """Least share of positions with the same most probable token."""
+    perplexity: float
+    """Most that the perplexity may rise, as a share."""
+
+
+# The bounds of f16, bf16, q8_0 and q4_k_m stand on measurements with SmolLM2-135M, the others lie
+# between and beyond them in the order of their bits.
+_TYPES = (
+    GgufType(name="f32", bits=32, file_type=0, own=True, kl=1e-6, top1=0.999, perplexity=1e-4),
+    GgufType(name="f16", bits=16, file_type=1, own=True, kl=1e-4, top1=0.99, perplexity=2e-3),
+    GgufType(name="bf16", bits=16, file_type=32, own=True, kl=1e-3, top1=0.98, perplexity=5e-3),
+    GgufType(
+        name="q8_0",
+        bits=8.5,
+        file_type=7,
+        own=True,
+        block=32,
+        tensor_error=0.01,
+        kl=1e-2,
+        top1=0.95,
+        perplexity=0.01,
+    ),
+    *(
+        GgufType(
+            name=name,
+            bits=bits,
+            file_type=file_type,
+            block=block,
+            tensor_error=error,
+            kl=kl,
+            top1=top1,
+            perplexity=perplexity,
+        )
+        for name, bits, file_type, block, error, kl, top1, perplexity in (
+            ("q6_k", 6.56, 18, 256, 0.03, 0.02, 0.93, 0.02),
+            ("q5_k_m", 5.69, 17, 256, 0.06, 0.05, 0.90, 0.03),
+            ("q5_k_s", 5.54, 16, 256, 0.06, 0.05, 0.90, 0.03),
+            ("q5_1", 6.0, 9, 32, 0.06, 0.05, 0.90, 0.03),
+            ("q5_0", 5.5, 8, 32, 0.06, 0.06, 0.90, 0.04),
+            ("q4_k_m", 4.85, 15, 256, 0.12, 0.10, 0.85, 0.05),
+            ("q4_k_s", 4.58, 14, 256, 0.12, 0.12, 0.85, 0.06),
+            ("iq4_nl", 4.5, 25, 32, 0.12, 0.12, 0.85, 0.07),
+            ("iq4_xs", 4.25, 30, 256, 0.12, 0.12, 0.85, 0.07),
+            ("q4_1", 5.0, 3, 32, 0.12, 0.12, 0.85, 0.07),
+            ("q4_0", 4.5, 2, 32, 0.12, 0.15, 0.83, 0.10),
+            ("q3_k_l", 4.27, 13, 256, 0.25, 0.25, 0.75, 0.20),
+            ("q3_k_m", 3.91, 12, 256, 0.25, 0.30, 0.72, 0.25),
+            ("q3_k_s", 3.5, 11, 256, 0.25, 0.40, 0.70, 0.35),
+            ("q2_k", 2.96, 10, 256, 0.45, 1.00, 0.50, 1.00),
+        )
+    ),
+)
+GGUF_TYPES = {entry.name: entry for entry in _TYPES}
+DEFAULT_TYPE = "f16"
+
+
+def gguf_type(name: str) -> GgufType:
+    """The type of that name, in any case; UsageError for one that isn't known."""
+    found = GGUF_TYPES.get(name.lower())
+    if found is None:
+        raise UsageError(f"unknown type {name!r}; {nearest(name.lower(), GGUF_TYPES)}")
+    return found
+
+
+def estimated_bytes(parameters: int, name: str) -> int:
+    """About how large the file of a model with so many parameters is."""
+    return round(parameters * gguf_type(name).bits / 8)
