@@ -62,7 +62,7 @@ def write_gguf(
             data = permute(weights.read(tensor.source), tensor.heads)
             for piece in converted(data, type_of(tensor, wanted), tensor.source):
                 # Not numpy's tofile: it tells a full disk without its errno.
-                done += file.write(memoryview(piece.numpy()).cast("B"))
+                done += file.write(piece.numpy().reshape(-1).data)
                 report("writing", done, total)
             del data
             _pad(file)

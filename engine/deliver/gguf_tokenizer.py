@@ -179,8 +179,8 @@ def _sentencepiece(data: dict[str, Any], path: Path) -> bool:
         return True
     if pre is None and kinds == [replace]:
         return False
-    metaspace = pre and pre.get("type") == "Metaspace" and pre.get("replacement") == "▁"
-    if metaspace and not kinds and pre.get("prepend_scheme") == "never" and not pre.get("split"):
+    never = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}
+    if pre == never and not kinds:
         return False
     raise _inexpressible(path, "it prepares text otherwise than SentencePiece does")
 

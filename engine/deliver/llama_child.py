@@ -14,7 +14,7 @@ import sys
 
 
 def _load(path, **options):
-    import llama_cpp
+    import llama_cpp  # pyright: ignore
 
     defaults = llama_cpp.llama_cpp.llama_model_default_params
 
@@ -67,7 +67,7 @@ def logits(request):
 
 def quantize(request):
     """A file of another type, `file_type`, out of `gguf`."""
-    import llama_cpp
+    import llama_cpp  # pyright: ignore
 
     options = llama_cpp.llama_model_quantize_default_params()
     options.ftype = request["file_type"]
