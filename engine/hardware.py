@@ -228,3 +228,15 @@ def _rss(pid: int | None) -> int:
         return psutil.Process(pid).memory_info().rss
     except (OSError, psutil.Error):
         return 0
+
+
+def driver_version() -> str:
+    """The NVIDIA driver's version; "" where there is none."""
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+    except Exception:  # as above: nothing to tell about
+        return ""
+    return version.decode() if isinstance(version, bytes) else str(version)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
+
 from engine.config import RunConfig, StudentConfig
 
 GIB = 1 << 30
@@ -93,3 +95,43 @@ def training_memory(config: RunConfig, half_precision: bool) -> MemoryNeed:
 def checkpoint_bytes(student: StudentConfig) -> int:
     """A full checkpoint: fp32 weights and both moments."""
     return 12 * parameter_count(student).total
+
+
+@dataclass(frozen=True)
+class DiskNeed:
+    """Bytes that a run writes below its root, without the experts themselves."""
+
+    checkpoints: int
+    """Full ones that stay, the one kept from before a decay, the next one, and the best weights."""
+    targets: int
+    """Scored text (cached targets)."""
+    model: int
+    """The finished model, and its GGUF file."""
+
+    @property
+    def total(self) -> int:
+        return self.checkpoints + self.targets + self.model
+
+
+def disk_need(config: RunConfig, text_tokens: int) -> DiskNeed:
+    """What a run takes on disk at most; `text_tokens` is what all experts together score."""
+    parameters = parameter_count(config.student).total
+    full = config.checkpoint.keep + 2
+    best = 4 * parameters if config.checkpoint.keep_best else 0
+    kept = config.targets
+    # ids of two bytes, masses of four, and some twenty-five bytes that each position has besides
+    position = 25 + 6 * kept.top_k + 2 * kept.draws * kept.draw_epochs
+    return DiskNeed(
+        checkpoints=full * checkpoint_bytes(config.student) + best,
+        targets=position * text_tokens if kept.source == "cached" else 0,
+        model=4 * parameters,
+    )
+
+
+def least_memory(config: RunConfig, half_precision: bool) -> MemoryNeed:
+    """As `training_memory`, on the last rung before another device: rows one by one, activations
+    computed anew in the backward pass."""
+    optimizer = msgspec.structs.replace(
+        config.optimizer, micro_batch_size=1, activation_checkpointing=True
+    )
+    return training_memory(msgspec.structs.replace(config, optimizer=optimizer), half_precision)

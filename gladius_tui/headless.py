@@ -78,6 +78,11 @@ def wants_colour(stream: IO[str]) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def paint(text: str, style: str, colour: bool) -> str:
+    """The text in a style (bold, dim, red, green, yellow, cyan; "" for none), where wanted."""
+    return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if colour and style else text
+
+
 def acknowledgement(event: AnyEvent) -> str:
     """What a command's answer says, in a line."""
     match event:
@@ -157,7 +162,7 @@ class Renderer:
         return []
 
     def _style(self, text: str, style: str) -> str:
-        return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if self._colour and style else text
+        return paint(text, style, self._colour)
 
     def _item(self, label: str, text: str, style: str = "") -> str:
         return f"  {self._style(f'{label:<10}', style)} {text}" if label else f"  {text}"

@@ -51,6 +51,8 @@ class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What the job is asked: its config as JSON."""
 
     config: RunConfig
+    root: str
+    """Where the experts lie; the job itself may run on a root that is thrown away."""
     experts: list[str]
     """Registered experts that have a tokenizer here."""
     listen: bool = False
@@ -72,7 +74,7 @@ def main(link: WorkerLink, request: JobRequest) -> int:
             raise _Stopped
 
     try:
-        _audit_all(Workspace.find(request.root), asked, link, serve)
+        _audit_all(Workspace.find(asked.root), asked, link, serve)
     except _Stopped:
         link.emit(RunEnded(status="stopped", reason="asked"))
         return 0
@@ -108,7 +110,7 @@ def _audit_all(
                 event = audit(workspace, spec, student, sample, config, teacher, serve)
             event = msgspec.structs.replace(event, student=source)
         except (GladiusError, ValueError, OSError) as error:
-            problem = " ".join(str(error).split())
+            problem = " ".join(str(error).split()).removeprefix(f"expert {name}: ")
             event = TokenizersAudited(expert=name, student=source, problem=problem)
         teacher = None
         gc.collect()

@@ -60,9 +60,16 @@ def load_tokenizer(path: Path, spec: ExpertSpec) -> PreTrainedTokenizerFast:
             f"expert {spec.name} has no tokenizer.json in {path}; download it again, or save a "
             "fast tokenizer there"
         )
-    with _quiet():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-    reference = Tokenizer.from_file(str(file))
+    try:
+        with _quiet():
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
+        reference = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises whatever a broken file leads it to
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise GladiusError(
+            f"expert {spec.name}: {file} is no tokenizer that can be read ({why}); "
+            f"fetch it again: gladius_train download {spec.name} --force"
+        ) from error
     for text in _NASTY:
         if tokenizer.encode(text) != reference.encode(text).ids:
             raise GladiusError(

@@ -381,7 +381,8 @@ class _Runner:
         return self._last_error or f"exit code {code}"
 
     def _remedy(self) -> str:
-        return "gladius_train resume" if self._job == "train" else f"gladius_train {self._job}"
+        commands = {"train": "resume", "audit": "doctor"}
+        return f"gladius_train {commands.get(self._job, self._job)}"
 
     def _end(self, status: Literal["completed", "stopped", "failed"], reason: str = "") -> None:
         exit_code = ExitCode.FAILED if status == "failed" else ExitCode.DONE

@@ -1,0 +1,210 @@
+"""What each check makes of a reading: which figure it tells, when it warns, what it advises."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from engine import doctor
+from engine.config import RunConfig, load_config
+from engine.doctor import check_disk, check_gpu, check_grace, check_memory, check_text, check_torch
+from engine.errors import MissingError
+from engine.experts.registry import ExpertSpec, ExpertStatus
+from engine.run.events import GpuReading, KindAudit, TokenizersAudited
+from engine.sizing import GIB, checkpoint_bytes, disk_need, least_memory, training_memory
+from engine.workspace import Workspace
+
+GPU = GpuReading(index=0, name="RTX 4090", used_bytes=0, total_bytes=24 * GIB)
+SPEC = ExpertSpec(
+    name="big", title="Big", source="hub", repo="org/big", parameters=3_000_000_000, gated=True
+)
+
+
+def config(tmp_path, preset: str, *overrides: str) -> RunConfig:
+    return load_config(Workspace.find(tmp_path), preset=preset, overrides=overrides)
+
+
+def status(state: str = "ready", present: int = 0, expected: int = 0) -> ExpertStatus:
+    return ExpertStatus(name="big", state=state, present_bytes=present, expected_bytes=expected)  # type: ignore[arg-type]
+
+
+def test_torch_without_cuda_beside_a_gpu_is_told_and_is_a_failure_where_cuda_is_asked(tmp_path):
+    plain, cuda = (config(tmp_path, "1b", *o) for o in ((), ("device.device=cuda",)))
+    assert check_torch("2.13.0", "", [], plain).status == "ok"
+    assert check_torch("2.13.0", "12.8", [GPU], cuda).status == "ok"
+    assert check_torch("2.13.0", "", [GPU], plain).status == "warn"
+    assert check_torch("2.13.0", "", [], cuda).status == "fail"
+    assert check_torch("", "", [], plain).status == "fail"
+
+
+def test_the_installed_torch_is_read_without_being_imported():
+    from importlib import metadata
+
+    version, cuda = doctor.torch_build()
+    assert version == metadata.version("torch")
+    assert cuda == "" or cuda[0].isdigit()
+
+
+def test_a_large_student_wants_a_gpu_and_a_small_one_does_not(tmp_path):
+    wanted = check_gpu([], "", config(tmp_path, "1b"))
+    assert wanted.status == "warn" and "GiB" in wanted.remedy
+    assert check_gpu([], "", config(tmp_path, "nano")).status == "ok"
+    assert check_gpu([], "", config(tmp_path, "nano", "device.device=cuda")).status == "fail"
+    assert "RTX 4090 24.0 GiB, driver 570" in check_gpu([GPU], "570", config(tmp_path, "1b")).figure
+
+
+@pytest.mark.parametrize(
+    ("spare", "verdict"),
+    [(0.1, "ok"), (-0.1, "warn"), (None, "fail")],
+)
+def test_memory_is_judged_by_what_training_takes_with_and_without_checkpointing(
+    tmp_path, spare, verdict
+):
+    run = config(tmp_path, "1b")
+    full, least = training_memory(run, True).total, least_memory(run, True).total
+    assert least < full
+    free = least - GIB if spare is None else int(full + spare * GIB)
+    check = check_memory(run, [], total=64 * GIB, available=free, half=True)
+    assert check.status == verdict
+    assert f"{full / GIB:.1f} GiB" in check.figure
+    assert bool(check.remedy) == (verdict != "ok")
+
+
+def test_an_expert_that_stands_beside_the_student_counts_with_it(tmp_path):
+    run = config(tmp_path, "nano", "targets.source=online")
+    alone = config(tmp_path, "nano")
+    need = training_memory(run, True).total
+    free = least_memory(run, True).total + 2 * SPEC.parameters - 1
+    judged = [
+        check_memory(c, [SPEC], total=64 * GIB, available=free, half=True) for c in (run, alone)
+    ]
+    assert [check.status for check in judged] == ["fail", "ok"]
+    # alone, the expert itself is the larger need
+    little = check_memory(alone, [SPEC], total=GIB, available=need, half=True)
+    assert little.status == "fail"
+
+
+def test_disk_counts_what_is_still_to_come_and_nothing_twice(tmp_path):
+    run = config(tmp_path, "1b")
+    need = disk_need(run, 1000).total
+    missing = {"big": status("partial", present=GIB, expected=3 * GIB)}
+    ready = {"big": status(present=3 * GIB, expected=3 * GIB)}
+    assert check_disk(run, ready, need, 1000).status == "ok"
+    assert check_disk(run, ready, need - 1, 1000).status == "fail"
+    assert check_disk(run, missing, need + 2 * GIB, 1000).status == "ok"
+    short = check_disk(run, missing, need + 2 * GIB - 1, 1000)
+    assert short.status == "fail" and "experts 2.0 GiB" in short.figure and "clean" in short.remedy
+
+
+def test_the_grace_time_is_three_times_bytes_over_speed(tmp_path):
+    run = config(tmp_path, "1b")
+    slow = check_grace(run, checkpoint_bytes(run.student) / 60)
+    assert slow.figure.startswith("180 s") and "TimeoutStopSec=190" in slow.remedy
+    assert check_grace(run, checkpoint_bytes(run.student)).status == "ok"
+
+
+def test_the_disks_speed_is_measured_and_leaves_nothing(tmp_path):
+    assert doctor.write_speed(tmp_path, most=16 << 20) > 1e5
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError):
+        doctor.write_speed(tmp_path / "absent")
+
+
+def test_text_seen_more_than_four_times_is_a_warning():
+    assert check_text(1000, 4000).status == "ok"
+    assert check_text(1000, 4001).status == "warn"
+    assert check_text(0, 10).status == "warn"
+    assert check_text(1000, None).status == "ok"
+
+
+def test_the_budget_is_what_the_config_says(tmp_path):
+    run = config(tmp_path, "nano", "schedule.max_steps=10")
+    assert doctor.budget_tokens(run) == 10 * 4 * 512
+    assert doctor.budget_tokens(config(tmp_path, "1b")) == 1_000_000_000
+    assert doctor.budget_tokens(config(tmp_path, "1b", "schedule.hours=5")) is None
+
+
+def test_the_text_to_be_had_is_answers_and_files(tmp_path):
+    file = tmp_path / "more.jsonl"
+    file.write_text(" " * 3000)
+    run = config(tmp_path, "nano", "data.max_answers=10", f'data.files=["{file}"]')
+    assert doctor.text_tokens(run, [SPEC]) == 10 * 128 + 1000
+    given = config(tmp_path, "nano", "data.generate=false", f'data.files=["{file}"]')
+    assert doctor.text_tokens(given, [SPEC, SPEC]) == 2000
+
+
+def test_the_hubs_own_answer_is_told_at_the_expert_and_no_answer_at_the_hub():
+    gated = MissingError("big: accept the licence on https://huggingface.co/org/big")
+    missing = status("missing", expected=GIB)
+    assert doctor.check_hub({"big": gated}).status == "ok"
+    row = doctor.check_expert(SPEC, missing, gated)
+    assert row.status == "fail" and row.remedy == str(gated).removeprefix("big: ")
+    lost = doctor.check_hub({"big": TimeoutError("no answer within 15 s")})
+    assert lost.status == "fail" and "no answer" in lost.figure and "HF_ENDPOINT" in lost.remedy
+    row = doctor.check_expert(SPEC, missing, TimeoutError())
+    assert row.remedy == "gladius_train download big" and "1.0 GiB" in row.figure
+    assert doctor.check_hub({}).status == "note"
+
+
+def test_a_hub_that_never_answers_is_waited_for_no_longer_than_told(monkeypatch):
+    import threading
+    import time
+
+    from engine.experts import hub
+
+    monkeypatch.setattr(hub, "list_files", lambda spec: threading.Event().wait(30))
+    began = time.monotonic()
+    answers = doctor.ask_hub([SPEC], seconds=0.2)
+    assert time.monotonic() - began < 5 and isinstance(answers["big"], TimeoutError)
+
+
+@pytest.mark.parametrize(
+    ("weight", "aligned", "skipped", "word"),
+    [
+        (0.95, 0.1, 0, "good"),
+        (0.80, 0.9, 0, "fair"),
+        (0.50, 0.9, 0, "poor"),
+        (None, 0.85, 0, "good"),
+        (None, 0.70, 0, "fair"),
+        (None, 0.30, 0, "poor"),
+        (None, 0.95, 2, "fair"),
+        (0.95, 0.95, 5, "poor"),
+    ],
+)
+def test_how_well_an_expert_can_be_heard_has_documented_bounds(weight, aligned, skipped, word):
+    audit = TokenizersAudited(
+        expert="big",
+        blocks=20 - skipped,
+        skipped_blocks=skipped,
+        mean_weight=weight,
+        kinds=(
+            KindAudit(kind="prose", positions=900, aligned=aligned),
+            KindAudit(kind="code", positions=1, aligned=aligned),
+        ),
+    )
+    assert doctor.how_heard(audit) == word
+
+
+def test_every_row_of_a_report_fits_into_eighty_columns():
+    from gladius_tui.doctor_table import report_lines
+
+    long = "one two three four five six seven eight nine ten eleven twelve " * 3
+    checks = [
+        doctor.Check(topic="llama-cpp-python", status=status, figure=long, remedy=long)
+        for status in ("ok", "note", "warn", "fail")
+    ]
+    kind = KindAudit(kind="other scripts", positions=9, aligned=1.0)
+    audits = [
+        TokenizersAudited(
+            expert="tinyllama", student="tinyllama's", blocks=20, reachable=1.0, aligned=1.0,
+            mean_weight=1.0, mean_residual=0.0, kinds=(kind,) * 6,
+        ),
+        TokenizersAudited(expert="bert", problem=long),
+    ]  # fmt: skip
+    lines = report_lines("1b", checks, audits, long, width=80)
+    assert max(map(len, lines)) <= 80
+    assert not any("\x1b" in line for line in lines)
+    assert "can't run yet" in lines[-1]
+    coloured = report_lines("1b", checks[:1], audits[:1], "", colour=True)
+    assert "\x1b[32m" in coloured[0] and "can run" in coloured[-1]
+    assert msgspec.json.encode(checks)
