@@ -21,6 +21,8 @@ from typing import Literal
 import msgspec
 
 from engine import hardware
+from engine.budget import TokenBudget, scores_online, token_budget
+from engine.budget import check_text as check_run_text
 from engine.config import RunConfig
 from engine.errors import GladiusError
 from engine.experts.registry import ExpertSpec, ExpertStatus, expert_path, expert_status
@@ -33,15 +35,13 @@ from engine.sizing import (
     parameter_count,
     training_memory,
 )
-from engine.workspace import Workspace, assets_dir
+from engine.workspace import Workspace
 
 Status = Literal["ok", "note", "warn", "fail"]
 
 LARGE = 100_000_000
 """Parameters from which a student wants a GPU, or at least `CORES` cores."""
 CORES = 8
-MANY_EPOCHS = 4.0
-"""Text that is seen more often than this teaches little more (arXiv 2305.16264)."""
 LONG_DAYS = 60.0
 GRACE_SECONDS = 10.0
 """What `docker stop` waits before it kills; systemd waits 90 s, Slurm 30 s."""
@@ -107,7 +107,9 @@ def check_torch(version: str, cuda: str, gpus: Sequence[GpuReading], config: Run
     return Check(topic="torch", status="ok", figure=figure)
 
 
-def check_gpu(gpus: Sequence[GpuReading], driver: str, config: RunConfig) -> Check:
+def check_gpu(
+    gpus: Sequence[GpuReading], driver: str, config: RunConfig, specs: Sequence[ExpertSpec]
+) -> Check:
     """Which GPUs are to be seen; whether the student wants one."""
     if gpus:
         names = ", ".join(f"{gpu.name} {gib(gpu.total_bytes)}" for gpu in gpus)
@@ -123,7 +125,7 @@ def check_gpu(gpus: Sequence[GpuReading], driver: str, config: RunConfig) -> Che
             "--set device.device=auto",
         )
     if config.device.device == "auto" and parameter_count(config.student).total > LARGE:
-        wanted = gib(least_memory(config, True).total)
+        wanted = gib(memory_needs(config, specs, True)[1])
         return Check(
             topic="gpu",
             status="warn",
@@ -147,6 +149,16 @@ def check_processor(cores: int, bf16: bool, config: RunConfig) -> Check:
     return Check(topic="processor", status="ok", figure=figure)
 
 
+def memory_needs(config: RunConfig, specs: Sequence[ExpertSpec], half: bool) -> tuple[int, int]:
+    """Bytes that the run takes on its device, as configured and at least; with the experts where
+    they stand beside the student, or the largest of them where it has left before."""
+    experts = [(2 if half else 4) * spec.parameters for spec in specs]
+    beside = sum(experts) if scores_online(config) else 0
+    alone = 0 if beside else max(experts, default=0)
+    need = training_memory(config, half).total + beside
+    return max(need, alone), max(least_memory(config, half).total + beside, alone)
+
+
 def check_memory(
     config: RunConfig,
     specs: Sequence[ExpertSpec],
@@ -157,12 +169,7 @@ def check_memory(
     what: str = "memory",
 ) -> Check:
     """Whether the student, and the experts that stand beside it, fit into this memory."""
-    width = 2 if half else 4
-    experts = [width * spec.parameters for spec in specs]
-    beside = sum(experts) if config.targets.source == "online" else 0
-    alone = 0 if beside else max(experts, default=0)  # it has left before the student comes
-    need = max(training_memory(config, half).total + beside, alone)
-    least = max(least_memory(config, half).total + beside, alone)
+    need, least = memory_needs(config, specs, half)
     figure = f"{gib(available)} of {gib(total)} free, {gib(need)} needed"
     if available >= need:
         return Check(topic=what, status="ok", figure=figure)
@@ -188,7 +195,7 @@ def check_memory(
 
 
 def check_disk(
-    config: RunConfig, states: Mapping[str, ExpertStatus], free: int, text_tokens: int
+    config: RunConfig, states: Mapping[str, ExpertStatus], free: int, scored_tokens: int
 ) -> Check:
     """Whether experts, scored text, checkpoints and the model have room."""
     missing = sum(
@@ -196,7 +203,7 @@ def check_disk(
         for state in states.values()
         if state.state != "ready"
     )
-    need = disk_need(config, text_tokens)
+    need = disk_need(config, scored_tokens)
     parts = [
         f"{name} {gib(count)}"
         for name, count in (
@@ -357,75 +364,48 @@ def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception 
 # Text and time
 
 
-def text_tokens(config: RunConfig, specs: Sequence[ExpertSpec]) -> int:
-    """Tokens that the experts score at most, all together: their answers at full length, and the
-    user's files at three bytes a token."""
-    data = config.data
-    given = sum(Path(path).stat().st_size // 3 for path in data.files if Path(path).is_file())
-    total = 0
-    for spec in specs:
-        answers = 0
-        if data.generate:
-            answers = data.answers_per_prompt * sum(map(_prompts, spec.capabilities))
-            answers = answers if data.max_answers is None else min(answers, data.max_answers)
-        tokens = answers * data.max_answer_tokens + given
-        most = data.max_teacher_tokens
-        total += tokens if most is None else min(tokens, most)
-    return total
-
-
-def _prompts(capability: str) -> int:
+def check_text(budget: TokenBudget, config: RunConfig) -> Check:
+    """How much text there is for how long a run, and whether what streams it is installed."""
     try:
-        with open(assets_dir() / "prompts" / f"{capability}.jsonl", "rb") as file:
-            return sum(1 for line in file if line.strip())
-    except OSError:
-        return 0
-
-
-def budget_tokens(config: RunConfig) -> int | None:
-    """Tokens that the run trains on as far as its config says; None where `hours` decide."""
-    schedule, optimizer = config.schedule, config.optimizer
-    if schedule.max_steps is not None:
-        return schedule.max_steps * optimizer.rows_per_step * optimizer.max_seq_len
-    if schedule.hours is not None:
-        return None
-    experts = len(config.experts.names) * schedule.expert_tokens
-    return experts + (schedule.unified_tokens or 0)
-
-
-def check_text(available: int, budget: int | None) -> Check:
-    """How often the run would go over its text."""
-    if budget is None:
-        figure = f"{available:,} tokens at most; how many are used, the hours decide"
-        return Check(topic="text", status="ok", figure=figure)
-    epochs = budget / max(1, available)
-    figure = (
-        f"{available:,} tokens at most, {budget:,} to be trained on: "
-        f"{epochs:,.{0 if epochs >= 10 else 1}f} times or more"
-    )
-    if epochs > MANY_EPOCHS:
-        return Check(
-            topic="text",
-            status="warn",
-            figure=figure,
-            remedy=f"more text: --data FILE.jsonl; beyond {MANY_EPOCHS:.0f} times it teaches "
-            "little more",
-        )
+        check_run_text(config)
+    except GladiusError as error:
+        figure, _, remedy = " ".join(str(error).split()).partition(";")
+        return Check(topic="text", status="fail", figure=figure, remedy=remedy.strip())
+    figure, _, remedy = budget.sentence().removeprefix("text: ").partition(" (")
+    if budget.warns:
+        return Check(topic="text", status="warn", figure=figure, remedy=remedy.rstrip(")"))
     return Check(topic="text", status="ok", figure=figure)
 
 
+def scored_tokens(config: RunConfig, specs: Sequence[ExpertSpec], budget: TokenBudget) -> int:
+    """Tokens whose targets are kept on disk, all experts together, at most."""
+    if scores_online(config):
+        return 0
+    most = config.data.max_teacher_tokens
+    total = budget.answers + (budget.files or 0) * len(specs)
+    return int(total if most is None else min(total, most * len(specs)))
+
+
+def least_tokens(config: RunConfig, budget: TokenBudget) -> float | None:
+    """Tokens that the run trains on, or those of its expert phases where only convergence ends it;
+    None where hours do."""
+    if budget.to_be_used is not None or config.schedule.hours is not None:
+        return budget.to_be_used
+    return float(len(config.experts.names) * config.schedule.expert_tokens)
+
+
 def check_speed(
-    config: RunConfig, device: str, precision: str, flops: float, budget: int | None
+    config: RunConfig, device: str, precision: str, flops: float, tokens: float | None
 ) -> Check:
     """The least time that the matrix products of the run take: six operations a parameter and
     token (arXiv 2001.08361)."""
     figure = f"{flops / 1e12:,.2f} TFLOP/s in {precision} on {device}"
     rate = flops / (6 * parameter_count(config.student).total)
     figure += f", so {rate:,.0f} tokens/s at the very most"
-    if budget is None:
+    if tokens is None:
         return Check(topic="speed", status="ok", figure=figure)
-    seconds = budget / rate
-    figure += f": {_length(seconds)} for {budget:,}"
+    seconds = tokens / rate
+    figure += f": {_length(seconds)} for {tokens:,.0f}"
     if seconds > LONG_DAYS * 86400:
         return Check(
             topic="speed",
@@ -521,11 +501,11 @@ def how_heard(audit: TokenizersAudited) -> Literal["good", "fair", "poor"]:
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """What was read of the machine and the experts, for the checks and for `--json`."""
+    """What `examine` found, and what the speed is to be held against."""
 
     checks: list[Check]
-    specs: list[ExpertSpec]
-    budget: int | None
+    tokens: float | None
+    """That the run trains on at least; None where hours decide."""
 
 
 def examine(
@@ -543,7 +523,7 @@ def examine(
     checks = [
         check_python(),
         check_torch(version, cuda, gpus, config),
-        check_gpu(gpus, hardware.driver_version() if gpus else "", config),
+        check_gpu(gpus, hardware.driver_version() if gpus else "", config, specs),
         check_processor(hardware.physical_cores(), bf16, config),
     ]
     on_gpu = bool(gpus) and bool(cuda) and config.device.device in ("auto", "cuda")
@@ -570,8 +550,9 @@ def examine(
                 half=half,
             )
         )
-    text = text_tokens(config, specs)
-    checks.append(check_disk(config, states, hardware.disk_free(ws.checkpoints_dir), text))
+    budget = token_budget(config, specs)
+    scored = scored_tokens(config, specs, budget)
+    checks.append(check_disk(config, states, hardware.disk_free(ws.checkpoints_dir), scored))
     say("measuring the disk")
     checks.append(_measured_grace(ws, config))
     missing = [
@@ -583,9 +564,8 @@ def examine(
     answers = ask_hub(missing)
     checks.append(check_hub(answers))
     checks += [check_expert(spec, states[spec.name], answers.get(spec.name)) for spec in specs]
-    budget = budget_tokens(config)
-    checks.append(check_text(text, budget))
-    return Reading(checks=checks, specs=specs, budget=budget)
+    checks.append(check_text(budget, config))
+    return Reading(checks=checks, tokens=least_tokens(config, budget))
 
 
 def _measured_grace(ws: Workspace, config: RunConfig) -> Check:

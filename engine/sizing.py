@@ -113,8 +113,9 @@ class DiskNeed:
         return self.checkpoints + self.targets + self.model
 
 
-def disk_need(config: RunConfig, text_tokens: int) -> DiskNeed:
-    """What a run takes on disk at most; `text_tokens` is what all experts together score."""
+def disk_need(config: RunConfig, scored_tokens: int) -> DiskNeed:
+    """What a run takes on disk at most; `scored_tokens` are those whose targets are
+    kept, all experts together."""
     parameters = parameter_count(config.student).total
     full = config.checkpoint.keep + 2
     best = 4 * parameters if config.checkpoint.keep_best else 0
@@ -123,7 +124,7 @@ def disk_need(config: RunConfig, text_tokens: int) -> DiskNeed:
     position = 25 + 6 * kept.top_k + 2 * kept.draws * kept.draw_epochs
     return DiskNeed(
         checkpoints=full * checkpoint_bytes(config.student) + best,
-        targets=position * text_tokens if kept.source == "cached" else 0,
+        targets=position * scored_tokens,
         model=4 * parameters,
     )
 

@@ -52,7 +52,7 @@ def report_lines(
     lines = [line for check in checks for line in _check_lines(check, width, colour)]
     if audits or problem:
         lines += ["", *_tokenizer_lines(audits, problem, width, colour)]
-    return [*lines, "", _verdict(preset, checks, colour)]
+    return [*lines, "", *_verdict(preset, checks, width, colour)]
 
 
 def _check_lines(check: Check, width: int, colour: bool) -> list[str]:
@@ -134,10 +134,11 @@ def _row(audit: TokenizersAudited) -> tuple[str, ...]:
     )
 
 
-def _verdict(preset: str, checks: Sequence[Check], colour: bool) -> str:
+def _verdict(preset: str, checks: Sequence[Check], width: int, colour: bool) -> list[str]:
     failed = [check.topic for check in checks if check.status == "fail"]
     warned = sum(check.status == "warn" for check in checks)
-    look = f", {warned} to look at" if warned else ""
+    text = f"preset {preset} can run"
     if failed:
-        return paint(f"preset {preset} can't run yet: {', '.join(failed)}{look}", "red", colour)
-    return paint(f"preset {preset} can run{look}", "green", colour)
+        text = f"preset {preset} can't run yet: {', '.join(failed)}"
+    text += f"; {warned} to look at" if warned else ""
+    return [paint(line, "red" if failed else "green", colour) for line in _wrapped(text, width)]

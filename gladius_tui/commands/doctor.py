@@ -73,7 +73,7 @@ def doctor(
     checks = list(reading.checks)
     if audit.speed is not None:
         s = audit.speed
-        checks.append(check_speed(run_config, s.device, s.precision, s.flops, reading.budget))
+        checks.append(check_speed(run_config, s.device, s.precision, s.flops, reading.tokens))
     checks += check_tools()
     failed = [check.topic for check in checks if check.status == "fail"]
     if options.json:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
+
 import msgspec
 import pytest
 
 from engine import doctor
-from engine.config import RunConfig, load_config
-from engine.doctor import check_disk, check_gpu, check_grace, check_memory, check_text, check_torch
+from engine.budget import TokenBudget, token_budget
+from engine.config import RunConfig, TargetsConfig, load_config
+from engine.doctor import check_disk, check_gpu, check_grace, check_memory, check_torch
 from engine.errors import MissingError
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.events import GpuReading, KindAudit, TokenizersAudited
@@ -46,11 +50,14 @@ def test_the_installed_torch_is_read_without_being_imported():
 
 
 def test_a_large_student_wants_a_gpu_and_a_small_one_does_not(tmp_path):
-    wanted = check_gpu([], "", config(tmp_path, "1b"))
+    wanted = check_gpu([], "", config(tmp_path, "1b"), [])
     assert wanted.status == "warn" and "GiB" in wanted.remedy
-    assert check_gpu([], "", config(tmp_path, "nano")).status == "ok"
-    assert check_gpu([], "", config(tmp_path, "nano", "device.device=cuda")).status == "fail"
-    assert "RTX 4090 24.0 GiB, driver 570" in check_gpu([GPU], "570", config(tmp_path, "1b")).figure
+    assert check_gpu([], "", config(tmp_path, "nano"), []).status == "ok"
+    assert check_gpu([], "", config(tmp_path, "nano", "device.device=cuda"), []).status == "fail"
+    assert (
+        "RTX 4090 24.0 GiB, driver 570"
+        in check_gpu([GPU], "570", config(tmp_path, "1b"), []).figure
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,6 +68,7 @@ def test_memory_is_judged_by_what_training_takes_with_and_without_checkpointing(
     tmp_path, spare, verdict
 ):
     run = config(tmp_path, "1b")
+    run = msgspec.structs.replace(run, targets=TargetsConfig(source="cached"))
     full, least = training_memory(run, True).total, least_memory(run, True).total
     assert least < full
     free = least - GIB if spare is None else int(full + spare * GIB)
@@ -110,27 +118,38 @@ def test_the_disks_speed_is_measured_and_leaves_nothing(tmp_path):
         doctor.write_speed(tmp_path / "absent")
 
 
-def test_text_seen_more_than_four_times_is_a_warning():
-    assert check_text(1000, 4000).status == "ok"
-    assert check_text(1000, 4001).status == "warn"
-    assert check_text(0, 10).status == "warn"
-    assert check_text(1000, None).status == "ok"
+def test_text_is_told_as_the_budget_has_it(tmp_path):
+    run = config(tmp_path, "nano")
+    budget = TokenBudget(answers=1e6, files=0.0, corpora=0.0, to_be_used=4e6)
+    assert doctor.check_text(budget, run).status == "ok"
+    little = doctor.check_text(dataclasses.replace(budget, answers=1e5), run)
+    assert little.status == "warn" and "--data" in little.remedy
 
 
-def test_the_budget_is_what_the_config_says(tmp_path):
-    run = config(tmp_path, "nano", "schedule.max_steps=10")
-    assert doctor.budget_tokens(run) == 10 * 4 * 512
-    assert doctor.budget_tokens(config(tmp_path, "1b")) == 1_000_000_000
-    assert doctor.budget_tokens(config(tmp_path, "1b", "schedule.hours=5")) is None
+def test_text_that_cant_be_streamed_is_a_failure_with_its_remedy(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    run = config(tmp_path, "1b")
+    check = doctor.check_text(token_budget(run, [SPEC]), run)
+    assert check.status == "fail" and "data" in check.remedy
 
 
-def test_the_text_to_be_had_is_answers_and_files(tmp_path):
-    file = tmp_path / "more.jsonl"
-    file.write_text(" " * 3000)
-    run = config(tmp_path, "nano", "data.max_answers=10", f'data.files=["{file}"]')
-    assert doctor.text_tokens(run, [SPEC]) == 10 * 128 + 1000
-    given = config(tmp_path, "nano", "data.generate=false", f'data.files=["{file}"]')
-    assert doctor.text_tokens(given, [SPEC, SPEC]) == 2000
+def test_tokens_are_those_of_the_config_or_of_the_expert_phases(tmp_path):
+    steps = config(tmp_path, "nano", "schedule.max_steps=10")
+    assert doctor.least_tokens(steps, token_budget(steps, [SPEC])) == 10 * 4 * 512
+    endless = config(tmp_path, "1b")
+    assert doctor.least_tokens(endless, token_budget(endless, [SPEC] * 4)) == 1e9
+    timed = config(tmp_path, "1b", "schedule.hours=5")
+    assert doctor.least_tokens(timed, token_budget(timed, [SPEC] * 4)) is None
+
+
+def test_scored_text_takes_disk_only_where_it_is_kept(tmp_path):
+    budget = TokenBudget(answers=1000.0, files=500.0, corpora=0.0, to_be_used=None)
+    kept = config(tmp_path, "nano", "targets.source=cached")
+    assert doctor.scored_tokens(kept, [SPEC, SPEC], budget) == 2000
+    few = config(tmp_path, "nano", "targets.source=cached", "data.max_teacher_tokens=10")
+    assert doctor.scored_tokens(few, [SPEC, SPEC], budget) == 20
+    online = config(tmp_path, "nano", "targets.source=online")
+    assert doctor.scored_tokens(online, [SPEC, SPEC], budget) == 0
 
 
 def test_the_hubs_own_answer_is_told_at_the_expert_and_no_answer_at_the_hub():
