@@ -87,18 +87,23 @@ def acknowledgement(event: AnyEvent) -> str:
     """What a command's answer says, in a line."""
     match event:
         case RunPaused():
-            return f"paused at step {event.step:,}"
+            return f"paused{_at(event)}"
         case RunResumed():
-            return f"going on from step {event.step:,}"
+            return f"going on from step {event.step:,}" if event.step else "going on"
         case CheckpointSaved():
             return f"checkpoint of step {event.step:,} saved: {event.path} ({size(event.bytes)})"
         case RunEnded(status="completed"):
-            return f"completed at step {event.step:,}"
+            return f"completed{_at(event)}"
         case RunEnded(status="stopped"):
-            return f"stopped at step {event.step:,}"
+            return f"stopped{_at(event)}"
         case RunEnded():
-            return f"failed at step {event.step:,}: {event.reason}"
-    return f"{type(event).__name__} at step {event.step:,}"
+            return f"failed{_at(event)}: {event.reason}"
+    return f"{type(event).__name__}{_at(event)}"
+
+
+def _at(event: AnyEvent) -> str:
+    """` at step N`; empty for jobs that take no steps, and before the first."""
+    return f" at step {event.step:,}" if event.step else ""
 
 
 class Renderer:
@@ -154,9 +159,9 @@ class Renderer:
             case ReportDone():
                 return self._report_done(event)
             case RunPaused():
-                return [self._item("paused", f"at step {event.step:,} ({event.reason})", "yellow")]
+                return [self._item("paused", f"{_at(event)} ({event.reason})".strip(), "yellow")]
             case RunResumed():
-                return [self._item("resumed", f"at step {event.step:,}", "yellow")]
+                return [self._item("resumed", _at(event).strip(), "yellow")]
             case RunEnded():
                 return self._run_ended(event)
         return []

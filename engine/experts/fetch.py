@@ -92,10 +92,19 @@ def main(link: Link, request: JobRequest) -> int:
 
 def _summary(failures: _Failures, count: int) -> str:
     """One line that names who failed, and why."""
-    reasons = "; ".join(dict.fromkeys(str(error) for error in failures.values()))
     if count == 1:
-        return reasons
-    return f"{len(failures)} of {count} failed ({', '.join(failures)}): {reasons}"
+        return str(*failures.values())
+    alike: dict[str, list[str]] = {}
+    for name, error in failures.items():
+        alike.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+    reasons = [
+        # Most reasons begin with the expert's name by themselves.
+        text if text.startswith(f"{names[0]} ") else f"{', '.join(names)}: {text}"
+        for text, names in alike.items()
+    ]
+    if len(alike) == 1 and len(failures) > 1:
+        reasons = list(alike)
+    return f"{len(failures)} of {count} failed ({', '.join(failures)}): {'; '.join(reasons)}"
 
 
 def _chosen(experts: dict[str, ExpertSpec], names: list[str]) -> list[ExpertSpec]:
@@ -137,9 +146,16 @@ def _fetch(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Hel
     attempts = _Attempts(helm)
     todo = [s for s in specs if attempts.do(s, lambda s=s: _is_due(workspace, s, force, helm))]
     listings: dict[str, Listing] = {}
+    tries = _LISTING_TRIES
     for spec in [spec for spec in todo if spec.source == "hub"]:
-        listing = attempts.do(spec, lambda s=spec: _patiently(s, lambda: list_files(s), helm))
-        if listing is not None:
+        listing = attempts.do(
+            spec, lambda s=spec, n=tries: _patiently(s, lambda: list_files(s), helm, n)
+        )
+        if listing is None:
+            cause = attempts.failures[spec.name].__cause__
+            # Without a network nobody waits for every expert in turn.
+            tries = 1 if isinstance(cause, Hiccup) and cause.unreachable else tries
+        else:
             listings[spec.name] = listing
     todo = [spec for spec in todo if spec.source == "wheel" or spec.name in listings]
     try:
@@ -177,20 +193,20 @@ def _is_due(workspace: Workspace, spec: ExpertSpec, force: bool, helm: Helm) -> 
     return True
 
 
-def _patiently(spec: ExpertSpec, work: Callable[[], _Result], helm: Helm) -> _Result:
-    """The result of `work`, tried again where it failed for the moment."""
+def _patiently(
+    spec: ExpertSpec, work: Callable[[], _Result], helm: Helm, most: int = _LISTING_TRIES
+) -> _Result:
+    """The result of `work`, tried up to `most` times where it fails for the moment."""
     tries = 0
     while True:
         try:
             return helm.call(work, f"asking the Hub about {spec.name}")
         except Hiccup as hiccup:
             tries += 1
-            if tries == _LISTING_TRIES:
-                raise GladiusError(
-                    f"{spec.name}: {hiccup}; given up after {tries} tries, try again later"
-                ) from hiccup
+            if tries >= most:
+                raise GladiusError(f"{spec.name}: {hiccup}; try again later") from hiccup
             wait = retry_wait(tries) if hiccup.wait is None else hiccup.wait
-            text = f"{spec.name}: {hiccup}; again in {wait:.0f} s (try {tries} of {_LISTING_TRIES})"
+            text = f"{spec.name}: {hiccup}; again in {wait:.0f} s (try {tries} of {most})"
             helm.link.emit(LogLine(level="warning", text=text))
             helm.wait(wait, f"waiting for the Hub about {spec.name}")
 

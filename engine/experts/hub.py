@@ -97,10 +97,12 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 class Hiccup(Exception):
     """The Hub, or the way to it, fails for the moment; the same may go well a little later."""
 
-    def __init__(self, why: str, wait: float | None = None) -> None:
+    def __init__(self, why: str, wait: float | None = None, *, unreachable: bool = False) -> None:
         super().__init__(why)
         self.wait = wait
         """Seconds that the Hub asks to wait (Retry-After); None: it doesn't say."""
+        self.unreachable = unreachable
+        """Whether there was no connection at all: then other questions have none either."""
 
 
 def list_files(spec: ExpertSpec) -> Listing:
@@ -281,9 +283,15 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
         )
     if "TimeoutException" in transport:
         return Hiccup(f"no answer in time ({type(error).__name__})")
+    if transport & {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}:
+        return GladiusError(
+            f"{spec.name}: {constants.ENDPOINT!r} is no address of a Hub; correct HF_ENDPOINT, or "
+            "unset it"
+        )
     if "ConnectError" in transport:
         way = " and HTTPS_PROXY" if getproxies() else ""
-        return Hiccup(f"the Hub can't be reached ({why}); check the network{way}")
+        why = f"the Hub can't be reached ({why}); check the network{way}"
+        return Hiccup(why, unreachable=True)
     if "TransportError" in transport:
         return Hiccup("the connection broke off")
     if isinstance(error, OSError):

@@ -115,7 +115,7 @@ def test_an_invalid_token_is_said_with_the_page_where_to_make_one(
         ('repo = "me/x"', Fault(status=403), "forbids me/x (403)"),
         ('repo = "me/x"', Fault(status=418), "answers 418 for me/x"),
         ('repo = "me/x"', Fault(status=200), "answers as no Hub does (JSONDecodeError)"),
-        ('repo = "me/x"', Fault(status=503, times=9), "answers 503; given up after 3 tries"),
+        ('repo = "me/x"', Fault(status=503, times=9), "answers 503; try again later"),
         ('repo = "me/x"', Fault(status=429, times=9), "asks for fewer requests (429)"),
     ],
 )
@@ -128,6 +128,21 @@ def test_a_refusal_is_one_line_with_the_remedy(hub, repo, ws, download, table, f
 def test_without_a_network_the_reason_says_so(hub, ws, download, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "the Hub can't be reached" in one_line(download())
+
+
+def test_without_a_network_not_every_expert_is_waited_for(hub, ws, download, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    link = download("qwen", "phi", "x")
+    reason = one_line(link)
+    assert reason.startswith("3 of 3 failed (qwen, phi, x): the Hub can't be reached (")
+    assert reason.count("can't be reached") == 1
+    assert sum("again in" in line for line in link.lines) == 2
+
+
+@pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://x"])
+def test_an_endpoint_that_is_no_address_is_named(hub, ws, download, monkeypatch, endpoint):
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    assert "is no address of a Hub; correct HF_ENDPOINT" in one_line(download())
 
 
 def through_proxy(monkeypatch, proxy: str) -> None:
