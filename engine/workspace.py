@@ -6,6 +6,7 @@ own what the files say: checkpoints, history and state have rooms of their own.
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import re
 import stat
@@ -277,17 +278,20 @@ def tree_bytes(path: Path) -> int:
     return total
 
 
-# What `clean` knows by name: folders (as Workspace properties) and the entries in them.
-_CLEANABLE: dict[str, tuple[tuple[str, ...], str]] = {
-    "downloads": (("downloads_dir",), "*"),
-    "partials": (("experts_dir", "experts_cache_dir", "checkpoints_dir"), ".*tmp*"),
-    "logs": (("logs_dir",), "*.log*"),
-    "cache": (("cache_dir",), "*"),
-    "answers": (("experts_cache_dir",), "*"),
-    "history": (("logs_dir",), "history*"),
-    "checkpoints": (("checkpoints_dir",), "*"),
-    "experts": (("experts_dir",), "*"),
-    "models": (("models",), "*"),
+# What `clean` knows by name: folders (as Workspace properties), and patterns of their entries.
+_CLEANABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "downloads": (("downloads_dir",), ("*",)),
+    "partials": (
+        ("experts_dir", "experts_cache_dir", "checkpoints_dir", "models"),
+        (".*tmp*", "*.tmp[0-9]*", ".probe-*"),
+    ),
+    "logs": (("logs_dir",), ("*.log*", "runner.out")),
+    "cache": (("cache_dir",), ("*",)),
+    "answers": (("experts_cache_dir",), ("*",)),
+    "history": (("logs_dir",), ("history*",)),
+    "checkpoints": (("checkpoints_dir",), ("*",)),
+    "experts": (("experts_dir",), ("*",)),
+    "models": (("models",), ("*",)),
 }
 CLEANABLE = tuple(_CLEANABLE)
 CLEANED_BY_DEFAULT = ("downloads", "partials", "logs")
@@ -298,21 +302,43 @@ def clean_targets(
 ) -> list[tuple[Path, int]]:
     """What cleaning `names` (of CLEANABLE) would remove: paths and their bytes.
 
-    UsageError where one of the folders is a link: what lies behind it is not ours to delete.
+    Nothing behind a link is ours to delete: folders that are one are passed over (see
+    `linked_folders`); UsageError where tmp/ itself is.
     """
+    if workspace.tmp.is_symlink():
+        raise UsageError(
+            f"{workspace.tmp} is a link, and what lies behind it is left alone; clean with: "
+            f"--root {workspace.tmp.resolve().parent}, or by hand"
+        )
+    passed = set(linked_folders(workspace, names))
     found: dict[Path, int] = {}
     for name in names:
-        folders, pattern = _CLEANABLE[name]
+        folders, patterns = _CLEANABLE[name]
         for folder in (getattr(workspace, folder) for folder in folders):
-            for part in (folder, *folder.parents):
-                if part == workspace.root:
-                    break
-                if part.is_symlink():
-                    raise UsageError(f"{part} is a link; clean what it leads to by hand")
-            for entry in sorted(folder.glob(pattern)):
-                if entry.name != ".gitkeep":
+            if folder in passed:
+                continue
+            for entry in _matching(folder, patterns, deep=name == "partials"):
+                if not any(parent in found for parent in entry.parents):
                     found[entry] = tree_bytes(entry)
     return list(found.items())
+
+
+def linked_folders(workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT) -> list[Path]:
+    """The folders of `names` that are links to elsewhere."""
+    folders = (getattr(workspace, folder) for name in names for folder in _CLEANABLE[name][0])
+    return [folder for folder in dict.fromkeys(folders) if folder.is_symlink()]
+
+
+def _matching(folder: Path, patterns: Sequence[str], *, deep: bool) -> list[Path]:
+    """Entries whose names match, in order; `deep`: those further below too. Links are entries,
+    never ways: what they lead to is not looked at."""
+    found: list[Path] = []
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if name != ".gitkeep" and any(fnmatch.fnmatchcase(name, p) for p in patterns):
+                found.append(Path(place, name))
+        folders[:] = [f for f in folders if deep and Path(place, f) not in found]
+    return sorted(found)
 
 
 def remove_entry(path: Path) -> None:

@@ -18,6 +18,7 @@ from engine.workspace import (
     append_line,
     assets_dir,
     clean_targets,
+    linked_folders,
     publish_dir,
     remove_entry,
     sha256_file,
@@ -200,13 +201,44 @@ def test_cleaning_never_follows_a_link(ws, tmp_path_factory):
     assert os.listdir(ws.downloads_dir) == []
 
 
-@pytest.mark.parametrize("folder", ["tmp", "tmp/downloads"])
-def test_cleaning_refuses_a_folder_that_is_a_link(ws, tmp_path_factory, folder):
+def test_cleaning_refuses_a_tmp_that_is_a_link(ws, tmp_path_factory):
     outside = tmp_path_factory.mktemp("outside")
-    (ws.root / folder).rename(outside / "moved")
-    (ws.root / folder).symlink_to(outside / "moved")
+    ws.tmp.rename(outside / "moved")
+    ws.tmp.symlink_to(outside / "moved")
     with pytest.raises(UsageError, match="link"):
         clean_targets(ws)
+
+
+def test_cleaning_passes_over_a_folder_that_is_a_link_and_names_it(ws, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside")
+    (ws.downloads_dir / "part").write_text("12345")
+    ws.downloads_dir.rename(outside / "moved")
+    ws.downloads_dir.symlink_to(outside / "moved")
+    ws.log_file().write_text("a line")
+    assert clean_targets(ws) == [(ws.log_file(), 6)]
+    assert linked_folders(ws) == [ws.downloads_dir]
+    assert linked_folders(ws, ["logs"]) == []
+
+
+def test_partials_are_found_wherever_the_engine_writes_them(ws):
+    here = [
+        ws.models / ".tmp-gladius_primary" / "model.safetensors",
+        ws.experts_cache_dir / "qwen" / "ab12" / "train" / ".tmp-77-shard-00000.safetensors",
+        ws.experts_cache_dir / "projection-ab12.tmp4711",
+        ws.checkpoints_dir / ".training_state.json.12-34.tmp",
+        ws.checkpoints_dir / ".probe-12",
+    ]
+    kept = [
+        ws.experts_cache_dir / "qwen" / "ab12" / "train" / "shard-00000.safetensors",
+        ws.experts_cache_dir / "projection-ab12.safetensors",
+        ws.model_dir / "model.safetensors",
+    ]
+    for path in (*here, *kept):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    for path, _ in clean_targets(ws, ["partials"]):
+        remove_entry(path)
+    assert not any(path.exists() for path in here) and all(path.exists() for path in kept)
 
 
 def test_the_size_of_a_tree_counts_a_link_as_a_link(tmp_path):
