@@ -52,12 +52,18 @@ NASTY = (
     "a" * 300,
     "ab" * 150 + " " + "\u00e9" * 100,
     "CamelCaseAndsnake_case_and-kebab-case SHOUTING",
-    "Ġ ▁ <0x0A> Ċ are text here",
     "∀x∈ℝ: ⌈x⌉ = −⌊−x⌋, α ∧ ¬β → γ",
     "one\u2028line separator\u2029paragraph",
     "tab\tnewline\nreturn\rvertical\x0bform\x0c",
 )
 """Texts that break tokenizers; every one must come back as it was."""
+
+_SIGNS = (
+    "Ġ ▁ <0x0A> Ċ are text here",
+    "<|im_end|> and </s> and <s>[INST] <|endoftext|><unk>",
+)
+"""Texts that look like the inside of a tokenizer. SentencePiece itself can't give a ▁ back, and
+special tokens swallow space around them: only the ids are compared."""
 
 _HOSTILE = "{{ 7 * 7 }} {% raw %} <b>&amp; \\n 'quoted' \"double\" é🙂"
 """A message that a template must pass on as it is."""
@@ -72,11 +78,11 @@ def check_round_trip(tokenizer: PreTrainedTokenizerFast, file: Path | None, rows
     normalizer = tokenizer.backend_tokenizer.normalizer
     composes = normalizer is not None and "NFC" in repr(normalizer)
     findings = []
-    for text in NASTY:
+    for text in (*NASTY, *_SIGNS):
         ids = tokenizer(text, add_special_tokens=False).input_ids
         back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         wanted = unicodedata.normalize("NFC", text) if composes else text
-        if back != wanted:
+        if back != wanted and text not in _SIGNS:
             findings.append(f"{text[:40]!r} comes back as {str(back)[:40]!r}")
         if reference is not None:
             own = reference.encode(text, add_special_tokens=False).ids
@@ -84,7 +90,7 @@ def check_round_trip(tokenizer: PreTrainedTokenizerFast, file: Path | None, rows
                 findings.append(f"{text[:40]!r} has other ids than tokenizer.json gives it")
         if ids and max(ids) >= rows:
             findings.append(f"{text[:40]!r} has id {max(ids)}, the matrix has {rows:,} rows")
-    value = f"{len(NASTY)} texts, {len(findings)} wrong"
+    value = f"{len(NASTY) + len(_SIGNS)} texts, {len(findings)} wrong"
     return row(
         "structural",
         "tokenizer",

@@ -96,7 +96,7 @@ def _promised(name: str, written: dict[str, tuple[Question, Written]]) -> CheckD
     words = answer.text.split()
     faults = []
     if not words:
-        faults.append("empty")
+        faults.append("only white space" if answer.ids else "empty")
     if not answer.ended:
         faults.append(f"cut at {ANSWER_TOKENS} tokens")
     if loops:
