@@ -70,7 +70,9 @@ class DownloadScreen(JobScreen):
     def compose_body(self) -> ComposeResult:
         with Vertical(id="download"):
             yield Table(id="queue", title="Queue")
-            yield Static(id="total", classes="pane")
+            total = Static(id="total", classes="pane")
+            total.border_title = "In all"
+            yield total
             with Horizontal(id="lower"):
                 with VerticalScroll(id="said", classes="pane") as said:
                     said.border_title = "Log"
@@ -81,7 +83,6 @@ class DownloadScreen(JobScreen):
         yield Notice()
 
     def on_mount(self) -> None:
-        self.query_one("#total", Static).border_title = "In all"
         self._read()
 
     def on_screen_resume(self) -> None:
@@ -175,7 +176,7 @@ class DownloadScreen(JobScreen):
 
     def show(self) -> None:
         shelf = self._shelf
-        if shelf is None or not self.is_mounted:
+        if shelf is None or not self.composed:
             return
         width = self.size.width
         header = ["", "expert", "state", "", "done>"]

@@ -152,7 +152,7 @@ class ExportScreen(JobScreen):
             self._log = [*self._log[-_LINES:], (event.level, event.text)]
 
     def show(self) -> None:
-        if not self.is_mounted:
+        if not self.composed:
             return
         found = self._found
         rows: list[tuple[str, Cell]] = [("", "")]

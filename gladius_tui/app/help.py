@@ -29,7 +29,7 @@ class Help(Dialog[None]):
     def __init__(self, screen: GladiusScreen, bindings: Iterable[ActiveBinding]) -> None:
         super().__init__()
         self._of = screen
-        self._bindings = list(bindings)
+        self._active = list(bindings)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog") as dialog:
@@ -52,7 +52,7 @@ class Help(Dialog[None]):
     def _groups(self) -> Iterable[tuple[str, Table]]:
         """The bindings by where they hold: the focused part, the screen, everywhere."""
         groups: dict[str, dict[str, tuple[list[str], Binding, str]]] = {}
-        for active in self._bindings:
+        for active in self._active:
             binding = active.binding
             if binding.system or not (binding.description or active.tooltip):
                 continue

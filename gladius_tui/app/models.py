@@ -180,7 +180,7 @@ class ModelsScreen(GladiusScreen):
     def _fill(self) -> None:
         """Write the table anew, the cursor on the same expert as before."""
         shelf = self._shelf
-        if shelf is None or not self.is_mounted:
+        if shelf is None or not self.composed:
             return
         table = self.query_one(Table)
         wide, broad = self.size.width >= 100, self.size.width >= 150

@@ -58,7 +58,7 @@ class GladiusScreen(Screen[None]):
     DEFAULT_CSS = """
     GladiusScreen {
         #body { height: 1fr; }
-        #summary { display: none; }
+        #summary { display: none; height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
         &.-w0, &.-h0 {
             #body, TopBar, KeyBar, FilterBar { display: none; }
             #summary { display: block; }
@@ -93,6 +93,11 @@ class GladiusScreen(Screen[None]):
     def on_screen_resume(self) -> None:
         self.job_changed()
 
+    @property
+    def composed(self) -> bool:
+        """Whether its parts are there. On a quick way out a screen is mounted without them."""
+        return self.is_mounted and any(isinstance(child, KeyBar) for child in self.children)
+
     # What screens write
 
     def compose_body(self) -> ComposeResult:
@@ -125,7 +130,7 @@ class GladiusScreen(Screen[None]):
 
     def job_changed(self) -> None:
         """What runs has changed (`app.watcher.jobs`)."""
-        if self.is_mounted and self.is_current:
+        if self.composed and self.is_current:
             self.query_one(TopBar).refresh()
             self.query_one("#summary", Static).update(self.summary())
 

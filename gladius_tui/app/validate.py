@@ -158,7 +158,7 @@ class ValidateScreen(JobScreen):
         self.show()
 
     def show(self) -> None:
-        if not self.is_mounted:
+        if not self.composed:
             return
         wide = self.size.width >= 100
         header = ["", "check", "found", *(["bound", "before"] if wide else [])]
