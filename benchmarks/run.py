@@ -20,9 +20,17 @@ from typing import Any
 
 import torch
 
-from benchmarks import cached_step, loss_memory, online_step, projection_share, status_start
+from benchmarks import (
+    app_history,
+    app_live,
+    cached_step,
+    loss_memory,
+    online_step,
+    projection_share,
+    status_start,
+)
 from benchmarks.timing import Figure, say
-from benchmarks.workbench import Workbench
+from benchmarks.workbench import Workbench, ready_expert
 
 
 class Run:
@@ -44,6 +52,8 @@ class Run:
             "projection_share": lambda: projection_share.measure(self.bench),
             "cached_step": lambda: cached_step.measure(self.bench),
             "online_step": lambda: online_step.measure(self.bench),
+            "app_history": lambda: app_history.measure(self.folder),
+            "app_live": lambda: app_live.measure(self.folder, Path(ready_expert().repo)),
         }
 
 

@@ -63,7 +63,7 @@ class Workbench:
         self.workspace.create()
         self.link = SilentLink()
         self.steering = Steering(self.link)
-        self.expert = _ready_expert()
+        self.expert = ready_expert()
         self.config = load_config(
             self.workspace,
             preset="nano",
@@ -171,7 +171,7 @@ def batch_of(trainer: Trainer, rows: list[PackedRow]) -> Batch:
     return make_batch(blocks, trainer.device)
 
 
-def _ready_expert() -> ExpertSpec:
+def ready_expert() -> ExpertSpec:
     """SmolLM2 of the root that `make demo` uses, fetched there when it is not ready."""
     home = Workspace.find()
     spec = load_experts(home)["smollm2"]

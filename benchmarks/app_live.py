@@ -1,0 +1,210 @@
+"""Owns the app's figures beside a training that keeps all processors busy: how soon it is painted,
+how soon a key is, what it takes of a processor, and what it takes from the training.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from benchmarks.terminal import Terminal
+from benchmarks.timing import Figure, ratio, say
+from engine.errors import GladiusError
+from engine.run.control import attach
+from engine.run.events import Pause, Resume
+from engine.run.history import History
+from engine.workspace import Workspace, assets_dir
+
+PAINT_BOUND, KEY_BOUND = 1.5, 100.0
+IDLE_BOUND, LIVE_BOUND, SLOWDOWN_BOUND = 0.02, 0.08, 1.05
+PAINTS = 9
+KEYS = 120
+IDLE_SECONDS, LIVE_SECONDS = 20.0, 30.0
+WINDOWS = 6
+"""Pairs of windows with and without a Dashboard."""
+WINDOW_SECONDS = 20.0
+NICE = ["nice", "-n", "10"]
+
+_HELLO = """\
+from textual.app import App
+from textual.widgets import Static
+class Hello(App):
+    def compose(self):
+        yield Static("Hello, World!")
+Hello().run()
+"""
+
+
+def measure(folder: Path, expert: Path) -> dict[str, Figure]:
+    """`expert`: a folder of SmolLM2, for a training that is real."""
+    with _training(folder, expert) as bench:
+        return {
+            "app_first_paint_ratio": bench.first_paint(),
+            "key_repaint_p99_ms": bench.keys(),
+            "dashboard_cpu_live": bench.cpu(LIVE_SECONDS, LIVE_BOUND),
+            "dashboard_slowdown": bench.slowdown(),
+            "dashboard_cpu_idle": bench.idle(),
+        }
+
+
+@contextmanager
+def _training(folder: Path, expert: Path) -> Iterator[_Bench]:
+    """A nano run that trains until it is stopped."""
+    ws = Workspace.find(folder / "live")
+    ws.create()
+    shutil.copytree(expert, ws.root / "expert")
+    (ws.root / "gladius.toml").write_text(
+        '[experts.smollm2]\nsource = "folder"\nrepo = "./expert"\n'
+    )
+    # A socket's path must be short, and nothing of the user's is to be read or written.
+    runtime = tempfile.mkdtemp(prefix="gb-")
+    os.environ["XDG_RUNTIME_DIR"] = runtime
+    env = {**os.environ, "XDG_CONFIG_HOME": runtime, "GLADIUS_ROOT": str(ws.root)}
+    env.pop("NO_COLOR", None)
+    command = [
+        *(sys.executable, "-m", "gladius_tui.cli", "--no-ui", "--quiet", "train"),
+        *("--preset", "nano", "--data", str(assets_dir() / "conversations" / "demo.jsonl")),
+        *("--set", "data.generate=false", "--set", "data.max_teacher_tokens=10000"),
+        *("--set", "schedule.max_steps=1000000"),
+    ]
+    with open(folder / "training.log", "wb") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        bench = _Bench(ws, env, process)
+        bench.await_steps(5)
+        yield bench
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+class _Bench:
+    def __init__(self, ws: Workspace, env: dict[str, str], training: subprocess.Popen) -> None:
+        self._ws, self._env, self._training = ws, env, training
+        self._history = History(ws.history_file)
+
+    def await_steps(self, count: int) -> None:
+        """Wait until this many steps were taken."""
+        say("a nano run begins to train")
+        while self._last_step() < count:
+            if self._training.poll() is not None:
+                raise GladiusError("the training of this benchmark ended; see training.log")
+            time.sleep(0.5)
+
+    def _last_step(self) -> int:
+        record = self._history.last_run("train")
+        last = self._history.last(record.run_id, "StepDone") if record else None
+        return last.step if last is not None else 0
+
+    def _dashboard(self, *before: str) -> Terminal:
+        """A Dashboard that has attached and drawn its chart."""
+        argv = [*before, sys.executable, "-m", "gladius_tui.cli", "dashboard"]
+        terminal = Terminal(argv, self._env)
+        terminal.wait_for([b"training  "])
+        terminal.wait_for([b"EMA"])
+        time.sleep(2.0)
+        return terminal
+
+    def first_paint(self) -> Figure:
+        """Cold start to first paint against a bare Textual program's."""
+        hello = self._ws.root / "hello.py"
+        hello.write_text(_HELLO)
+        app = [sys.executable, "-m", "gladius_tui.cli", "dashboard"]
+        programs = {"app": (app, b"Dashboard"), "hello": ([sys.executable, str(hello)], b"Hello,")}
+        seconds: dict[str, list[float]] = {name: [] for name in programs}
+        for number in range(PAINTS + 1):
+            for name in sorted(programs, reverse=bool(number % 2)):
+                argv, text = programs[name]
+                terminal = Terminal(argv, self._env)
+                painted = terminal.wait_for([text]) - terminal.started
+                terminal.close()
+                if number:  # the first reads files that later ones find in memory
+                    seconds[name].append(painted)
+        return ratio(seconds["app"], seconds["hello"], PAINT_BOUND)
+
+    def keys(self) -> Figure:
+        """From a key to its effect in what is written, in milliseconds: the scale and the average
+        in the chart's border, another screen, and back."""
+        terminal = self._dashboard()
+        presses = [
+            (b"l", [b"log "]),
+            (b"e", [b"EMA", b"raw"]),
+            (b"3", [b"[3 Train]"]),
+            (b"4", [b"[4 Dashboard]"]),
+            (b"l", [b"lin "]),
+        ]
+        latencies: dict[bytes, list[float]] = {}
+        try:
+            for number in range(KEYS + len(presses)):
+                key, texts = presses[number % len(presses)]
+                place = terminal.press(key)
+                pressed = time.perf_counter()
+                taken = (terminal.wait_for(texts, place, 10.0) - pressed) * 1000
+                if number >= len(presses):  # a screen's first showing makes it
+                    latencies.setdefault(key, []).append(taken)
+                time.sleep(0.15)
+        finally:
+            terminal.close()
+        every = sorted(taken for part in latencies.values() for taken in part)
+        detail = {
+            "median": statistics.median(every),
+            "max": every[-1],
+            "count": len(every),
+            **{f"median {k.decode()}": statistics.median(v) for k, v in latencies.items()},
+        }
+        return Figure(every[min(len(every) - 1, int(0.99 * len(every)))], KEY_BOUND, detail)
+
+    def cpu(self, seconds: float, bound: float) -> Figure:
+        """Share of one processor that an attached Dashboard takes."""
+        terminal = self._dashboard(*NICE)
+        try:
+            process = psutil.Process(terminal.process.pid)
+            before, began = process.cpu_times(), time.perf_counter()
+            time.sleep(seconds)
+            after, passed = process.cpu_times(), time.perf_counter() - began
+        finally:
+            terminal.close()
+        used = after.user + after.system - before.user - before.system
+        return Figure(used / passed, bound, {"seconds": passed})
+
+    def idle(self) -> Figure:
+        """The same while the run is paused."""
+        with attach(self._ws) as attachment:
+            attachment.send(Pause())
+            figure = self.cpu(IDLE_SECONDS, IDLE_BOUND)
+            attachment.send(Resume())
+        return figure
+
+    def slowdown(self) -> Figure:
+        """Seconds of a training step with a Dashboard attached against none, in turns."""
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for number in range(WINDOWS):
+            for watched in sorted(seconds, reverse=bool(number % 2)):
+                terminal = self._dashboard(*NICE) if watched else None
+                time.sleep(0.0 if watched else 2.0)
+                seconds[watched].append(self._step_seconds())
+                if terminal is not None:
+                    terminal.close()
+        return ratio(seconds[True], seconds[False], SLOWDOWN_BOUND)
+
+    def _step_seconds(self) -> float:
+        """Median over the steps of the next window."""
+        record = self._history.last_run("train")
+        assert record is not None
+        began = self._last_step()
+        time.sleep(WINDOW_SECONDS)
+        steps = self._history.tail(record.run_id, "StepDone", 2000)
+        found = [getattr(s, "step_seconds", 0.0) for s in steps if s.step > began]
+        return statistics.median(found)
