@@ -5,6 +5,7 @@
 # make compare        the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         the tests that kill, cut and fill up (most are part of `make test` too)
 # make tokenizers     fetch real tokenizers for the tests into tmp/tokenizers
+# make llama-cpp      build llama-cpp-python in .venv-gguf, to check exports (about ten minutes)
 # make conversations  let SmolLM2 write assets/conversations/demo.jsonl anew
 # make clean-venv     remove the virtual environment
 
@@ -16,7 +17,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # The demo learns from answers that ship, and from a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
-.PHONY: help setup demo test check format bench compare faults tokenizers conversations clean-venv
+.PHONY: help setup demo test check format bench compare faults tokenizers llama-cpp conversations clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -63,6 +64,17 @@ faults: setup
 
 tokenizers: setup
 	$(BIN)/python tools/make_tokenizers.py
+
+# In an environment of its own: it is a compiler's work of many minutes, and pins its own numpy.
+# Its tools and its image models are left out. 805 s on two busy cores.
+LLAMA_CPP_PYTHON ?= llama-cpp-python>=0.3.16
+
+llama-cpp:
+	@test -x .venv-gguf/bin/python || $(PYTHON) -m venv .venv-gguf
+	CMAKE_ARGS="-DLLAVA_BUILD=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF \
+	-DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF" \
+		.venv-gguf/bin/python -m pip install --quiet '$(LLAMA_CPP_PYTHON)'
+	@.venv-gguf/bin/python -c 'import llama_cpp; print("llama-cpp-python", llama_cpp.__version__)'
 
 conversations: setup
 	$(BIN)/python tools/make_conversations.py

@@ -20,6 +20,7 @@ from engine.run.events import (
     CheckpointSaved,
     DataReady,
     EvalDone,
+    Exported,
     GuardTripped,
     Heartbeat,
     LogLine,
@@ -158,6 +159,14 @@ class Renderer:
                 return self._check_done(event)
             case ReportDone():
                 return self._report_done(event)
+            case Exported():
+                path = Path(_short_path(event.path))
+                return [
+                    "",
+                    self._item("gguf", f"{path} ({event.weights}, {size(event.bytes)})", "green"),
+                    self._item("parity", event.parity),
+                    self._item("beside", ", ".join(str(path.with_name(n)) for n in event.beside)),
+                ]
             case RunPaused():
                 return [self._item("paused", f"{_at(event)} ({event.reason})".strip(), "yellow")]
             case RunResumed():
@@ -292,6 +301,8 @@ class Renderer:
         def amount(value: float) -> str:
             return size(value) if is_bytes else f"{value:,.0f}"
 
+        if not event.total and not event.done:
+            return self._item("", f"{event.label} …")
         parts = [amount(event.done)]
         if event.total:
             parts[0] += f" of {amount(event.total)}"

@@ -79,7 +79,8 @@ def read_gguf_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
             if token.get(flag):
                 raise _inexpressible(path, f"its token {token['content']!r} is matched by {flag}")
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
-    roles, template = _roles(folder, tokens)
+    types = _types(tokens, data["added_tokens"], model, vocab_size)
+    roles, template = _roles(folder, tokens, types)
     add_bos, add_eos = _post_processor(data.get("post_processor"), roles, path)
     unknown = model.get("unk_token")
     if unknown in tokens:
@@ -99,7 +100,7 @@ def read_gguf_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
     return GgufTokenizer(
         **family,
         tokens=tokens,
-        types=_types(tokens, data["added_tokens"], model, vocab_size),
+        types=types,
         special=roles,
         add_bos=add_bos,
         add_eos=add_eos,
@@ -209,7 +210,7 @@ def _pre_tokenizer(data: dict[str, Any], path: Path) -> str:
     raise _inexpressible(path, "llama.cpp has no name for how it cuts text into words")
 
 
-def _roles(folder: Path, tokens: list[str]) -> tuple[dict[str, int], str | None]:
+def _roles(folder: Path, tokens: list[str], types: list[int]) -> tuple[dict[str, int], str | None]:
     """Ids of the special tokens by role, and the chat template."""
     config: dict[str, Any] = {}
     if (path := folder / "tokenizer_config.json").is_file():
@@ -227,7 +228,10 @@ def _roles(folder: Path, tokens: list[str]) -> tuple[dict[str, int], str | None]
             # A list of ends is a chat model's; its first one ends the text.
             given = model.get(f"{role}_token_id")
             given = given[0] if isinstance(given, list) and given else given
-            if role not in roles and isinstance(given, int) and 0 <= given < len(tokens):
+            if role in roles or not isinstance(given, int) or not 0 <= given < len(tokens):
+                continue
+            # A config names 1 and 2 where nobody told it otherwise: words, in many a vocabulary.
+            if types[given] == TokenType.CONTROL:
                 roles[role] = given
     template: Any = config.get("chat_template")
     if (path := folder / "chat_template.jinja").is_file():

@@ -306,6 +306,21 @@ class ReportDone(Event, frozen=True, kw_only=True, tag="ReportDone"):
     seconds: float = 0.0
 
 
+class Exported(Event, frozen=True, kw_only=True, tag="Exported"):
+    """A GGUF file lies under its final name, verified; RunEnded follows."""
+
+    path: str
+    weights: str
+    """The type of its weights: f16, q8_0, ..."""
+    bytes: int
+    source: str
+    """Which model it was made of: the finished one, or a checkpoint."""
+    parity: str
+    """What was compared with the model and what came out, in a line."""
+    beside: tuple[str, ...] = ()
+    """Names of the files written beside it."""
+
+
 class RunPaused(Event, frozen=True, kw_only=True, tag="RunPaused"):
     """Training stands still after this step."""
 
@@ -390,6 +405,7 @@ AnyEvent = (
     | LogLine
     | CheckDone
     | ReportDone
+    | Exported
     | RunPaused
     | RunResumed
     | RunEnded

@@ -1,0 +1,132 @@
+"""Owns the way to the Hub: who may write there, what goes, and one line for whatever it answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from engine.errors import GladiusError, UsageError
+
+_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "gladius.json",
+    "validation.json",
+)
+
+
+@dataclass(frozen=True)
+class Push:
+    """Where to."""
+
+    repo: str
+    private: bool = False
+
+
+def check_access(repo: str) -> None:
+    """Make sure, before minutes of work, that somebody is signed in and the name is a name."""
+    if repo.count("/") != 1 or not all(repo.split("/")):
+        raise UsageError(f"--push {repo}: give an owner and a name, such as me/my-student")
+    with _told(repo):
+        HfApi().whoami()
+
+
+def push_files(folder: Path, extra: Sequence[Path]) -> dict[str, Path]:
+    """What goes to the Hub, by its path there: the model's own files and `extra`."""
+    files = {path.name: path for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern))}
+    # A card that the user wrote stays; ours then lies beside it under another name.
+    files.update({path.name: path for path in extra})
+    return files
+
+
+def push(where: Push, folder: Path, extra: Sequence[Path], tick: Callable[[str], None]) -> str:
+    """Upload the model and what was made of it in one commit; the repository's page.
+
+    Makes the repository where there is none. Raises GladiusError in one line, and what `tick` does.
+    """
+    api = HfApi()
+    files = push_files(folder, extra)
+    with _told(where.repo):
+        url = _ticking(
+            lambda: api.create_repo(where.repo, private=where.private, exist_ok=True),
+            lambda: tick("asking the Hub"),
+        )
+        operations = [
+            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
+            for name, path in files.items()
+        ]
+        _ticking(
+            lambda: api.create_commit(
+                where.repo, operations, commit_message="A student distilled with GLADIUS"
+            ),
+            lambda: tick(f"uploading {len(files)} files"),
+        )
+    return str(url)
+
+
+def _ticking(work: Callable[[], Any], tick: Callable[[], None]) -> Any:
+    """The result of `work`, done in a thread, while `tick` is called twice a second.
+
+    When `tick` raises, the thread is left behind: it ends with the process.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = work()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="upload", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        tick()
+        thread.join(0.5)
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome["result"]
+
+
+@contextmanager
+def _told(repo: str) -> Iterator[None]:
+    """Turn what the Hub's client raises into one line with the remedy (never with the token)."""
+    sign_in = "sign in with `hf auth login`, or give a token that may write in HF_TOKEN"
+    try:
+        yield
+    except GladiusError:
+        raise
+    except LocalTokenNotFoundError as error:
+        raise GladiusError(f"nobody is signed in to the Hub: {sign_in}") from error
+    except HFValidationError as error:
+        raise UsageError(f"{repo!r} is no name for a repository; such as me/my-student") from error
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise GladiusError(f"{repo} can't be reached with this token: {sign_in}") from error
+    except OfflineModeIsEnabled as error:
+        raise GladiusError("the Hub is switched off here (HF_HUB_OFFLINE); unset it") from error
+    except HfHubHTTPError as error:
+        code = getattr(error.response, "status_code", None)
+        remedy = sign_in if code in (401, 403) else "try again later; the file here is done"
+        raise GladiusError(f"the Hub answered {code} for {repo}; {remedy}") from error
+    except (OSError, RuntimeError) as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise GladiusError(f"the Hub can't be reached ({why}); check the network") from error
