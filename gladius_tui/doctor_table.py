@@ -7,7 +7,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 
-from engine.doctor import Check, how_heard
+from engine.doctor.check import Check
+from engine.doctor.experts import how_heard
 from engine.run.events import TokenizersAudited
 from gladius_tui.headless import paint, print_lines, wants_colour
 

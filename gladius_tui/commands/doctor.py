@@ -42,7 +42,10 @@ def doctor(
 ) -> None:
     """Examine the machine: what a preset needs, what is here, what helps."""
     from engine.config import load_config
-    from engine.doctor import audited_experts, check_speed, check_tools, examine, how_heard, lender
+    from engine.doctor import examine
+    from engine.doctor.experts import audited_experts, how_heard, lender
+    from engine.doctor.machine import check_tools
+    from engine.doctor.text import check_speed
     from engine.experts.registry import load_experts
 
     ws = options.workspace

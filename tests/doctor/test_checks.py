@@ -8,10 +8,11 @@ import sys
 import msgspec
 import pytest
 
-from engine import doctor
 from engine.budget import TokenBudget, token_budget
 from engine.config import RunConfig, TargetsConfig, load_config
-from engine.doctor import check_disk, check_gpu, check_grace, check_memory, check_torch
+from engine.doctor import experts, machine, text
+from engine.doctor.check import Check
+from engine.doctor.machine import check_disk, check_gpu, check_grace, check_memory, check_torch
 from engine.errors import MissingError
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.events import GpuReading, KindAudit, TokenizersAudited
@@ -44,7 +45,7 @@ def test_torch_without_cuda_beside_a_gpu_is_told_and_is_a_failure_where_cuda_is_
 def test_the_installed_torch_is_read_without_being_imported():
     from importlib import metadata
 
-    version, cuda = doctor.torch_build()
+    version, cuda = machine.torch_build()
     assert version == metadata.version("torch")
     assert cuda == "" or cuda[0].isdigit()
 
@@ -112,57 +113,57 @@ def test_the_grace_time_is_three_times_bytes_over_speed(tmp_path):
 
 
 def test_the_disks_speed_is_measured_and_leaves_nothing(tmp_path):
-    assert doctor.write_speed(tmp_path, most=16 << 20) > 1e5
+    assert machine.write_speed(tmp_path, most=16 << 20) > 1e5
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError):
-        doctor.write_speed(tmp_path / "absent")
+        machine.write_speed(tmp_path / "absent")
 
 
 def test_text_is_told_as_the_budget_has_it(tmp_path):
     run = config(tmp_path, "nano")
     budget = TokenBudget(answers=1e6, files=0.0, corpora=0.0, to_be_used=4e6)
-    assert doctor.check_text(budget, run).status == "ok"
-    little = doctor.check_text(dataclasses.replace(budget, answers=1e5), run)
+    assert text.check_text(budget, run).status == "ok"
+    little = text.check_text(dataclasses.replace(budget, answers=1e5), run)
     assert little.status == "warn" and "--data" in little.remedy
 
 
 def test_text_that_cant_be_streamed_is_a_failure_with_its_remedy(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     run = config(tmp_path, "1b")
-    check = doctor.check_text(token_budget(run, [SPEC]), run)
+    check = text.check_text(token_budget(run, [SPEC]), run)
     assert check.status == "fail" and "data" in check.remedy
 
 
 def test_tokens_are_those_of_the_config_or_of_the_expert_phases(tmp_path):
     steps = config(tmp_path, "nano", "schedule.max_steps=10")
-    assert doctor.least_tokens(steps, token_budget(steps, [SPEC])) == 10 * 4 * 512
+    assert text.least_tokens(steps, token_budget(steps, [SPEC])) == 10 * 4 * 512
     endless = config(tmp_path, "1b")
-    assert doctor.least_tokens(endless, token_budget(endless, [SPEC] * 4)) == 1e9
+    assert text.least_tokens(endless, token_budget(endless, [SPEC] * 4)) == 1e9
     timed = config(tmp_path, "1b", "schedule.hours=5")
-    assert doctor.least_tokens(timed, token_budget(timed, [SPEC] * 4)) is None
+    assert text.least_tokens(timed, token_budget(timed, [SPEC] * 4)) is None
 
 
 def test_scored_text_takes_disk_only_where_it_is_kept(tmp_path):
     budget = TokenBudget(answers=1000.0, files=500.0, corpora=0.0, to_be_used=None)
     kept = config(tmp_path, "nano", "targets.source=cached")
-    assert doctor.scored_tokens(kept, [SPEC, SPEC], budget) == 2000
+    assert text.scored_tokens(kept, [SPEC, SPEC], budget) == 2000
     few = config(tmp_path, "nano", "targets.source=cached", "data.max_teacher_tokens=10")
-    assert doctor.scored_tokens(few, [SPEC, SPEC], budget) == 20
+    assert text.scored_tokens(few, [SPEC, SPEC], budget) == 20
     online = config(tmp_path, "nano", "targets.source=online")
-    assert doctor.scored_tokens(online, [SPEC, SPEC], budget) == 0
+    assert text.scored_tokens(online, [SPEC, SPEC], budget) == 0
 
 
 def test_the_hubs_own_answer_is_told_at_the_expert_and_no_answer_at_the_hub():
     gated = MissingError("big: accept the licence on https://huggingface.co/org/big")
     missing = status("missing", expected=GIB)
-    assert doctor.check_hub({"big": gated}).status == "ok"
-    row = doctor.check_expert(SPEC, missing, gated)
+    assert experts.check_hub({"big": gated}).status == "ok"
+    row = experts.check_expert(SPEC, missing, gated)
     assert row.status == "fail" and row.remedy == str(gated).removeprefix("big: ")
-    lost = doctor.check_hub({"big": TimeoutError("no answer within 15 s")})
+    lost = experts.check_hub({"big": TimeoutError("no answer within 15 s")})
     assert lost.status == "fail" and "no answer" in lost.figure and "HF_ENDPOINT" in lost.remedy
-    row = doctor.check_expert(SPEC, missing, TimeoutError())
+    row = experts.check_expert(SPEC, missing, TimeoutError())
     assert row.remedy == "gladius_train download big" and "1.0 GiB" in row.figure
-    assert doctor.check_hub({}).status == "note"
+    assert experts.check_hub({}).status == "note"
 
 
 def test_a_hub_that_never_answers_is_waited_for_no_longer_than_told(monkeypatch):
@@ -173,7 +174,7 @@ def test_a_hub_that_never_answers_is_waited_for_no_longer_than_told(monkeypatch)
 
     monkeypatch.setattr(hub, "list_files", lambda spec: threading.Event().wait(30))
     began = time.monotonic()
-    answers = doctor.ask_hub([SPEC], seconds=0.2)
+    answers = experts.ask_hub([SPEC], seconds=0.2)
     assert time.monotonic() - began < 5 and isinstance(answers["big"], TimeoutError)
 
 
@@ -201,7 +202,7 @@ def test_how_well_an_expert_can_be_heard_has_documented_bounds(weight, aligned, 
             KindAudit(kind="code", positions=1, aligned=aligned),
         ),
     )
-    assert doctor.how_heard(audit) == word
+    assert experts.how_heard(audit) == word
 
 
 def test_every_row_of_a_report_fits_into_eighty_columns():
@@ -209,7 +210,7 @@ def test_every_row_of_a_report_fits_into_eighty_columns():
 
     long = "one two three four five six seven eight nine ten eleven twelve " * 3
     checks = [
-        doctor.Check(topic="llama-cpp-python", status=status, figure=long, remedy=long)
+        Check(topic="llama-cpp-python", status=status, figure=long, remedy=long)
         for status in ("ok", "note", "warn", "fail")
     ]
     kind = KindAudit(kind="other scripts", positions=9, aligned=1.0)

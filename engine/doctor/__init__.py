@@ -1,0 +1,107 @@
+"""Owns the examination of a machine before a run: what a preset needs, what is here, and what helps
+where the two differ. No torch: what needs a tokenizer or a device runs as the job `audit`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import msgspec
+
+from engine import hardware
+from engine.budget import token_budget
+from engine.config import RunConfig
+from engine.doctor import experts as expert_checks
+from engine.doctor import machine, text
+from engine.doctor.check import Check
+from engine.experts.registry import ExpertSpec, expert_status
+from engine.sizing import checkpoint_bytes
+from engine.workspace import Workspace
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """What `examine` found, and what the speed is to be held against."""
+
+    checks: list[Check]
+    tokens: float | None
+    """That the run trains on at least; None where hours decide."""
+
+
+def examine(
+    ws: Workspace,
+    config: RunConfig,
+    experts: Mapping[str, ExpertSpec],
+    say: Callable[[str], None] = lambda doing: None,
+) -> Reading:
+    """All checks that need no torch, in the order in which they are told."""
+    specs = [experts[name] for name in config.experts.names]
+    states = {spec.name: expert_status(ws, spec) for spec in specs}
+    version, cuda = machine.torch_build()
+    gpus = hardware.Sampler().read(None, ws.root).gpus
+    bf16 = hardware.has_bf16()
+    checks = [
+        machine.check_python(),
+        machine.check_torch(version, cuda, gpus, config),
+        machine.check_gpu(gpus, hardware.driver_version() if gpus else "", config, specs),
+        machine.check_processor(hardware.physical_cores(), bf16, config),
+    ]
+    on_gpu = bool(gpus) and bool(cuda) and config.device.device in ("auto", "cuda")
+    if on_gpu:
+        first = gpus[0]
+        checks.append(
+            machine.check_memory(
+                config,
+                specs,
+                total=first.total_bytes,
+                available=first.total_bytes - first.used_bytes,
+                half=config.device.precision != "fp32",
+                what="gpu memory",
+            )
+        )
+    if not on_gpu or checks[-1].status == "fail":
+        half = bf16 if config.device.precision == "auto" else config.device.precision == "bf16"
+        checks.append(
+            machine.check_memory(
+                config,
+                specs,
+                total=hardware.total_ram(),
+                available=hardware.available_ram(),
+                half=half,
+            )
+        )
+    budget = token_budget(config, specs)
+    scored = text.scored_tokens(config, specs, budget)
+    checks.append(
+        machine.check_disk(config, states, hardware.disk_free(ws.checkpoints_dir), scored)
+    )
+    say("measuring the disk")
+    checks.append(_measured_grace(ws, config))
+    missing = [
+        spec for spec in specs if spec.source == "hub" and states[spec.name].state != "ready"
+    ]
+    checks.append(expert_checks.check_token(missing))
+    if missing:
+        say("asking the Hub")
+    answers = expert_checks.ask_hub(missing)
+    checks.append(expert_checks.check_hub(answers))
+    checks += [
+        expert_checks.check_expert(spec, states[spec.name], answers.get(spec.name))
+        for spec in specs
+    ]
+    checks.append(text.check_text(budget, config))
+    return Reading(checks=checks, tokens=text.least_tokens(config, budget))
+
+
+def _measured_grace(ws: Workspace, config: RunConfig) -> Check:
+    places = (ws.checkpoints_dir, *ws.checkpoints_dir.parents)
+    folder = next(place for place in places if place.is_dir())
+    try:
+        most = min(1 << 30, max(64 << 20, checkpoint_bytes(config.student)))
+        return machine.check_grace(config, machine.write_speed(folder, most))
+    except OSError as error:
+        return Check(
+            topic="grace",
+            status="fail",
+            figure=f"can't write in {folder}: {error.strerror or error}",
+            remedy="make room, mend its permissions, or choose another folder: --root DIR",
+        )
