@@ -17,8 +17,9 @@ import msgspec
 from engine.errors import ExitCode, GladiusError, MissingError, UsageError
 from engine.experts.gather import bytes_lacking, gather
 from engine.experts.helm import Helm, Link, Stopped
-from engine.experts.hub import Hiccup, Listing, disk_error, fetch_config, list_files
+from engine.experts.hub import Listing, fetch_config, list_files
 from engine.experts.ranges import retry_wait
+from engine.experts.refusals import Hiccup, disk_error
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.verify import matches_manifest, verify_expert
 from engine.run.events import JobRequest, LogLine, Progress, RunEnded, RunStarted
@@ -223,14 +224,24 @@ def _check_room(
         for spec in specs
     }
     lacking = sum(needed.values())
-    free = shutil.disk_usage(workspace.downloads_dir).free
-    if lacking and lacking + _RESERVE > free:
-        each = ", ".join(f"{name} {count / 1e9:.2f}" for name, count in needed.items())
-        few = "; or name fewer experts" if len(needed) > 1 else ""
-        raise GladiusError(
-            f"{lacking / 1e9:.2f} GB are to be fetched ({each}) and {free / 1e9:.2f} GB are free "
-            f"at {workspace.tmp}; make room there, or choose another --root{few}"
-        )
+    rooms = {workspace.downloads_dir: lacking}
+    if not _same_device(workspace.downloads_dir, workspace.experts_dir):
+        # One of them leads to another disk: what is verified is copied there.
+        whole = {name: listing.total for name, listing in listings.items()}
+        rooms[workspace.experts_dir] = sum((needed | whole).values())
+    for place, count in rooms.items():
+        free = shutil.disk_usage(place).free
+        if count and count + _RESERVE > free:
+            each = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items())
+            few = "; or name fewer experts" if len(needed) > 1 else ""
+            raise GladiusError(
+                f"{count / 1e9:.2f} GB are to be written ({each}) and {free / 1e9:.2f} GB are free "
+                f"at {place}; make room there, or choose another --root{few}"
+            )
+
+
+def _same_device(one: Path, other: Path) -> bool:
+    return os.stat(one).st_dev == os.stat(other).st_dev
 
 
 def _fetch_one(

@@ -12,10 +12,11 @@ from pathlib import Path
 from engine.errors import GladiusError
 from engine.experts import folder as folders
 from engine.experts.helm import Helm
-from engine.experts.hub import Listing, RemoteFile, told
+from engine.experts.hub import Listing, RemoteFile
 from engine.experts.meter import Meter
 from engine.experts.publish import publish_expert, write_manifest
 from engine.experts.ranges import Transfer, has_content
+from engine.experts.refusals import told
 from engine.experts.registry import ExpertSpec
 from engine.run.events import LogLine, Progress
 from engine.workspace import Workspace, fsync_dir, remove_entry

@@ -23,7 +23,8 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.utils import hf_raise_for_status
 
 from engine.errors import GladiusError
-from engine.experts.hub import Hiccup, Listing, RemoteFile, file_url, request_headers, told
+from engine.experts.hub import Listing, RemoteFile, file_url, request_headers
+from engine.experts.refusals import Hiccup, told
 from engine.experts.registry import ExpertSpec
 from engine.workspace import fsync_dir, write_bytes
 

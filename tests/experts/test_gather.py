@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -337,8 +338,33 @@ def test_a_disk_too_small_is_refused_before_the_first_byte_with_both_figures(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
     link = download()
     assert link.ended.exit_code == 1
-    assert "0.00 GB are to be fetched (x 0.00) and 0.05 GB are free" in link.ended.reason
+    assert "0.00 GB are to be written (x 0.00) and 0.05 GB are free" in link.ended.reason
     assert not hub.file_requests() and not (ws.downloads_dir / "x").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_downloads_on_another_disk_are_copied_over_whole(
+    hub, repo, ws, download, monkeypatch, fails
+):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if os.stat(elsewhere).st_dev == os.stat(ws.root).st_dev:
+            pytest.skip("there is no second file system to try it with")
+        ws.downloads_dir.rmdir()
+        ws.downloads_dir.symlink_to(elsewhere)
+        if fails:
+            full = OSError(errno.ENOSPC, "No space left on device")
+            monkeypatch.setattr(shutil, "copytree", lambda *_: (_ for _ in ()).throw(full))
+            assert "the disk is full" in download().ended.reason
+            assert not list(ws.experts_dir.iterdir())
+            monkeypatch.undo()
+            return
+        assert download().ended.status == "completed"
+        assert state(ws) == "ready" and published(ws) == repo.files[WEIGHTS]
+        assert not os.listdir(elsewhere)
+        (ws.experts_dir / "x" / "config.json").unlink()
+        assert download().ended.status == "completed"
+        assert len(weights_requests(hub)) == 1, "what is intact is taken over from the other disk"
+    assert [path.name for path in ws.experts_dir.iterdir()] == ["x"]
 
 
 def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(

@@ -14,7 +14,7 @@ from hub_server import Fault
 from huggingface_hub import close_session, constants
 
 from engine.errors import UsageError
-from engine.experts.hub import disk_error, told
+from engine.experts.refusals import disk_error, told
 from engine.experts.registry import ExpertSpec
 
 SPEC = ExpertSpec(name="x", title="X", source="hub", repo="me/x")
