@@ -34,7 +34,7 @@ setup: .venv/.ready
 
 demo: setup
 	./gladius_train --no-ui download smollm2
-	./gladius_train --no-ui train $(DEMO)
+	./gladius_train train $(DEMO)
 
 # Real tokenizers come from package registries; tests that want them say so where there are none.
 test: check

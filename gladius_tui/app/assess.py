@@ -6,18 +6,23 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
+from engine.budget import token_budget
 from engine.config import RunConfig, load_config
 from engine.errors import GladiusError
 from engine.experts.registry import ExpertSpec, expert_status, load_experts
 from engine.hardware import available_ram, disk_free, has_bf16, total_ram
 from engine.preflight import launch_training, stored_config
 from engine.run.events import GpuReading
-from engine.sizing import checkpoint_bytes, parameter_count, training_memory
+from engine.sizing import parameter_count, training_memory
 from engine.workspace import Workspace
 from gladius_tui.headless import size
+
+if TYPE_CHECKING:
+    from engine.doctor import Check
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +66,7 @@ class Line(msgspec.Struct, frozen=True):
     label: str
     text: str
     verdict: str = ""
-    """`ok`, `bad`, `note`, or "" where there is nothing to judge."""
+    """`ok`, `warn`, `bad`, `note`, or "" where there is nothing to judge."""
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,8 +112,7 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
         lines=(
             *_student(config),
             *_length(config),
-            *_memory(config, specs, gpus),
-            *_disk(ws, config, specs),
+            *_machine(ws, config, specs, gpus),
             *(Line("note", note, "note") for note in notes),
         ),
         problems=problems,
@@ -156,50 +160,34 @@ def _length(config: RunConfig) -> Iterator[Line]:
         )
 
 
-def _memory(
-    config: RunConfig, specs: dict[str, ExpertSpec], gpus: tuple[GpuReading, ...]
+def _machine(
+    ws: Workspace, config: RunConfig, known: dict[str, ExpertSpec], gpus: tuple[GpuReading, ...]
 ) -> Iterator[Line]:
-    device = config.device.device
-    on_gpu = device == "cuda" or (device == "auto" and bool(gpus))
+    """What `doctor` says of this config that can be said while somebody types."""
+    from engine import doctor
+
+    specs = [known[name] for name in config.experts.names]
+    states = {spec.name: expert_status(ws, spec) for spec in specs}
+    on_gpu = bool(gpus) and config.device.device in ("auto", "cuda")
     precision = config.device.precision
     half = precision == "bf16" or (precision == "auto" and (on_gpu or has_bf16()))
-    need = training_memory(config, half)
-    largest = max((specs[n].parameters for n in config.experts.names if n in specs), default=0)
-    expert = largest * (2 if half else 4)
-    # Cached targets are made before the first step: expert and training never stand side by side.
-    total = need.total + expert if config.targets.source == "online" else max(need.total, expert)
-    if on_gpu and not gpus:
-        yield Line("memory", "no GPU is seen here; choose another device", "bad")
-        return
     if on_gpu:
-        free = gpus[0].total_bytes - gpus[0].used_bytes
-        where = f"{size(free)} free on {gpus[0].name}"
+        total, free = gpus[0].total_bytes, gpus[0].total_bytes - gpus[0].used_bytes
     else:
-        free = available_ram()
-        where = f"{size(free)} free of {size(total_ram())} RAM"
-    verdict = "ok" if total <= free else "bad"
-    yield Line("memory", f"needs about {size(total)}; {where}", verdict)
-    yield Line("", f"weights, gradients, AdamW {size(need.state)}")
+        total, free = total_ram(), available_ram()
+    yield from _told(doctor.check_gpu(gpus, "", config, specs))
+    yield from _told(doctor.check_memory(config, specs, total=total, available=free, half=half))
+    need = training_memory(config, half)
+    yield Line("", f"weights, gradients, AdamW {size(need.state + need.half_copy)}")
     yield Line("", f"activations and loss {size(need.activations + need.loss)}")
-    if expert:
-        beside = "beside it" if config.targets.source == "online" else "before training"
-        yield Line("", f"largest expert {size(expert)}, {beside}")
+    budget = token_budget(config, specs)
+    scored = doctor.scored_tokens(config, specs, budget)
+    yield from _told(doctor.check_disk(config, states, disk_free(ws.root), scored))
+    yield from _told(doctor.check_text(budget, config))
 
 
-def _disk(ws: Workspace, config: RunConfig, specs: dict[str, ExpertSpec]) -> Iterator[Line]:
-    checkpoint = checkpoint_bytes(config.student)
-    weights = checkpoint // 3
-    kept = (config.checkpoint.keep + 1) * checkpoint
-    kept += weights if config.checkpoint.keep_best else 0
-    need = kept + weights
-    free = disk_free(ws.root)
-    yield Line(
-        "disk", f"needs about {size(need)}; {size(free)} free", "ok" if need <= free else "bad"
-    )
-    yield Line("", f"{config.checkpoint.keep} checkpoints of {size(checkpoint)}, one being written")
-    for name in config.experts.names:
-        status = expert_status(ws, specs[name])
-        if status.state == "ready":
-            continue
-        lacking = max(0, status.expected_bytes - status.present_bytes)
-        yield Line("", f"{specs[name].title} is {status.state}: {size(lacking)} to fetch", "bad")
+def _told(check: Check) -> Iterator[Line]:
+    verdict = {"ok": "ok", "note": "note", "warn": "warn", "fail": "bad"}[check.status]
+    yield Line(check.topic, check.figure, verdict)
+    if check.remedy:
+        yield Line("", f"→ {check.remedy}")

@@ -35,6 +35,7 @@ _VERBS = {
     "download": "downloading",
     "export": "exporting",
     "validate": "validating",
+    "audit": "examining",
 }
 _RESTS = {
     "not_started": ("○", "$foreground 60%", "nothing runs"),

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 _SETTLE_SECONDS = 0.25
 _DEVICES = ("auto", "cuda", "mps", "cpu")
-_VERDICTS = {"ok": ("✓ ", "success"), "bad": ("✗ ", "error"), "note": ("", "primary"), "": ("", "")}
+_VERDICTS = {
+    "ok": ("✓ ", "success"),
+    "warn": ("! ", "warning"),
+    "bad": ("✗ ", "error"),
+    "note": ("", "primary"),
+    "": ("", ""),
+}
 
 
 class Known(Message, bubble=False):

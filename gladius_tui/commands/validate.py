@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import UsageError
-from gladius_tui.shell import Options, command, narrate, print_out
+from gladius_tui.shell import Options, command, narrate, open_screen, print_out
 
 if TYPE_CHECKING:
     from engine.run.events import AnyEvent
@@ -33,6 +33,8 @@ def validate(
 
     The report is written beside the model (validation.json); --json prints it.
     """
+    if options.wants_screen:
+        open_screen(options, "validate", start=True)
     import msgspec
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
