@@ -139,7 +139,11 @@ def _write(workspace: Workspace, document: Any) -> None:
     try:
         workspace.root.mkdir(parents=True, exist_ok=True)
         text = tomlkit.dumps(document).rstrip()
-        write_bytes(workspace.user_config, f"{text}\n".encode() if text else b"")
+        path = workspace.user_config
+        mode = path.stat().st_mode & 0o777 if path.exists() else None
+        write_bytes(path, f"{text}\n".encode() if text else b"")
+        if mode is not None:
+            path.chmod(mode)
     except OSError as error:
         raise GladiusError(
             f"{workspace.user_config} can't be written ({error.strerror}); choose another --root"

@@ -36,9 +36,29 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
     path = expert_path(workspace, spec)
     if not path.exists():
         raise GladiusError(f"{spec.name}: nothing is there to verify ({path})")
-    problem = _verify(workspace, spec, path, helm)
-    if problem:
-        raise GladiusError(f"{spec.name}: {problem}; {_remedy(spec)}")
+    if spec.source == "gguf":
+        _load(workspace, spec, helm)
+        return
+    own = spec.source == "folder"
+    manifest = None if own else read_manifest(path)
+    problem = folders.lacking(path)
+    files: dict[str, ManifestFile] = {}
+    if problem is None and manifest is not None:
+        problem, files = _compare(path, manifest, spec, helm)
+    elif problem is None and not own:
+        manifest = Manifest(files={}, source=spec.repo, license=spec.license)
+        files = _hash_all(path, spec, helm)
+    error = GladiusError(f"{spec.name}: {problem}; {_remedy(spec)}") if problem else None
+    if error is None:
+        try:
+            _load(workspace, spec, helm)
+        except GladiusError as refusal:
+            error, problem = refusal, str(refusal).removeprefix(f"{spec.name}: ")
+    if manifest is not None and (manifest.files or not problem):
+        # After a problem `files` is cut short: the manifest keeps all that it named.
+        _record(path, manifest, manifest.files if problem else files, problem or "")
+    if error is not None:
+        raise error
 
 
 def matches_manifest(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> bool:
@@ -54,35 +74,12 @@ def matches_manifest(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> bool
     return problem is None
 
 
-def _verify(workspace: Workspace, spec: ExpertSpec, path: Path, helm: Helm) -> str | None:
-    if spec.source == "gguf":
-        return _loads(workspace, spec, helm)
-    manifest = read_manifest(path)
-    problem = folders.lacking(path)
-    files: dict[str, ManifestFile] = {}
-    own = spec.source == "folder"
-    if problem is None and manifest is not None and not own:
-        problem, files = _compare(path, manifest, spec, helm)
-    elif problem is None and not own:
-        manifest = Manifest(files={}, source=spec.repo, license=spec.license)
-        files = _hash_all(path, spec, helm)
-    problem = problem or _loads(workspace, spec, helm)
-    if manifest is not None and not own and (manifest.files or not problem):
-        # After a problem `files` is cut short: the manifest keeps all that it named.
-        _record(path, manifest, manifest.files if problem else files, problem or "")
-    return problem
-
-
-def _loads(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> str | None:
+def _load(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
     # Imported here: it brings transformers and torch, which take seconds.
     with helm.link.busy(f"loading the tokenizer of {spec.name}"):
         from engine.experts.loadable import check_loadable
 
-        try:
-            check_loadable(workspace, spec)
-        except GladiusError as error:
-            return str(error).removeprefix(f"{spec.name}: ")
-    return None
+        check_loadable(workspace, spec)
 
 
 def _compare(

@@ -16,7 +16,7 @@ from downloading import CONFIG, RecordingLink, big_shards, model_files
 from hub_server import Fault
 from huggingface_hub import constants
 
-from engine.experts import ranges
+from engine.experts import gather, publish, ranges
 from engine.experts.registry import expert_status, load_experts
 from engine.run.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
 
@@ -327,6 +327,37 @@ def test_leftovers_of_a_download_are_tidied_before_the_next(hub, repo, ws, downl
     assert download().ended.status == "completed"
     assert not (ws.experts_dir / "x" / "pytorch_model.bin").exists()
     assert not folder.exists()
+
+
+class _Killed(BaseException):
+    """Stands for a kill: nothing handles it."""
+
+
+@pytest.mark.parametrize("place", ["manifest", "former", "published"])
+def test_killed_while_publishing_the_next_call_publishes_without_a_byte(
+    hub, repo, ws, download, monkeypatch, place
+):
+    download()
+    (ws.experts_dir / "x" / "config.json").write_bytes(b"an older one")
+
+    publish_expert = gather.publish_expert
+
+    def kill(*arguments) -> None:
+        if place == "published":
+            publish_expert(*arguments)
+        raise _Killed
+
+    with monkeypatch.context() as patch, pytest.raises(_Killed):
+        if place == "former":  # the old one is out of the way, the new one not in its place
+            patch.setattr(publish, "publish_dir", kill)
+        else:
+            patch.setattr(gather, "publish_expert", kill)
+        download(force=True)
+    sent = hub.sent
+    assert download().ended.status == "completed"
+    assert hub.sent == sent and state(ws) == "ready"
+    assert published(ws, "config.json") == repo.files["config.json"]
+    assert not list(ws.downloads_dir.rglob("*.part"))
 
 
 # The disk
