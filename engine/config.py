@@ -26,6 +26,9 @@ _MUTABLE = {"mutable": True}
 Positive = Annotated[int, Meta(ge=1)]
 PositiveFloat = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Capability = Literal[
+    "tool_calling", "json", "reasoning", "fluency", "math", "code", "safety", "instructions"
+]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,14 +95,20 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """MiB of streamed text that are read, shuffled and packed together."""
     generate: bool = True
     """Let each expert answer the prompts of its capabilities."""
+    capabilities: list[Capability] = []
+    """Ask only for these; none: for all that an expert has."""
     answers_per_prompt: Positive = 1
     max_answers: Annotated[int, Meta(ge=0)] | None = None
-    """Most answers that each expert writes in all; None: every prompt."""
+    """Answers that each expert writes in all. After the hand-written prompts come variants that
+    generators make, tens of thousands of each capability; None: the hand-written ones alone."""
     max_answer_tokens: Positive = 384
-    answer_temperature: Annotated[float, Meta(ge=0)] = 0.8
-    """0 is greedy."""
-    answer_top_p: Annotated[float, Meta(gt=0, le=1)] = 0.95
+    answer_temperature: Annotated[float, Meta(ge=0)] | None = None
+    """0 is greedy; None: by capability (engine/data/sampling.py)."""
+    answer_top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     generation_batch: Positive = 16
+    keep_answers: Literal["right", "sound", "all"] = "right"
+    """right: drop what a checker finds wrong; sound: only empty, looping, echoing and repeated
+    answers; all: only empty ones."""
     held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.05
     """Share of the blocks that is kept for evaluation and never trained on."""
     max_held_out_blocks: Positive = 64
@@ -181,6 +190,11 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Steps between evaluations on held-out text."""
     sample_tokens: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 64
     """Tokens of the sample text at each evaluation."""
+    capability_prompts: Annotated[int, Meta(ge=0, extra=_MUTABLE)] = 4
+    """Held-out prompts of each capability that the student answers at each evaluation, judged by
+    rule; 0: none."""
+    capability_tokens: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 64
+    """Most tokens of each of these answers."""
     converge_patience: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 5
     """Evaluations of the unified phase without progress that count as converged."""
     converge_delta: Annotated[float, Meta(ge=0, extra=_MUTABLE)] = 0.002

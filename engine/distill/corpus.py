@@ -7,6 +7,7 @@ It does not own where answers come from (`conversations`) nor the projection.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 
@@ -14,6 +15,7 @@ import msgspec
 import torch
 
 from engine.config import RunConfig
+from engine.data.prompts import family_digest, is_reserved
 from engine.distill.blocks import Reader, TextBlock, make_blocks, normalise
 from engine.distill.projection import Projector
 from engine.distill.scoring import score_blocks
@@ -29,10 +31,16 @@ SHARD_POSITIONS = 16384
 
 
 def example_key(example: Example) -> str:
-    """Digest of an example's text; decides whether it is held out, whoever teaches it."""
+    """Digest of an example's text, whoever teaches it."""
     text = normalise(example)
     content = msgspec.json.encode([text.messages, text.text])
     return hashlib.sha256(content).hexdigest()
+
+
+def split_key(example: Example) -> str:
+    """What decides whether an example is held out: its family, else its text alone. So variants of
+    one prompt are learnt from, or measured on, together."""
+    return family_digest(example.family) if example.family else example_key(example)
 
 
 def held_by_digest(key: str, share: float) -> bool:
@@ -73,14 +81,27 @@ def read_files(sources: Sequence[str]) -> list[Example]:
 def held_out_keys(
     examples: Mapping[str, Sequence[Example]], share: float, most: int
 ) -> frozenset[str]:
-    """Keys of the examples that are kept for evaluation: those with the smallest digests.
+    """Split keys of the examples that are kept for evaluation: those with the smallest digests.
 
-    `share` of all, at most `most` for each expert, and at least one of each expert's. An example
-    that several experts teach is held out of all of them.
+    Reserved families all; beyond them as many families and single texts as `share` of all
+    examples needs, or `most`; at least one of each expert's. An example that several experts teach
+    is held out of all of them.
     """
-    keys = {name: sorted({example_key(e) for e in part}) for name, part in examples.items()}
-    union = sorted(set().union(*keys.values()))
-    held = set(union[: max(1, round(min(share * len(union), most)))])
+    keys = {name: sorted({split_key(e) for e in part}) for name, part in examples.items()}
+    sizes = Counter({example_key(e): split_key(e) for p in examples.values() for e in p}.values())
+    wanted = max(1, round(min(share * sum(sizes.values()), most)))
+    held = {
+        split_key(e)
+        for part in examples.values()
+        for e in part
+        if e.family and is_reserved(e.family)
+    }
+    count = sum(sizes[key] for key in held)
+    for key in sorted(sizes.keys() - held):
+        if count >= wanted:
+            break
+        held.add(key)
+        count += sizes[key]
     for part in keys.values():
         if part and held.isdisjoint(part):
             held.add(part[0])
@@ -189,7 +210,9 @@ def read_text(
         if key in seen:
             continue
         seen.add(key)
-        is_held = key in held_out
+        is_held = split_key(example) in held_out
+        if is_held and len(text.held_out) >= config.data.max_held_out_blocks:
+            continue  # more than is measured on, and still not to be learnt
         if not is_held and most is not None and text.tally.teacher_tokens >= most:
             continue
         for block in make_blocks(

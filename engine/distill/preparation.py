@@ -18,9 +18,15 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.budget import scores_online, streamed_files
 from engine.config import RunConfig
+from engine.data.checks import VERSION as CHECKS
 from engine.distill import corpus
 from engine.distill.blocks import Reader, TextBlock, make_blocks
-from engine.distill.conversations import load_prompts, write_answers
+from engine.distill.conversations import (
+    chosen_prompts,
+    expert_commit,
+    kept_examples,
+    write_answers,
+)
 from engine.distill.corpus import ReadText, Tally
 from engine.distill.feeds import Source
 from engine.distill.probes import ExpertProbes, hear_probes, load_probes, save_probes
@@ -168,22 +174,26 @@ class Preparation:
 
     def _answers(self, spec: ExpertSpec) -> list[Example]:
         """What the expert writes to the prompts; once whole, read back without loading it."""
-        prompts = load_prompts(spec.capabilities)
-        expert = _expert_digest(expert_path(self.workspace, spec), spec)
-        settings = [prompts, self.config.data, self.config.seed, str(self.dtype), expert]
+        with self.link.busy("choosing prompts"):
+            chosen = chosen_prompts(spec, self.config)
+        path = expert_path(self.workspace, spec)
+        expert = _expert_digest(path, spec)
+        settings = [CHECKS, chosen, self.config.data, self.config.seed, str(self.dtype), expert]
         digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:16]
         whole = self._cache(spec) / f"text-{digest}.jsonl"
         if whole.is_file():
             return list(read_data_file(whole))
-        answers = write_answers(
+        judged = write_answers(
             self.pool.get(spec),
-            prompts,
+            chosen,
             self.workspace.experts_cache_dir,
             self.config.data,
             self.config.seed,
             self.link.emit,
             self.steering.serve,
+            expert_commit(path, spec),
         )
+        answers = kept_examples(judged, spec.name)
         if answers:
             write_bytes(whole, b"".join(encode_example(a) + b"\n" for a in answers))
         return answers
@@ -355,7 +365,8 @@ class Preparation:
             for example in stream.sample(_HELD_OUT_BYTES):
                 self.steering.serve(f"reading {stream.text.title}")
                 key = corpus.example_key(example)
-                if key in passed or not corpus.held_by_digest(key, data.held_out):
+                split = corpus.split_key(example)
+                if key in passed or not corpus.held_by_digest(split, data.held_out):
                     continue
                 if spec.name not in corpus.takers(example, self.experts, stream.capabilities):
                     continue
@@ -386,7 +397,7 @@ class Preparation:
         def takes(example: Example) -> bool:
             if spec.name not in corpus.takers(example, self.experts, stream.capabilities):
                 return False
-            key = corpus.example_key(example)
+            key = corpus.split_key(example)
             # What is held out of the other text is not to be learnt from a stream either.
             return not corpus.held_by_digest(key, share) and key not in held
 

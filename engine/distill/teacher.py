@@ -272,14 +272,16 @@ class Teacher:
         self,
         conversations: Sequence[Sequence[Message]],
         *,
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
+        max_new_tokens: int | Sequence[int],
+        temperature: float | Sequence[float],
+        top_p: float | Sequence[float],
         seed: int,
         batch_size: int,
         beat: Callable[[str], None] = lambda doing: None,
     ) -> list[Answer]:
         """Answers to `conversations`, in their order.
+
+        Limit, temperature and top_p are for all, or one for each conversation.
 
         Batches of similar length, padded on the left; nucleus sampling at `temperature` (0 is
         greedy). The same arguments give the same answers on the same machine and thread count.
@@ -287,13 +289,23 @@ class Teacher:
         model's context is full.
         """
         prompts = [self.encode_prompt(messages) for messages in conversations]
+        count = len(prompts)
+        limits, temperatures, top_ps = (
+            list(value) if isinstance(value, Sequence) else [value] * count
+            for value in (max_new_tokens, temperature, top_p)
+        )
         order = sorted(range(len(prompts)), key=lambda n: len(prompts[n]))
         answers: dict[int, Answer] = {}
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             generator = torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63)
             written = self._generate_batch(
-                [prompts[n] for n in batch], max_new_tokens, temperature, top_p, generator, beat
+                [prompts[n] for n in batch],
+                [int(limits[n]) for n in batch],
+                torch.tensor([float(temperatures[n]) for n in batch], device=self.device),
+                torch.tensor([float(top_ps[n]) for n in batch], device=self.device),
+                generator,
+                beat,
             )
             answers.update(zip(batch, written, strict=True))
         return [answers[n] for n in range(len(prompts))]
@@ -302,15 +314,15 @@ class Teacher:
     def _generate_batch(
         self,
         prompts: list[list[int]],
-        max_new_tokens: int,
-        temperature: float,
-        top_p: float,
+        limits: list[int],
+        temperature: torch.Tensor,
+        top_p: torch.Tensor,
         generator: torch.Generator,
         beat: Callable[[str], None],
     ) -> list[Answer]:
         longest = max(len(prompt) for prompt in prompts)
         context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
-        limit = int(min(max_new_tokens, context - longest))
+        room = int(min(max(limits), context - longest))
         input_ids, mask = self._left_padded(prompts, longest)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=self.model.config)
@@ -319,7 +331,7 @@ class Teacher:
         rows = list(range(len(prompts)))  # the prompts that the rows of the batch belong to
         written: list[list[int]] = [[] for _ in prompts]
         answers: dict[int, Answer] = {}
-        for _ in range(limit):
+        for _ in range(room):
             beat(f"{self.spec.title} is writing")
             logits = self.model(
                 input_ids=input_ids,
@@ -331,7 +343,7 @@ class Teacher:
             ).logits[:, -1]
             # A draw for every prompt, finished or not: dropping rows changes nobody's draws.
             draws = torch.rand(len(prompts), generator=generator)[rows]
-            tokens = sample(logits.float(), draws.to(self.device), temperature, top_p)
+            tokens = sample(logits.float(), draws.to(self.device), temperature[rows], top_p[rows])
             kept = []
             for place, (row, token) in enumerate(zip(rows, tokens.tolist(), strict=True)):
                 if token in self.end_token_ids:
@@ -340,7 +352,7 @@ class Teacher:
                 written[row].append(token)
                 if (text := self._stopped(written[row])) is not None:
                     answers[row] = Answer(text, True)
-                else:
+                elif len(written[row]) < limits[row]:
                     kept.append(place)
             if not kept:
                 break
@@ -400,18 +412,27 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
 
 
 def sample(
-    logits: torch.Tensor, draws: torch.Tensor, temperature: float, top_p: float
+    logits: torch.Tensor,
+    draws: torch.Tensor,
+    temperature: float | torch.Tensor,
+    top_p: float | torch.Tensor,
 ) -> torch.Tensor:
     """One token a row (B,) by nucleus sampling (arXiv 1904.09751); greedy at temperature 0.
 
-    logits (B, V) fp32; draws (B,), uniform in [0, 1). By inverse distribution over the sorted
-    probabilities, so a row's token depends on its own logits and draw only.
+    logits (B, V) fp32; draws (B,), uniform in [0, 1); temperature and top_p for all rows, or (B,).
+    By inverse distribution over the sorted probabilities, so a row's token depends on its own
+    logits and draw only.
     """
-    if temperature == 0:
+    count = len(logits)
+    temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device)
+    temperature = temperature.expand(count)
+    top_p = torch.as_tensor(top_p, dtype=torch.float32, device=logits.device).expand(count)[:, None]
+    greedy = temperature == 0
+    if bool(greedy.all()):
         return logits.argmax(-1)
-    probabilities = (logits / temperature).softmax(-1)
+    probabilities = (logits / temperature.where(~greedy, 1.0)[:, None]).softmax(-1)
     values, indices = probabilities.topk(min(_TOP, probabilities.shape[-1]), dim=-1)
-    if bool((values.sum(-1) < top_p).any()):
+    if bool((values.sum(-1, keepdim=True) < top_p).any()):
         values, indices = probabilities.sort(dim=-1, descending=True)
     cumulative = values.cumsum(-1)
     # The smallest set that holds top_p: a token stays when those before it hold less.
@@ -421,4 +442,5 @@ def sample(
     # Rounding may put the target at the very end: then the last token of the set is meant.
     place = torch.searchsorted(cumulative, target, right=True)
     place = place.clamp(max=values.shape[-1] - 1).minimum(allowed.sum(-1, keepdim=True) - 1)
-    return indices.gather(-1, place).squeeze(-1)
+    tokens = indices.gather(-1, place).squeeze(-1)
+    return tokens.where(~greedy, logits.argmax(-1)) if bool(greedy.any()) else tokens

@@ -10,7 +10,7 @@ from typing import Literal
 
 import msgspec
 
-Job = Literal["download", "train", "export", "validate", "audit"]
+Job = Literal["download", "train", "export", "validate", "audit", "data"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -149,6 +149,41 @@ class EvalDone(Event, frozen=True, kw_only=True, tag="EvalDone"):
     bits_per_byte: float
     scores: tuple[ExpertScore, ...] = ()
     best: bool = False
+    seconds: float = 0.0
+
+
+class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of a capability's answers share a fate."""
+
+    capability: str
+    reason: str
+    """Why they were dropped, a key of engine.data.checks.REASONS; "" for those that were kept."""
+    count: int
+
+
+class AnswersJudged(Event, frozen=True, kw_only=True, tag="AnswersJudged"):
+    """An expert's answers were checked: how many are learnt from, and why the others are not."""
+
+    expert: str
+    written: int
+    kept: int
+    counts: tuple[ReasonCount, ...] = ()
+
+
+class CapabilityScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How many held-out prompts of a capability were answered rightly, as the checkers say."""
+
+    capability: str
+    right: int
+    asked: int
+
+
+class CapabilitiesScored(Event, frozen=True, kw_only=True, tag="CapabilitiesScored"):
+    """The student, or an expert (once), answered held-out prompts of each capability."""
+
+    who: str
+    """`student`, or the expert's name."""
+    scores: tuple[CapabilityScore, ...] = ()
     seconds: float = 0.0
 
 
@@ -395,6 +430,8 @@ AnyEvent = (
     | DataReady
     | StepDone
     | EvalDone
+    | AnswersJudged
+    | CapabilitiesScored
     | SampleDrawn
     | ProbeRead
     | HardwareRead

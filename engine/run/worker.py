@@ -42,6 +42,7 @@ JOBS = {
     "export": "engine.deliver.gguf:main",
     "validate": "engine.deliver.validate:main",
     "audit": "engine.distill.audit:main",
+    "data": "engine.distill.making:main",
 }
 """Where each job's `main(link, request) -> int` is found."""
 
