@@ -8,7 +8,7 @@ it, so that a better checker asks no expert to write again.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -121,11 +121,23 @@ class AnswerFile:
             found[verdicts.batch, verdicts.checks] = verdicts.reasons
         return found
 
-    def judge(self, batch: Batch, known: dict[tuple[str, str], tuple[str, ...]]) -> tuple[str, ...]:
-        """The reasons of a batch: those that are known, else found now and written down."""
+    def judge(
+        self,
+        batch: Batch,
+        known: dict[tuple[str, str], tuple[str, ...]],
+        beat: Callable[[], None] = lambda: None,
+    ) -> tuple[str, ...]:
+        """The reasons of a batch: those that are known, else found now and written down.
+
+        `beat` is called before each verdict that must be found; code takes a moment to run.
+        """
         checks = checks_digest(batch.answers)
         if (reasons := known.get((batch.key, checks))) is None:
-            reasons = tuple(reason_of(written) for written in batch.answers)
+            found: list[str] = []
+            for written in batch.answers:
+                beat()
+                found.append(reason_of(written))
+            reasons = tuple(found)
             append_line(self.verdicts_path, _encode(Verdicts(batch.key, checks, reasons)))
             known[batch.key, checks] = reasons
         return reasons

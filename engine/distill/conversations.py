@@ -106,8 +106,8 @@ def write_answers(
             done = _write(teacher, batch, key, config, beat)
             file.add(done)
             progress.add(len(batch))
-        beat(f"judging answers of {spec.title}")
-        for written, reason in zip(done.answers, file.judge(done, verdicts), strict=True):
+        reasons = file.judge(done, verdicts, lambda: beat(f"judging answers of {spec.title}"))
+        for written, reason in zip(done.answers, reasons, strict=True):
             found[written.prompt.id, written.sample] = (written, reason)
     progress.finish()
     judged = select([found[prompt.id, n] for prompt, n in chosen], config.keep_answers)

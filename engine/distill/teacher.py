@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,16 +331,18 @@ class Teacher:
         rows = list(range(len(prompts)))  # the prompts that the rows of the batch belong to
         written: list[list[int]] = [[] for _ in prompts]
         answers: dict[int, Answer] = {}
-        for _ in range(room):
+        for step in range(room):
             beat(f"{self.spec.title} is writing")
-            logits = self.model(
-                input_ids=input_ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=last,
-            ).logits[:, -1]
+            # All prompts at once can take a minute on a busy processor: a beat for each layer.
+            with self._beating(beat) if step == 0 else nullcontext():
+                logits = self.model(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=last,
+                ).logits[:, -1]
             # A draw for every prompt, finished or not: dropping rows changes nobody's draws.
             draws = torch.rand(len(prompts), generator=generator)[rows]
             tokens = sample(logits.float(), draws.to(self.device), temperature[rows], top_p[rows])
@@ -367,6 +369,18 @@ class Teacher:
         for row, ids in enumerate(written):
             answers.setdefault(row, Answer(self._text(ids), False))
         return [answers[row] for row in range(len(prompts))]
+
+    @contextmanager
+    def _beating(self, beat: Callable[[str], None]) -> Iterator[None]:
+        """Let each layer of the model beat while the block runs."""
+        doing = f"{self.spec.title} reads prompts"
+        layers = getattr(self.model.base_model, "layers", [])
+        hooks = [layer.register_forward_pre_hook(lambda *_: beat(doing)) for layer in layers]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _left_padded(
         self, prompts: list[list[int]], longest: int

@@ -153,7 +153,13 @@ def test_the_experts_answers_are_written_once(ws):
     (ws.root / "gladius.toml").write_text(
         (ws.root / "gladius.toml").read_text() + 'capabilities = ["json"]\n'
     )
-    config = make_config(ws, data__generate="true", data__max_answers=3, data__max_answer_tokens=6)
+    config = make_config(
+        ws,
+        data__generate="true",
+        data__max_answers=3,
+        data__max_answer_tokens=6,
+        data__keep_answers="all",
+    )
     first = make(ws, config, KeepingLink())
     texts = first.texts()["tiny"]
     given = make(ws, make_config(ws), KeepingLink()).texts()["tiny"]

@@ -167,7 +167,12 @@ def test_answers_and_streamed_text_share_the_rows(ws):
     (ws.root / "gladius.toml").write_text(
         (ws.root / "gladius.toml").read_text() + 'capabilities = ["json"]\n'
     )
-    fields = {"data__generate": "true", "data__max_answers": 12, "data__max_answer_tokens": 6}
+    fields = {
+        "data__generate": "true",
+        "data__max_answers": 12,
+        "data__max_answer_tokens": 6,
+        "data__keep_answers": "all",
+    }
     config = make_config(ws, **STREAM, **fields, data__stream_share=0.75)
     trainer = make_trainer(ws, config, KeepingLink(), ws.checkpoints_dir)
     assert trainer._mix(1) == {"tiny": 0.25, "tiny/text.jsonl": 0.75}

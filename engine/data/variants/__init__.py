@@ -4,8 +4,10 @@ made by its generator, the same ones in the same order for a seed.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterator
+from itertools import islice, zip_longest
 from random import Random
 
 from engine.data.prompts import Prompt, is_reserved, load_prompts, nfc
@@ -32,6 +34,8 @@ GENERATORS: dict[str, Callable[[Random], Draft]] = {
     "instructions": writing.instruct,
 }
 
+_LOOK_AHEAD = 48
+"""Variants of reserved families from which those to measure on are taken."""
 _TRIES = 2000
 """Drafts in a row that were all there before: then the generator is exhausted."""
 
@@ -82,27 +86,16 @@ def prompts(capability: str, seed: int) -> Iterator[Prompt]:
     yield from made(capability, seed)
 
 
-def measured(capability: str, count: int) -> list[Prompt]:
-    """Up to `count` prompts of reserved families that a checker can judge, hand-written and made
-    ones in turns: what the capability table asks. The same ones for everybody."""
+@functools.cache
+def measured(capability: str) -> tuple[Prompt, ...]:
+    """The prompts of reserved families that a checker can judge, hand-written and made ones in
+    turns: what the capability table asks, from the first on. The same ones for everybody."""
     written = [p for p in load_prompts([capability]) if p.check and is_reserved(p.group)]
-    fresh = made(capability, 0, reserved=True)
-    chosen: list[Prompt] = []
-    families: set[str] = set()
-    while len(chosen) < count:
-        before = len(chosen)
-        if written:
-            chosen.append(written.pop(0))
-        if len(chosen) < count:
-            # Of each family once, as long as there are others.
-            for _, prompt in zip(range(400), fresh, strict=False):
-                if prompt.then or prompt.group in families:
-                    continue
-                families.add(prompt.group)
-                chosen.append(prompt)
-                break
-            else:
-                families.clear()
-                if not written and before == len(chosen) and next(fresh, None) is None:
-                    break
-    return chosen
+    families: dict[str, list[Prompt]] = {}
+    for prompt in islice(made(capability, 0, reserved=True), _LOOK_AHEAD):
+        if not prompt.then:  # one answer each, so that all of them take the same time
+            families.setdefault(prompt.group, []).append(prompt)
+    # Of each family one, then of each another one.
+    fresh = [p for row in zip_longest(*families.values()) for p in row if p is not None]
+    turns = zip_longest(written, fresh)
+    return tuple(prompt for pair in turns for prompt in pair if prompt is not None)
