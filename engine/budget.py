@@ -162,8 +162,10 @@ def _answer_tokens(
     each = data.max_answer_tokens * (_ANSWER_SHARE + 0.25)
     total = 0
     for spec in experts:
-        count = data.answers_per_prompt * sum(prompts.get(c, 0) for c in spec.capabilities)
-        total += count if data.max_answers is None else min(count, data.max_answers)
+        asked = [c for c in spec.capabilities if not data.capabilities or c in data.capabilities]
+        count = data.answers_per_prompt * sum(prompts.get(c, 0) for c in asked)
+        # Beyond the hand-written prompts there are variants of them without an end.
+        total += count if data.max_answers is None or not count else data.max_answers
     return total * each
 
 
