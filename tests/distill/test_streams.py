@@ -236,6 +236,7 @@ def test_public_corpora_go_to_the_experts_of_their_capabilities(ws, tmp_path):
     fields = {
         "data__generate": "true",
         "data__max_answers": 4,
+        "data__keep_answers": "all",
         "data__max_answer_tokens": 6,
         "data__corpora": corpora,
         "schedule__max_steps": 8,
