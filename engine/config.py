@@ -183,6 +183,18 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Learning rate at the end of the decay, as a share of lr."""
     replay: Share = 0.2
     """Share of earlier experts' text in later expert phases."""
+    mix: Literal["weights", "deficits"] = "weights"
+    """Of the unified phase: by the experts' weights, or those times what the student still lacks
+    of each (held-out KL), measured anew at every evaluation."""
+    on_policy_share: Share = 0.0
+    """Share of the rows that the student wrote itself, to prompts of its text, and the expert
+    judges (KL alone; generalised knowledge distillation)."""
+    on_policy_from: Share = 0.5
+    """Share of the run after which that begins (with the unified phase where no end is known)."""
+    on_policy_interval: Positive = 50
+    """Steps after which the student writes anew."""
+    on_policy_answers: Positive = 64
+    """Answers that it writes each time; none is learnt from more than twice."""
     warmup_steps: Annotated[int, Meta(ge=0)] = 100
     log_interval: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 10
     """Steps between printed lines (every step is in the history)."""
@@ -414,6 +426,11 @@ def _cross_checks(
         yield (
             ("schedule.decay_share", "schedule.expert_share"),
             f"{schedule.decay_share} and expert_share {schedule.expert_share} are over 1 together",
+        )
+    if schedule.on_policy_share > 0 and config.loss.alpha == 0:
+        yield (
+            ("schedule.on_policy_share", "loss.alpha"),
+            "loss.alpha is 0: nothing is learnt of what the expert says to the student's own text",
         )
     names = config.experts.names
     for name in dict.fromkeys(names):

@@ -131,6 +131,15 @@ class Mixer:
         self._seed = seed
         self._packed: dict[str, tuple[tuple[int, Place], list[tuple[int, ...]], Place]] = {}
 
+    def offer(self, feed: str, lengths: np.ndarray) -> None:
+        """One more feed, of blocks that are all there."""
+        self._feeds[feed] = lengths
+
+    def withdraw(self, feed: str) -> None:
+        """A feed is over."""
+        self._feeds.pop(feed, None)
+        self._packed.pop(feed, None)
+
     def _rows(self, feed: str, cursor: Cursor) -> tuple[list[tuple[int, ...]], Place]:
         """The rows of the cursor's epoch, and where the next one begins."""
         held = self._packed.get(feed)

@@ -11,7 +11,7 @@ with positions x vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -45,6 +45,7 @@ class SoftTargets:
         entropy: (N,) float32 of q_T in nats.
         ids, mass: (N, K) sparse entries, or None.
         dense: (N, V) q_T, or None.
+        text_weight: factor on the cross-entropy; 0 where the student wrote the text itself.
     """
 
     weight: Tensor
@@ -52,6 +53,7 @@ class SoftTargets:
     ids: Tensor | None = None
     mass: Tensor | None = None
     dense: Tensor | None = None
+    text_weight: float = 1.0
 
     @classmethod
     def of(cls, batch: TargetBatch) -> SoftTargets:
@@ -185,6 +187,17 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
+class OwnTargets:
+    """Targets of text that the student wrote: the expert's opinion, and no text to follow."""
+
+    source: SoftSource
+
+    def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
+        for span, targets in self.source.chunks(size):
+            yield span, replace(targets, text_weight=0.0)
+
+
+@dataclass(frozen=True)
 class ChainedTargets:
     """Several sources, one after the other: (positions, source)."""
 
@@ -265,6 +278,7 @@ def _slice(soft: SoftTargets, span: slice) -> SoftTargets:
         ids=cut(soft.ids),
         mass=cut(soft.mass),
         dense=cut(soft.dense),
+        text_weight=soft.text_weight,
     )
 
 
@@ -332,10 +346,10 @@ def _chunk(
     kl = total_t.log() - expected - soft.entropy.to(z.dtype)
     kl = torch.where(w > 0, kl, 0.0)
     share = alpha * w
-    loss = (share * (t * t) * kl + (1.0 - share) * ce).sum()
+    hard_scale = (1.0 - share) * soft.text_weight
+    loss = (share * (t * t) * kl + hard_scale * ce).sum()
     if wants_gradient:
         soft_scale = share * t
-        hard_scale = 1.0 - share
         if hard is None:
             p_t *= ((soft_scale + hard_scale) / total)[:, None]
         else:

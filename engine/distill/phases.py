@@ -11,7 +11,7 @@ is the number of steps completed, and its decisions hold from the next one on.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -54,6 +54,8 @@ class Decision(msgspec.Struct, frozen=True):
     micro_batch                rows that go through the model at once
     activation_checkpointing   whether activations are made again in the backward pass
     device                     `cuda`, `mps` or `cpu`
+    on_policy                  share of the rows that the student writes itself
+    mix                        shares of the unified phase, `expert=share,...`
     """
 
     step: int
@@ -65,6 +67,8 @@ class Decision(msgspec.Struct, frozen=True):
         "micro_batch",
         "activation_checkpointing",
         "device",
+        "on_policy",
+        "mix",
     ]
     value: int | float | str | bool
     reason: str = ""
@@ -191,20 +195,41 @@ class Schedule:
         """
         phase = self.phase_at(step)
         if phase.kind != "expert":
-            return _by_weight(self._experts, 1.0)
+            decided = self._decided(step, "mix")
+            if decided is None:
+                return _by_weight(self._experts, 1.0)
+            return {n: float(s) for n, _, s in (p.partition("=") for p in str(decided).split(","))}
         earlier = [p for p in self._experts if p.index < phase.index]
         replay = self.config.schedule.replay if earlier else 0.0
         mix = _by_weight(earlier, replay) if replay else {}
         return {**mix, str(phase.expert): 1.0 - replay}
 
+    def weight_shares(self) -> dict[str, float]:
+        """Share of each expert by weight alone."""
+        return _by_weight(self._experts, 1.0)
+
     def setting_at(
         self, step: int, kind: Literal["micro_batch", "activation_checkpointing", "device"]
     ) -> int | float | str | bool | None:
         """The value decided last for `kind` that holds at step `step`; None: as configured."""
+        return self._decided(step, kind)
+
+    def _decided(self, step: int, kind: str) -> int | float | str | bool | None:
         for decision in reversed(self.decisions):
             if decision.kind == kind and decision.step < step:
                 return decision.value
         return None
+
+    def round_at(self, step: int) -> int | None:
+        """First step of the on-policy round that step `step` belongs to; None where there is none.
+
+        Rounds begin when they are decided, with each phase, and every `on_policy_interval` steps.
+        """
+        begun = next((d.step for d in self.decisions if d.kind == "on_policy"), None)
+        if begun is None or step <= begun:
+            return None
+        first = max(begun + 1, self.bounds(self.phase_at(step))[0] or 0)
+        return step - (step - first) % self.config.schedule.on_policy_interval
 
     def progress(self, step: int) -> tuple[float | None, float | None]:
         """How far the phase of step `step` and the run are after it, 0 to 1; None: end unknown."""
@@ -320,6 +345,50 @@ def due_decisions(schedule: Schedule, step: int) -> list[Decision]:
         length = decay[1] - decay[0] + 1
         due.append(Decision(decay[0] - 1, "decay_start", length, "the end of the run is near"))
     return due
+
+
+def on_policy_decision(schedule: Schedule, step: int, run_progress: float | None) -> list[Decision]:
+    """After `step` steps: the student's own writing is learnt from when its share of the run is
+    over; where no end is known (`run_progress` None), when the unified phase begins."""
+    settings = schedule.config.schedule
+    decided = any(d.kind == "on_policy" for d in schedule.decisions)
+    if settings.on_policy_share == 0 or decided:
+        return []
+    if run_progress is not None:
+        due = run_progress >= settings.on_policy_from
+    else:
+        due = schedule.phase_at(step + 1).kind == "unified"
+    reason = "the student's own writing is learnt from"
+    return [Decision(step, "on_policy", settings.on_policy_share, reason)] if due else []
+
+
+def mix_decision(
+    schedule: Schedule, step: int, deficits: Mapping[str, float | None]
+) -> list[Decision]:
+    """With `schedule.mix = "deficits"`: the unified phase's shares after an evaluation.
+
+    An expert's share is its weight times its deficit (what the student lacks of it, such as
+    held-out KL), between half and twice its weight's share, so that none is forgotten. Nothing
+    where a deficit is not known, or was decided at this step already.
+    """
+    if schedule.config.schedule.mix != "deficits":
+        return []
+    if schedule.phase_at(step + 1).kind != "unified":
+        return []
+    if any(d.kind == "mix" and d.step == step for d in schedule.decisions):
+        return []
+    shares = schedule.weight_shares()
+    known = {name: deficits.get(name) for name in shares}
+    if any(d is None or not math.isfinite(d) or d <= 0 for d in known.values()):
+        return []
+    wanted = {name: shares[name] * float(known[name] or 0.0) for name in shares}
+    total = sum(wanted.values())
+    bounded = {
+        name: min(2 * shares[name], max(shares[name] / 2, wanted[name] / total)) for name in shares
+    }
+    total = sum(bounded.values())
+    value = ",".join(f"{name}={share / total:.4f}" for name, share in bounded.items())
+    return [Decision(step, "mix", value, "by what the student lacks of each expert")]
 
 
 def finish_decision(

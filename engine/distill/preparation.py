@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from engine.distill.corpus import ReadText, Tally
 from engine.distill.feeds import Source
 from engine.distill.probes import ExpertProbes, hear_probes, load_probes, save_probes
 from engine.distill.projection import Projector, load_tables
+from engine.distill.rounds import Judge
 from engine.distill.scoring import CachedSource, OnlineSource, teacher_reader
 from engine.distill.steering import Steering
 from engine.distill.streams import Stream, StreamSource, open_streams
@@ -43,7 +44,7 @@ from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
 from engine.run.events import LogLine, Progress
 from engine.run.worker import WorkerLink
-from engine.textdata import Example, encode_example, read_data_file
+from engine.textdata import Example, Message, encode_example, read_data_file
 from engine.workspace import Workspace, write_bytes
 
 _PROBES = "probes.safetensors"
@@ -107,6 +108,7 @@ class Prepared:
     held_out: TargetStore
     probes: ExpertProbes | None
     """What it says along the lens's sentences; None where nothing of it was kept."""
+    judge: Judge
 
 
 def streamed_texts(prepared: Iterable[Prepared]) -> dict[str, str]:
@@ -251,10 +253,12 @@ class Preparation:
         online = self.config.targets.source == "online"
         wanted = ["held_out"] if online or not examples else ["train", "held_out"]
         ready = [part for part in wanted if stores[part].open() and stores[part].complete]
+        judge = self._judge(spec, examples, held, student)
         if ready == wanted and not online and not streams:
             self._announce(spec, Tally(**stores["held_out"].meta), stores, len(stores["train"]))
             feeds = {spec.name: (CachedSource(stores["train"]), 1.0)}
-            return Prepared(feeds, stores["held_out"], load_probes(folder / _PROBES))
+            probes = load_probes(folder / _PROBES)
+            return Prepared(feeds, stores["held_out"], probes, judge)
 
         teacher = self.pool.get(spec)
         reader = teacher_reader(teacher)
@@ -271,15 +275,7 @@ class Preparation:
                     f"{', '.join(stream.text.title for stream in streams)}; raise data.held_out "
                     f"(now {self.config.data.held_out}), or give more text"
                 )
-        with self.link.busy("building the projection tables"):
-            tables = load_tables(
-                self.workspace.experts_cache_dir,
-                reader.vocabulary,
-                student.vocabulary,
-                teacher.end_token_ids,
-                student.end_ids[0],
-            )
-        projector = Projector(tables, teacher.device, self.config.targets.min_mass)
+        projector = self._projector(teacher, reader, student)
         # Before the text: scored text that is complete then has them beside it.
         probes = load_probes(folder / _PROBES) if ready == wanted else None
         if probes is None:
@@ -296,6 +292,8 @@ class Preparation:
         def teach() -> tuple[Teacher, Projector]:
             return self.pool.get(spec), projector
 
+        if scores_online(self.config):
+            judge = replace(judge, hear=lambda: (teacher, reader, projector))
         feeds: dict[str, tuple[Source, float]] = {}
         rest = 1.0
         if blocks:
@@ -313,7 +311,41 @@ class Preparation:
                 rest * stream.share,
             )
         feeds = {n: f for n, f in feeds.items() if f[1] > 0}
-        return Prepared(feeds, stores["held_out"], probes)
+        return Prepared(feeds, stores["held_out"], probes, judge)
+
+    def _projector(self, teacher: Teacher, reader: Reader, student: Reader) -> Projector:
+        with self.link.busy("building the projection tables"):
+            tables = load_tables(
+                self.workspace.experts_cache_dir,
+                reader.vocabulary,
+                student.vocabulary,
+                teacher.end_token_ids,
+                student.end_ids[0],
+            )
+        return Projector(tables, teacher.device, self.config.targets.min_mass)
+
+    def _judge(
+        self,
+        spec: ExpertSpec,
+        examples: Sequence[Example],
+        held: frozenset[str],
+        student: Reader,
+    ) -> Judge:
+        """The expert as on-policy rounds need it; nothing is loaded here."""
+        prompts: dict[tuple[Message, ...], None] = {}
+        if self.config.schedule.on_policy_share > 0:
+            talks = [e for e in examples if e.messages and corpus.example_key(e) not in held]
+            prompts = {prompt_of(talk): None for talk in talks}
+            if not prompts:
+                prompts = {p.messages: None for p in load_prompts(spec.capabilities)}
+
+        def hear() -> tuple[Teacher, Reader, Projector]:
+            teacher = self.pool.get(spec)
+            reader = teacher_reader(teacher)
+            return teacher, reader, self._projector(teacher, reader, student)
+
+        release = (lambda: None) if scores_online(self.config) else self.pool.release
+        return Judge(spec, tuple(prompts), hear, release)
 
     def _score(
         self,
@@ -515,6 +547,13 @@ def key_digest(key: ShardKey) -> str:
     """Name of the folder that a key's shards lie in."""
     text = "\n".join(f"{field}={getattr(key, field)}" for field in key.__struct_fields__)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def prompt_of(example: Example) -> tuple[Message, ...]:
+    """A conversation up to where its last answer begins."""
+    messages = example.messages or ()
+    last = max((n for n, m in enumerate(messages) if m.role == "assistant"), default=0)
+    return messages[:last]
 
 
 def _texts(example: Example) -> list[str]:

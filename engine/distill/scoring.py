@@ -23,6 +23,7 @@ from engine.distill.targets import (
     Row,
     TargetStore,
     collect,
+    in_memory_targets,
     sparsify,
     temper,
 )
@@ -178,6 +179,21 @@ class CachedSource:
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
         return SoftTargets.of(self.store.targets(blocks, epoch).to(device))
+
+
+@dataclass(frozen=True)
+class CachedBlocks:
+    """Blocks whose targets lie in memory, as shards would keep them."""
+
+    scored: Sequence[BlockTargets]
+
+    def row(self, block: int, epoch: int = 0) -> Row:
+        b = self.scored[block].block
+        return Row(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+
+    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
+        parts = [self.scored[n] for n in blocks]
+        return SoftTargets.of(in_memory_targets(parts, epoch).to(device))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -15,6 +16,7 @@ from transformers import LlamaForCausalLM
 from engine.config import GuardsConfig, OptimizerConfig
 from engine.distill.feeds import Cursor, cursors_from_json, cursors_to_json
 from engine.distill.guards import GradGuard
+from engine.distill.rounds import Round
 from engine.distill.train_state import (
     TrainState,
     load_optimizer_tensors,
@@ -35,6 +37,8 @@ class Progress:
     """Lowest held-out bits per byte so far."""
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     """(step, held-out bits per byte), in order."""
+    round: Round | None = None
+    """What the student wrote for the on-policy round under way."""
 
     @property
     def evaluated(self) -> bool:
@@ -87,6 +91,7 @@ class Session:
                 "training_seconds": training_seconds,
                 "vocabulary": self.vocabulary,
                 "texts": self.texts,
+                "round": msgspec.to_builtins(p.round),
             },
             rng=rng_tensors(),
         )
@@ -103,6 +108,7 @@ class Session:
             cursors=cursors_from_json(scalars["cursors"]),
             best=scalars["best"],
             evaluations=[(int(s), float(v)) for s, v in scalars["evaluations"]],
+            round=msgspec.convert(scalars.get("round"), Round | None),
         )
         self.guard = GradGuard(self._guards, rollbacks, scalars["guard"])
         load_rng_tensors(state.rng)

@@ -165,6 +165,22 @@ def collect(
     return {name: torch.cat(c).cpu()[order].numpy() for name, c in columns.items()}
 
 
+def in_memory_targets(parts: Sequence[BlockTargets], epoch: int) -> TargetBatch:
+    """Targets of the blocks' scored positions, one block after the other, as a shard gives them."""
+    ids, mass = [], []
+    for part in parts:
+        draws = part.draws[:, epoch % part.draws.shape[1]]
+        each = np.repeat(part.tail[:, None] / draws.shape[1], draws.shape[1], axis=1)
+        ids.append(np.concatenate([part.top_ids, draws], axis=1).astype(np.int64))
+        mass.append(np.concatenate([part.top_mass, each], axis=1).astype(np.float32))
+    return TargetBatch(
+        ids=torch.from_numpy(np.concatenate(ids)),
+        mass=torch.from_numpy(np.concatenate(mass)),
+        weight=torch.from_numpy(np.concatenate([p.weight for p in parts]).astype(np.float32)),
+        entropy=torch.from_numpy(np.concatenate([p.entropy for p in parts]).astype(np.float32)),
+    )
+
+
 def write_shard(path: Path, scored: Sequence[BlockTargets], student_size: int) -> ShardInfo:
     """Writes a shard durably: temporary file, fsync, rename."""
     blocks = [part.block for part in scored]

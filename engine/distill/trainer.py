@@ -36,8 +36,11 @@ from engine.distill.phases import (
     converged,
     due_decisions,
     finish_decision,
+    mix_decision,
+    on_policy_decision,
 )
 from engine.distill.probes import Lens
+from engine.distill.rounds import PASSES, OwnSource, Round, Rounds
 from engine.distill.session import Session
 from engine.distill.steering import Interrupted, Steering
 from engine.distill.targets import Row, TargetStore
@@ -46,6 +49,7 @@ from engine.errors import GladiusError
 from engine.run.events import (
     CheckpointRejected,
     CheckpointSaved,
+    EvalDone,
     GuardTripped,
     LogLine,
     PhaseStarted,
@@ -82,6 +86,8 @@ class Parts:
     """Of the matrix products."""
     sample_prompts: Sequence[str]
     lens: Lens | None = None
+    rounds: Rounds | None = None
+    """Writes what the student learns from its own writing; None where it does not."""
     training_seconds: float = 0.0
     """Unpaused worker time before this moment."""
 
@@ -132,6 +138,8 @@ class Trainer:
         self._micro_batch_seconds = math.inf  # not known before the first step
         self._activation_checkpointing = False
         self._phase: Phase | None = None
+        self._round: int | None = None
+        self._own: dict[str, dict[str, OwnSource]] = {}  # by expert and feed, of this round
         self._last_save = time.monotonic()
         self._saved_step: int | None = None
 
@@ -140,6 +148,7 @@ class Trainer:
         rollbacks = sum(d.kind == "rollback" for d in self.schedule.decisions)
         self.session.restore(state, rollbacks)
         self._saved_step = state.step
+        self._round = None
 
     def run(self) -> Literal["completed", "stopped"]:
         """Trains to the end of the schedule ("completed"), or to a checkpoint when asked to stop.
@@ -214,6 +223,7 @@ class Trainer:
         """
         began = time.monotonic()
         self.session.optimizer.zero_grad(set_to_none=True)
+        self._enter_round(step)
         mix = self._mix(step)
         dealt, cursors = self.mixer.next(self.session.progress.cursors, mix)
         size = self._micro_batch
@@ -242,11 +252,52 @@ class Trainer:
 
     def _mix(self, step: int) -> dict[str, float]:
         """Share of each feed in the rows of a step."""
-        return {
-            name: share * of_expert
-            for expert, of_expert in self.schedule.mix_at(step).items()
-            for name, (_, share) in self.parts.feeds[expert].items()
+        mix: dict[str, float] = {}
+        cursors = self.session.progress.cursors
+        for expert, of_expert in self.schedule.mix_at(step).items():
+            own = [
+                feed
+                for feed in self._own.get(expert, {})
+                if cursors.get(feed, Cursor()).epoch < PASSES
+            ]
+            share = self.config.schedule.on_policy_share if own else 0.0
+            for feed, (_, of_feed) in self.parts.feeds[expert].items():
+                mix[feed] = of_expert * of_feed * (1.0 - share)
+            for feed in own:
+                mix[feed] = of_expert * share
+        return mix
+
+    def _enter_round(self, step: int) -> None:
+        """The on-policy round of this step; where it begins, the student writes it."""
+        rounds, progress = self.parts.rounds, self.session.progress
+        start = self.schedule.round_at(step) if rounds is not None else None
+        if start == self._round:
+            return
+        for feed in (f for part in self._own.values() for f in part):
+            self.mixer.withdraw(feed)
+            del self.sources[feed]
+        self._own = {}
+        if rounds is not None and start is not None:
+            began = time.monotonic()
+            if progress.round is None or progress.round.start != start:
+                phase = self.schedule.phase_at(step)
+                mix = {phase.expert: 1.0} if phase.expert else self.schedule.mix_at(step)
+                progress.round = rounds.write(self.session.model, start, mix)
+            self._own = rounds.open(progress.round)
+            self._tell_round(progress.round, time.monotonic() - began)
+        for feed, source in ((f, s) for part in self._own.values() for f, s in part.items()):
+            self.sources[feed] = source
+            self.mixer.offer(feed, source.token_counts())
+        progress.cursors = {
+            feed: cursor for feed, cursor in progress.cursors.items() if feed in self.sources
         }
+        self._round = start
+
+    def _tell_round(self, written: Round, seconds: float) -> None:
+        counts = [f"{len(part)} for {name}" for name, part in written.answers.items()]
+        tokens = sum(int(s.token_counts().sum()) for p in self._own.values() for s in p.values())
+        what = f"the student wrote {', '.join(counts) or 'nothing'} to judge"
+        self._say("info", f"{what}: {tokens:,} tokens, {seconds:.1f} s")
 
     def _read(self, row: PackedRow) -> list[Row]:
         source = self.sources[row.feed]
@@ -362,6 +413,9 @@ class Trainer:
             self._decide(clock_decisions(self.schedule, step, **self.pace.clock(settings.hours)))
         if self.steering.finish:
             self._decide(finish_decision(self.schedule, step))
+        if self.parts.rounds is not None:
+            progressed = self.pace.forecast(self.schedule, step).run_progress
+            self._decide(on_policy_decision(self.schedule, step, progressed))
         last = self.schedule.bounds(phase)[1]
         ends_phase = last is not None and step >= last
         if not progress.evaluated and (ends_phase or step % settings.eval_interval == 0):
@@ -419,6 +473,7 @@ class Trainer:
         progress.evaluations.append((progress.step, score))
         if best:
             progress.best = score
+        self._follow_deficits(done)
         seconds = time.monotonic() - began
         self.emit(msgspec.structs.replace(done, step=progress.step, best=best, seconds=seconds))
         self.emit(SampleDrawn(step=progress.step, prompt=prompt, text=text))
@@ -426,6 +481,14 @@ class Trainer:
             self.emit(msgspec.structs.replace(reading, step=progress.step))
         if best and progress.step > 0:
             self._save_best(score)
+
+    def _follow_deficits(self, done: EvalDone) -> None:
+        """With `schedule.mix = "deficits"`, the unified phase mixes by what is lacking."""
+        deficits = {score.expert: score.kl for score in done.scores}
+        decided = mix_decision(self.schedule, self.session.progress.step, deficits)
+        self._decide(decided)
+        for decision in decided:
+            self._say("info", f"the experts are mixed by what is lacking of them: {decision.value}")
 
     # Checkpoints
 

@@ -32,9 +32,10 @@ from engine.distill.preparation import (
     streamed_texts,
 )
 from engine.distill.probes import Lens
+from engine.distill.rounds import Rounds
 from engine.distill.session import Session
 from engine.distill.steering import Interrupted, Steering
-from engine.distill.student import build_student, save_student
+from engine.distill.student import build_student, save_student, student_reader
 from engine.distill.train_state import TrainState
 from engine.distill.trainer import Parts, Trainer
 from engine.distill.vocabulary import ByteVocabulary
@@ -384,12 +385,28 @@ class TrainingJob:
                 dtype=self.dtype,
                 sample_prompts=SAMPLE_PROMPTS,
                 lens=_lens(prepared, vocabulary, tokenizer),
+                rounds=self._rounds(prepared, tokenizer),
                 training_seconds=self._training_seconds(loaded),
             )
         )
         if loaded is not None:
             trainer.restore(loaded[0])
         return trainer, tokenizer
+
+    def _rounds(
+        self, prepared: dict[str, Prepared], tokenizer: PreTrainedTokenizerFast
+    ) -> Rounds | None:
+        if self.config.schedule.on_policy_share == 0:
+            return None
+        return Rounds(
+            self.config,
+            tokenizer,
+            student_reader(tokenizer, self.config.student.vocab_size),
+            {name: part.judge for name, part in prepared.items()},
+            scores_online(self.config),
+            self.dtype,
+            self.steering.serve,
+        )
 
     def _refuse_other_text(self, former: dict[str, str], texts: dict[str, str]) -> None:
         """A place in a text means nothing in another one."""

@@ -13,15 +13,17 @@ from typing import Any, TypeVar
 import torch
 from tiny_expert import make_expert
 
+from engine.budget import scores_online
 from engine.config import RunConfig, digest, load_config, to_json
 from engine.distill import worker
 from engine.distill.checkpoint import CheckpointStore
 from engine.distill.journal import Journal
 from engine.distill.phases import Schedule, plan_phases
 from engine.distill.preparation import Preparation, Prepared, TeacherPool
+from engine.distill.rounds import Rounds
 from engine.distill.session import Session
 from engine.distill.steering import Steering
-from engine.distill.student import build_student
+from engine.distill.student import build_student, student_reader
 from engine.distill.trainer import Parts, Trainer
 from engine.experts.registry import load_experts
 from engine.run.events import AnyCommand, Event, JobRequest, StepDone
@@ -142,7 +144,15 @@ def make_trainer(
     workspace: Workspace, config: RunConfig, link: KeepingLink, checkpoints: Path
 ) -> Trainer:
     """A trainer at step 0, with checkpoints and journal in a folder of its own."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
     tokenizer, prepared = prepare(workspace, config)
+    rounds = None
+    if config.schedule.on_policy_share:
+        reader = student_reader(tokenizer, config.student.vocab_size)
+        judges = {name: part.judge for name, part in prepared.items()}
+        online = scores_online(config)
+        beat = lambda doing: None  # noqa: E731
+        rounds = Rounds(config, tokenizer, reader, judges, online, torch.float32, beat)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
     optimizer = config.optimizer
     tokens = optimizer.rows_per_step * optimizer.max_seq_len
@@ -163,6 +173,7 @@ def make_trainer(
             device=CPU,
             dtype=torch.float32,
             sample_prompts=("Tell of the river.",),
+            rounds=rounds,
         )
     )
 

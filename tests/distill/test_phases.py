@@ -21,6 +21,8 @@ from engine.distill.phases import (
     converged,
     due_decisions,
     finish_decision,
+    mix_decision,
+    on_policy_decision,
     plan_phases,
 )
 
@@ -492,3 +494,73 @@ def test_planning_needs_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# What the student still lacks, and what it writes itself
+
+
+LACK = {"qwen": 2.0, "llama": 1.0, "phi": 1.0, "tinyllama": 1.0}
+
+
+def test_the_unified_mix_follows_what_is_lacking_and_nothing_else_does() -> None:
+    schedule = make_schedule(max_steps=100, mix="deficits")
+    (decision,) = mix_decision(schedule, 70, LACK)
+    after = schedule.with_decision(decision)
+    assert after.mix_at(70) == schedule.mix_at(70)
+    mix = after.mix_at(71)
+    assert sum(mix.values()) == pytest.approx(1.0, abs=1e-3)
+    assert mix["qwen"] == pytest.approx(1.5 * 2 / (1.5 * 2 + 3.5), abs=1e-3)
+    assert mix["llama"] / mix["phi"] == pytest.approx(1.3 / 1.2, rel=1e-2)
+    # one decision a step; the newest counts, also when a resume reads it back
+    assert mix_decision(after, 70, LACK) == []
+    (second,) = mix_decision(after, 80, {**LACK, "qwen": 1.0})
+    later = after.with_decision(second)
+    assert later.mix_at(80) == mix and later.mix_at(81) == pytest.approx(
+        schedule.mix_at(81), abs=1e-3
+    )
+
+
+def test_no_expert_is_forgotten_however_little_is_lacking_of_it() -> None:
+    schedule = make_schedule(max_steps=100, mix="deficits")
+    (decision,) = mix_decision(schedule, 70, {**LACK, "qwen": 1e-9, "tinyllama": 1e9})
+    mix = schedule.with_decision(decision).mix_at(71)
+    shares = schedule.weight_shares()
+    for name, share in mix.items():
+        assert 0.4 * shares[name] < share < 2.6 * shares[name]
+    assert mix["tinyllama"] > shares["tinyllama"] and mix["qwen"] < shares["qwen"]
+
+
+@pytest.mark.parametrize(
+    ("mix", "step", "lack"),
+    [
+        ("weights", 70, LACK),
+        ("deficits", 20, LACK),  # an expert's phase follows
+        ("deficits", 70, {**LACK, "phi": None}),
+        ("deficits", 70, {**LACK, "phi": float("nan")}),
+        ("deficits", 70, {}),
+    ],
+)
+def test_the_mix_stays_by_weight(mix, step, lack) -> None:
+    schedule = make_schedule(max_steps=100, mix=mix)
+    assert mix_decision(schedule, step, lack) == []
+
+
+def test_own_writing_begins_once_its_share_of_the_run_is_over() -> None:
+    fields = {"max_steps": 100, "on_policy_share": 0.25, "on_policy_from": 0.5}
+    schedule = make_schedule(**fields, on_policy_interval=20)
+    assert on_policy_decision(schedule, 49, 0.49) == []
+    (decision,) = on_policy_decision(schedule, 50, 0.5)
+    schedule = schedule.with_decision(decision)
+    assert on_policy_decision(schedule, 51, 0.51) == []
+    assert schedule.round_at(50) is None
+    # tinyllama's phase is steps 49 to 60, the unified one begins at step 61
+    rounds = {step: schedule.round_at(step) for step in range(51, 101)}
+    assert set(rounds.values()) == {51, 61, 81}
+    assert rounds[60] == 51 and rounds[61] == 61 and rounds[80] == 61 and rounds[81] == 81
+
+
+def test_without_a_known_end_own_writing_begins_with_the_unified_phase() -> None:
+    schedule = make_schedule(expert_tokens=10 * TOKENS, on_policy_share=0.25)
+    assert on_policy_decision(schedule, 20, None) == []
+    assert len(on_policy_decision(run_by_plan(schedule, 60), 60, None)) == 1
+    assert on_policy_decision(make_schedule(max_steps=100), 90, 0.9) == []
