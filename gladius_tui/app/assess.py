@@ -22,7 +22,7 @@ from engine.workspace import Workspace
 from gladius_tui.headless import size
 
 if TYPE_CHECKING:
-    from engine.doctor import Check
+    from engine.doctor.check import Check
 
 
 class Form(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,7 +164,7 @@ def _machine(
     ws: Workspace, config: RunConfig, known: dict[str, ExpertSpec], gpus: tuple[GpuReading, ...]
 ) -> Iterator[Line]:
     """What `doctor` says of this config that can be said while somebody types."""
-    from engine import doctor
+    from engine.doctor import machine, text
 
     specs = [known[name] for name in config.experts.names]
     states = {spec.name: expert_status(ws, spec) for spec in specs}
@@ -175,15 +175,15 @@ def _machine(
         total, free = gpus[0].total_bytes, gpus[0].total_bytes - gpus[0].used_bytes
     else:
         total, free = total_ram(), available_ram()
-    yield from _told(doctor.check_gpu(gpus, "", config, specs))
-    yield from _told(doctor.check_memory(config, specs, total=total, available=free, half=half))
+    yield from _told(machine.check_gpu(gpus, "", config, specs))
+    yield from _told(machine.check_memory(config, specs, total=total, available=free, half=half))
     need = training_memory(config, half)
     yield Line("", f"weights, gradients, AdamW {size(need.state + need.half_copy)}")
     yield Line("", f"activations and loss {size(need.activations + need.loss)}")
     budget = token_budget(config, specs)
-    scored = doctor.scored_tokens(config, specs, budget)
-    yield from _told(doctor.check_disk(config, states, disk_free(ws.root), scored))
-    yield from _told(doctor.check_text(budget, config))
+    scored = text.scored_tokens(config, specs, budget)
+    yield from _told(machine.check_disk(config, states, disk_free(ws.root), scored))
+    yield from _told(text.check_text(budget, config))
 
 
 def _told(check: Check) -> Iterator[Line]:

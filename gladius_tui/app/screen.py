@@ -10,6 +10,7 @@ from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
 from textual.widgets import Input, Static
+from textual.worker import Worker, WorkerState
 
 from gladius_tui.app.modes import MODES
 from gladius_tui.app.topbar import KeyBar, TopBar, jobs_content
@@ -139,6 +140,13 @@ class GladiusScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.FILTERS if action == "filter" else True
+
+    def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
+        """Work in a thread that fails is a fault of the program: told, never silent."""
+        if event.state == WorkerState.ERROR:
+            error = event.worker.error
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            self.notify(f"{text}; a fault of the program", severity="error", markup=False)
 
     def action_filter(self) -> None:
         bar = self.query_one(FilterBar)

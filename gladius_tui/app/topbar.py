@@ -50,6 +50,8 @@ def job_content(info: JobInfo, width: int) -> Content:
     """A running job in at most about `width` cells."""
     sign, colour = _SIGNS.get(info.status, ("●", "$foreground"))
     word = _VERBS[info.job] if info.status == "running" else f"{info.job} {info.status}"
+    if info.job == "train" and info.doing and info.status == "running":
+        word = "preparing"  # what its share is of, the Dashboard tells
     parts = [word]
     if info.job == "train" and info.step:
         parts.append(f"step {info.step:,}")
