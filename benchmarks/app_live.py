@@ -63,10 +63,7 @@ def _training(folder: Path, expert: Path) -> Iterator[_Bench]:
     """A nano run that trains until it is stopped."""
     ws = Workspace.find(folder / "live")
     ws.create()
-    shutil.copytree(expert, ws.root / "expert")
-    (ws.root / "gladius.toml").write_text(
-        '[experts.smollm2]\nsource = "folder"\nrepo = "./expert"\n'
-    )
+    shutil.copytree(expert, ws.expert_dir("smollm2"))
     # A socket's path must be short, and nothing of the user's is to be read or written.
     runtime = tempfile.mkdtemp(prefix="gb-")
     os.environ["XDG_RUNTIME_DIR"] = runtime

@@ -28,6 +28,8 @@ from gladius_tui.app.dashboard_panes import Pane, Panes, Tabs
 from gladius_tui.app.panes import summary_line
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
 
+wall_clock = time.time
+"""What ages are measured by."""
 _DRAW_SECONDS = 0.25
 """Between two drawings, at least."""
 _AGE_SECONDS = 10.0
@@ -258,7 +260,7 @@ class DashboardScreen(ChartKeys):
         if not self.is_current and lens is None:
             self._stale = stale
             return
-        now = time.time()
+        now = wall_clock()
         for pane in self.query(Pane):
             if pane.shows & stale:
                 pane.show(board, now)
@@ -355,7 +357,7 @@ class DashboardScreen(ChartKeys):
         else:
             text, level = f"{key} asked → {_done(message)}", "good"
         if self.board is not None:
-            self.board.log.append(LogEntry(time.time(), level, text))  # type: ignore[arg-type]
+            self.board.log.append(LogEntry(wall_clock(), level, text))  # type: ignore[arg-type]
             self.board.logged += 1
         self._stale |= {"log", "run"}
         self._tell_asked()

@@ -57,6 +57,7 @@ async def opened(ws: Workspace, size=(120, 36)):
     """(app, pilot, the Dashboard) once it shows a run, or says that there is none."""
     app = GladiusApp(ws)
     async with app.run_test(size=size) as pilot:
+        await until(pilot, lambda: isinstance(app.screen, DashboardScreen))
         screen = app.screen
         assert isinstance(screen, DashboardScreen)
         await until(pilot, lambda: not screen._loading and screen.chart is not None)

@@ -1,0 +1,114 @@
+"""Takes the pictures of docs/img: starts the demo's run in a root of its own, watches it in the
+app, and saves what is seen as SVG: `python tools/make_pictures.py [--root DIR]`.
+
+With --root an existing root is looked at as it is, and nothing is started there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.workspace import Workspace
+
+REPO = Path(__file__).resolve().parent.parent
+IMAGES = REPO / "docs" / "img"
+SIZE = (120, 36)
+TRAIN = [
+    *("--no-ui", "--quiet", "train", "--preset", "demo"),
+    *("--data", "assets/conversations/demo.jsonl", "--set", "data.max_answers=4"),
+    *("--set", "schedule.eval_interval=22"),
+]
+LIVE_STEP = 150
+"""Step of the demo's run from which on it is worth a picture."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=Path, help="look at this root; start nothing")
+    given = parser.parse_args().root
+    with tempfile.TemporaryDirectory(prefix="gladius-") as folder:
+        # Whatever the user has chosen for the app is not for the README.
+        os.environ["XDG_CONFIG_HOME"] = folder
+        if given is not None:
+            asyncio.run(take(Workspace.find(given), live=False))
+            return
+        ws = Workspace.find(Path(folder) / "gladius")
+        ws.create()
+        expert = REPO / "tmp" / "models" / "smollm2"
+        if not expert.is_dir():
+            sys.exit("error: the expert is missing; run: ./gladius_train download smollm2")
+        shutil.copytree(expert, ws.expert_dir("smollm2"))
+        run = subprocess.Popen(command(ws, *TRAIN), cwd=REPO, start_new_session=True)
+        try:
+            asyncio.run(take(ws, live=True))
+            run.wait()
+            for words in (["export", "--type", "q8_0"], ["validate"]):
+                subprocess.run(command(ws, "--no-ui", *words), cwd=REPO, check=False)
+            asyncio.run(take(ws, live=False, only=("export", "validate")))
+        finally:
+            run.terminate()
+            run.wait()
+
+
+def command(ws: Workspace, *words: str) -> list[str]:
+    """`gladius_train WORDS` on this root."""
+    return [sys.executable, "-m", "gladius_tui.cli", "--root", str(ws.root), *words]
+
+
+async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
+    """Pictures of all screens (or of `only`), and of the lens."""
+    from gladius_tui.app.app import GladiusApp
+    from gladius_tui.app.dashboard import DashboardScreen
+    from gladius_tui.app.modes import MODES
+
+    app = GladiusApp(ws, "dashboard")
+    async with app.run_test(size=SIZE) as pilot:
+
+        async def until(condition: Callable[[], object], seconds: float) -> None:
+            deadline = time.monotonic() + seconds
+            while not condition():
+                if time.monotonic() > deadline:
+                    sys.exit("error: the run did not get as far as it should have in time")
+                await pilot.pause(0.25)
+
+        await until(lambda: isinstance(app.screen, DashboardScreen), 60)
+        screen = app.screen
+        assert isinstance(screen, DashboardScreen)
+        await until(lambda: screen.board is not None, 600)
+        if live:
+            await until(lambda: screen.newest >= LIVE_STEP, 1800)
+        await pilot.pause(2.0)
+        for mode in MODES:
+            if only and mode.name not in only:
+                continue
+            await pilot.press(mode.key)
+            await pilot.pause(2.0)
+            save(app, mode.name)
+        if not only:
+            await pilot.press("4", "v", *["right"] * 3)
+            await pilot.pause(1.0)
+            save(app, "lens")
+
+
+def save(app, name: str) -> None:
+    """docs/img/NAME.svg, without the font that it would load from elsewhere."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    svg = app.export_screenshot(title="GLADIUS", simplify=True)
+    svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    svg = svg.replace("font-family: Fira Code, monospace", "font-family: monospace")
+    (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
+    print(f"docs/img/{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
