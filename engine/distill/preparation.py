@@ -337,7 +337,7 @@ class Preparation:
             talks = [e for e in examples if e.messages and corpus.example_key(e) not in held]
             prompts = {prompt_of(talk): None for talk in talks}
             if not prompts:
-                prompts = {p.messages: None for p in load_prompts(spec.capabilities)}
+                prompts = {prompt.messages: None for prompt, _ in chosen_prompts(spec, self.config)}
 
         def hear() -> tuple[Teacher, Reader, Projector]:
             teacher = self.pool.get(spec)

@@ -29,6 +29,9 @@ from engine.textdata import Example, Message
 PASSES = 2
 """Times that a round's rows are learnt from before the next round."""
 
+_TEMPERATURE, _TOP_P = 0.8, 0.95
+"""How the student writes, where the config does not say."""
+
 Prompts = Sequence[tuple[Message, ...]]
 
 
@@ -74,6 +77,10 @@ class OwnSource:
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OwnTargets:
         return OwnTargets(self.scored.soft(blocks, epoch, device))
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
 
 
 class Rounds:
@@ -124,8 +131,8 @@ class Rounds:
                     written = writer.generate(
                         chosen,
                         max_new_tokens=data.max_answer_tokens,
-                        temperature=data.answer_temperature,
-                        top_p=data.answer_top_p,
+                        temperature=_or(data.answer_temperature, _TEMPERATURE),
+                        top_p=_or(data.answer_top_p, _TOP_P),
                         seed=self._config.seed * 1_000_003 + start,
                         batch_size=data.generation_batch,
                         beat=lambda _: self._beat("the student is writing"),
