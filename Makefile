@@ -4,6 +4,7 @@
 # make bench          measured ratios as one JSON object
 # make compare        the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         the tests that kill, cut and fill up (most are part of `make test` too)
+# make pictures       run the demo and take the README's pictures of it (about 5 minutes)
 # make tokenizers     fetch real tokenizers for the tests into tmp/tokenizers
 # make llama-cpp      build llama-cpp-python in .venv-gguf, to check exports (about ten minutes)
 # make conversations  let SmolLM2 write assets/conversations/demo.jsonl anew
@@ -17,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # The demo learns from answers that ship, and from a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
-.PHONY: help setup demo test check format bench compare faults tokenizers llama-cpp conversations clean-venv
+.PHONY: help setup demo test check format bench compare faults pictures tokenizers llama-cpp conversations clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -61,6 +62,10 @@ compare: setup
 faults: setup
 	$(PYTEST) -m "slow or not slow" tests/run tests/distill/test_checkpoint.py \
 		tests/distill/test_guards.py tests/experts
+
+pictures: setup
+	@./gladius_train --no-ui --quiet download smollm2
+	$(BIN)/python tools/make_pictures.py
 
 tokenizers: setup
 	$(BIN)/python tools/make_tokenizers.py
