@@ -68,6 +68,10 @@ def _cut(kind: str, hub: Hub, running: Download) -> None:
         assert running.process.wait(30) == 128 + signal.SIGTERM
 
 
+def _told(root: Path) -> str:
+    return (root / "out.txt").read_text()[-3000:]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_twenty_cuts_at_random_leave_the_same_bytes_for_a_tenth_more_over_the_wire(tmp_path: Path):
@@ -90,8 +94,9 @@ def test_twenty_cuts_at_random_leave_the_same_bytes_for_a_tenth_more_over_the_wi
     began = time.monotonic()
     running = Download(root, hub.url)
     try:
-        while running.process.poll() is None or len(done) < CUTS:
-            if running.process.poll() is not None:
+        while (code := running.process.poll()) != 0:
+            assert code in (None, -signal.SIGKILL, 128 + signal.SIGTERM), _told(root)
+            if code is not None:
                 running = Download(root, hub.url)
             here = sum(p.stat().st_size for p in ws.downloads_dir.rglob("*.*") if p.is_file())
             moving = running.process.poll() is None and hub.sent > sent
@@ -101,10 +106,10 @@ def test_twenty_cuts_at_random_leave_the_same_bytes_for_a_tenth_more_over_the_wi
                 time.sleep(0.1)  # what is on its way arrives, or doesn't
                 sent = hub.sent
             time.sleep(0.02)
-        assert running.process.returncode == 0, (root / "out.txt").read_text()[-3000:]
     finally:
         running.end()
         hub.close()
+    assert len(done) == CUTS
     folder = ws.experts_dir / "big"
     for name in repo.files:
         if repo.is_large(name):
