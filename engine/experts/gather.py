@@ -1,5 +1,5 @@
-"""Owns getting one expert's repository onto the disk: what is here already is adopted, the rest
-comes in transfers side by side, and the folder is published when all of it is verified.
+"""Owns getting experts' repositories onto the disk: what is here already is adopted, the rest comes
+in transfers side by side, and a folder is published when all of it is verified.
 """
 
 from __future__ import annotations
@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.errors import GladiusError
@@ -22,7 +24,7 @@ from engine.run.events import LogLine, Progress
 from engine.workspace import Workspace, fsync_dir, remove_entry
 
 CONNECTIONS = 4
-"""Files of an expert that come at the same time."""
+"""Files that come at the same time, of one expert or of several."""
 _LARGE = 1 << 20
 """Files of so many bytes are told of before they begin."""
 _TELL_SECONDS = 0.5
@@ -43,17 +45,68 @@ def bytes_lacking(workspace: Workspace, spec: ExpertSpec, listing: Listing, forc
 
 
 def gather(
-    workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool, helm: Helm
-) -> Path:
-    """Fetch, verify and publish the expert; returns its folder.
+    workspace: Workspace,
+    listings: Sequence[tuple[ExpertSpec, Listing]],
+    force: bool,
+    helm: Helm,
+    ended: Callable[[ExpertSpec, Path | GladiusError], None],
+) -> None:
+    """Fetch, verify and publish experts, several files at a time, in the order of the experts.
 
-    Everything that has come stays below tmp/downloads/NAME until it is published. Raises
-    GladiusError with one line, and Stopped when the job is asked to end.
+    `ended` is called for each with its folder, or with why it failed; the others go on. What has
+    come stays below tmp/downloads/NAME until it is published. Raises Stopped when the job is asked
+    to end.
     """
+    pending = deque(_Gathering(workspace, *pair, force, helm) for pair in listings)
+    active: list[_Gathering] = []
+
+    def step(gathering: _Gathering, work: Callable[[], Path | None]) -> None:
+        """Do a piece of work for one expert; its end, good or bad, is told."""
+        outcome: Path | GladiusError | None
+        try:
+            outcome = work()
+        except GladiusError as error:
+            outcome = error
+        except OSError as error:
+            refusal = told(gathering.spec, error)
+            outcome = refusal if isinstance(refusal, GladiusError) else GladiusError(str(refusal))
+        if outcome is not None:
+            gathering.halt()
+            active.remove(gathering)
+            ended(gathering.spec, outcome)
+
+    def halt() -> None:
+        for gathering in active:
+            gathering.halt()
+
+    helm.on_pause = halt
     try:
-        return _Gathering(workspace, spec, listing, force, helm).run()
-    except OSError as error:
-        raise told(spec, error) from error
+        while pending or active:
+            for gathering in list(active):
+                step(gathering, lambda g=gathering: g.start(_free(active)))
+            while pending and _free(active):
+                gathering = pending.popleft()
+                active.append(gathering)
+                step(gathering, gathering.prepare)
+                if gathering in active:
+                    step(gathering, lambda g=gathering: g.start(_free(active)))
+            helm.serve("downloading")
+            time.sleep(0.05)
+            for gathering in list(active):
+                step(gathering, gathering.attend)
+    except BaseException:
+        halt()
+        deadline = time.monotonic() + _LET_GO_SECONDS
+        for gathering in active:
+            gathering.let_go(deadline)
+        raise
+    finally:
+        helm.on_pause = None
+
+
+def _free(active: list[_Gathering]) -> int:
+    """Connections that may still be opened."""
+    return CONNECTIONS - sum(gathering.connections for gathering in active)
 
 
 class _Gathering:
@@ -62,8 +115,8 @@ class _Gathering:
     def __init__(
         self, workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool, helm: Helm
     ) -> None:
+        self.spec = spec
         self._workspace = workspace
-        self._spec = spec
         self._listing = listing
         self._force = force
         self._helm = helm
@@ -78,8 +131,13 @@ class _Gathering:
         self._meter = Meter()
         self._told_at = 0.0
 
-    def run(self) -> Path:
-        spec = self._spec
+    @property
+    def connections(self) -> int:
+        """Transfers that go on, or have not let go yet."""
+        return len(self._running)
+
+    def prepare(self) -> None:
+        """Find out what is here already."""
         self._make_room()
         self._tell(force=True)
         self._adopt()
@@ -87,23 +145,22 @@ class _Gathering:
         for file in self._waiting:
             if file.size >= _LARGE:
                 self._tell_file(file)
-        self._helm.on_pause = self._halt
-        try:
-            while self._waiting or self._running:
-                self._start_some()
-                self._helm.serve(f"downloading {spec.name}")
-                time.sleep(0.05)
-                self._collect()
-                self._tell()
-        except BaseException:
-            self._halt()
-            deadline = time.monotonic() + _LET_GO_SECONDS
-            for transfer in self._running:
-                transfer.join(max(0.0, deadline - time.monotonic()))
-            raise
-        finally:
-            self._helm.on_pause = None
-        return self._publish()
+
+    def attend(self) -> Path | None:
+        """See how the transfers do; publishes when all is here, and returns the folder then."""
+        self._collect()
+        self._tell()
+        return None if self._waiting or self._running else self._publish()
+
+    def halt(self) -> None:
+        """Let the transfers leave off; at once, but they may take a moment."""
+        for transfer in self._running:
+            transfer.halt()
+
+    def let_go(self, deadline: float) -> None:
+        """Wait for their end until `deadline` (monotonic)."""
+        for transfer in self._running:
+            transfer.join(max(0.0, deadline - time.monotonic()))
 
     # What is here already
 
@@ -124,7 +181,7 @@ class _Gathering:
 
     def _adopt(self) -> None:
         """Take over the files that are here: of an earlier call, or of a damaged expert."""
-        published = self._workspace.expert_dir(self._spec.name)
+        published = self._workspace.expert_dir(self.spec.name)
         for file in list(self._waiting):
             place = self._files / file.name
             if not has_content(place, file, self._tick):
@@ -137,14 +194,16 @@ class _Gathering:
             self._finish(file)
 
     def _tick(self) -> None:
-        self._helm.serve(f"verifying {self._spec.name}")
+        self._helm.serve(f"verifying {self.spec.name}")
 
     # The transfers
 
-    def _start_some(self) -> None:
+    def start(self, free: int) -> None:
+        """Begin transfers, `free` of them at most."""
         busy = {transfer.file.key for transfer in self._running}
+        most = len(self._running) + free
         for file in list(self._waiting):
-            if len(self._running) >= CONNECTIONS:
+            if len(self._running) >= most:
                 return
             if file.key in busy:
                 continue  # the same content under another name, or a transfer that still lets go
@@ -158,7 +217,7 @@ class _Gathering:
             target = self._files / file.name
             self._meters[file.name].restart(self._done.get(file.name, 0))
             self._running.append(
-                Transfer(self._spec, self._listing, file, self._parts, target, self._say)
+                Transfer(self.spec, self._listing, file, self._parts, target, self._say)
             )
 
     def _is_twin(self, other: RemoteFile, file: RemoteFile) -> bool:
@@ -180,10 +239,6 @@ class _Gathering:
                 self._waiting.insert(0, transfer.file)  # halted by a pause
                 self._meter.restart(self._total_done())
 
-    def _halt(self) -> None:
-        for transfer in self._running:
-            transfer.halt()
-
     def _finish(self, file: RemoteFile) -> None:
         if file in self._waiting:
             self._waiting.remove(file)
@@ -194,7 +249,7 @@ class _Gathering:
     # What is told
 
     def _say(self, text: str) -> None:
-        self._helm.link.emit(LogLine(level="warning", text=f"{self._spec.name}: {text}"))
+        self._helm.link.emit(LogLine(level="warning", text=f"{self.spec.name}: {text}"))
 
     def _total_done(self) -> int:
         return sum(self._done.values())
@@ -210,8 +265,8 @@ class _Gathering:
         self._meter.update(done)
         self._helm.link.emit(
             Progress(
-                task=f"download:{self._spec.name}",
-                label=self._spec.title,
+                task=f"download:{self.spec.name}",
+                label=self.spec.title,
                 done=done,
                 total=total,
                 unit="B",
@@ -224,8 +279,8 @@ class _Gathering:
         meter = self._meters[file.name]
         self._helm.link.emit(
             Progress(
-                task=f"download:{self._spec.name}:{file.name}",
-                label=f"{self._spec.title}: {file.name}",
+                task=f"download:{self.spec.name}:{file.name}",
+                label=f"{self.spec.title}: {file.name}",
                 done=self._done.get(file.name, 0),
                 total=file.size,
                 unit="B",
@@ -238,7 +293,7 @@ class _Gathering:
     # The end
 
     def _publish(self) -> Path:
-        spec = self._spec
+        spec = self.spec
         problem = folders.lacking(self._files)
         if problem is not None:
             shutil.rmtree(self._parts, ignore_errors=True)

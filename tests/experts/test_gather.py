@@ -7,12 +7,13 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from downloading import CONFIG, RecordingLink, big_shards, model_files
+from downloading import CONFIG, RecordingLink, big_shards, model_files, safetensors
 from hub_server import Fault
 from huggingface_hub import constants
 
@@ -251,6 +252,39 @@ def test_stopped_in_the_middle_the_next_call_goes_on(hub, repo, ws, download):
     assert " MB downloaded" in expert_status(ws, load_experts(ws)["x"]).detail
     assert download().ended.status == "completed"
     assert weights_requests(hub)[-1]["Range"] == f"bytes={here}-"
+
+
+def test_several_experts_come_at_the_same_time_within_the_connections(hub, ws, download):
+    names = [f"e{n}" for n in range(6)]
+    tables = [f'[experts.{name}]\nrepo = "me/{name}"\n' for name in names]
+    ws.user_config.write_text("".join(tables))
+    for seed, name in enumerate(names):
+        hub.add(f"me/{name}", {**model_files(), WEIGHTS: safetensors(600_000, seed)})
+    hub.faults = [
+        Fault(path=r"/e[0-4]/model.safetensors$", rate=600_000, times=99),
+        Fault(path=r"^/me/e5/model", status=403),
+    ]
+    link = RecordingLink()
+    most = 0
+    begun: set[str] = set()
+    together: set[str] = set()
+
+    def on_event(event):
+        nonlocal most
+        if isinstance(event, Progress) and event.task.endswith(WEIGHTS) and event.done > 0:
+            if not event.finished:
+                begun.add(event.task)
+            elif not together:
+                together.update(begun)
+        most = max(most, sum(t.name.startswith("get ") for t in threading.enumerate()))
+
+    link.on_event = on_event
+    download(*names, link=link)
+    assert link.ended.reason.startswith("1 of 6 failed (e5)")
+    assert 2 <= most <= gather.CONNECTIONS
+    assert len(together) >= 2, "weights of several experts, before one was whole"
+    for seed, name in enumerate(names[:5]):
+        assert (ws.experts_dir / name / WEIGHTS).read_bytes() == safetensors(600_000, seed)
 
 
 # What is here already
