@@ -13,7 +13,7 @@ from textual.widgets import Static
 
 from engine.errors import GladiusError
 from engine.run.events import AnyEvent, LogLine, Pause, Progress, Resume, RunStarted
-from gladius_tui.app.jobscreen import JobScreen, Notice
+from gladius_tui.app.jobscreen import JobScreen
 from gladius_tui.app.models import MARKS, Shelf, ShelfRead, read_shelf
 from gladius_tui.app.table import Cell, Table, coloured
 from gladius_tui.app.texts import bar, eta, padded, rate, share_of
@@ -80,7 +80,7 @@ class DownloadScreen(JobScreen):
                 with VerticalScroll(id="files", classes="pane") as files:
                     files.border_title = "Files"
                     yield Static(id="files-text")
-        yield Notice()
+        yield self.notice
 
     def on_mount(self) -> None:
         self._read()

@@ -16,7 +16,7 @@ from textual.widgets import Input, Select, Static
 from engine.run.events import AnyEvent, LogLine, RunEnded
 from gladius_tui.app.delivered import Deliverable, find_deliverable, has_command, sources
 from gladius_tui.app.formfields import choice, choose_among, field, line
-from gladius_tui.app.jobscreen import JobScreen, Notice
+from gladius_tui.app.jobscreen import JobScreen
 from gladius_tui.app.table import Cell, coloured, facts
 from gladius_tui.app.texts import amount, bar, eta, padded, rate, share_of
 from gladius_tui.app.watch import JobDetached
@@ -87,7 +87,7 @@ class ExportScreen(JobScreen):
             with VerticalScroll(classes="pane stages") as stages:
                 stages.border_title = "Stages"
                 yield Static(id="stages")
-        yield Notice()
+        yield self.notice
 
     def on_mount(self) -> None:
         self._look()
@@ -127,6 +127,8 @@ class ExportScreen(JobScreen):
         self.post_message(Offered(found, types, has_command("export")))
 
     def on_offered(self, message: Offered) -> None:
+        if not self.composed:
+            return
         self._found, self._there = message.found, message.there
         choose_among(self.query_one("#type", Select), message.types)
         choose_among(self.query_one("#source", Select), sources(message.found))

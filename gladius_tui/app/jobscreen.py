@@ -63,6 +63,7 @@ class JobScreen(GladiusScreen):
 
     def __init__(self) -> None:
         super().__init__()
+        self.notice = Notice()
         self.live = False
         """Whether the job runs."""
         self.launching = False
@@ -95,10 +96,6 @@ class JobScreen(GladiusScreen):
 
     def theme_changed(self) -> None:
         self.show()
-
-    @property
-    def notice(self) -> Notice:
-        return self.query_one("#notice", Notice)
 
     def start(self, argv: Sequence[str]) -> None:
         """Start the job with this command."""

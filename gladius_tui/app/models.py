@@ -103,6 +103,7 @@ class ModelsScreen(GladiusScreen):
 
     def __init__(self) -> None:
         super().__init__()
+        self.notice = Notice()
         self._shelf: Shelf | None = None
         self._filter = ""
         self._shown: list[str] = []
@@ -113,7 +114,7 @@ class ModelsScreen(GladiusScreen):
             with VerticalScroll(classes="pane", id="details") as details:
                 details.border_title = "Details"
                 yield Static("looking…", id="detail-text")
-        yield Notice()
+        yield self.notice
 
     def on_mount(self) -> None:
         self.gladius.watcher.subscribe(self, "download")
@@ -152,8 +153,10 @@ class ModelsScreen(GladiusScreen):
         self.post_message(answer)
 
     def on_shelf_read(self, message: ShelfRead) -> None:
+        if not self.composed:
+            return
         if message.shelf is None:
-            self.query_one(Notice).say(message.error, "error")
+            self.notice.say(message.error, "error")
             self.query_one("#detail-text", Static).update("Mend gladius.toml, then press r.")
             return
         self._shelf = message.shelf
@@ -237,6 +240,8 @@ class ModelsScreen(GladiusScreen):
         self.action_download()
 
     def _describe(self) -> None:
+        if not self.composed:
+            return
         text = self.query_one("#detail-text", Static)
         shelf, name = self._shelf, self.chosen
         if shelf is None or name is None:
@@ -269,7 +274,7 @@ class ModelsScreen(GladiusScreen):
     # Doing
 
     def on_told(self, message: Told) -> None:
-        self.query_one(Notice).say(message.text, message.tone)
+        self.notice.say(message.text, message.tone)
         self.action_refresh()
 
     def action_download(self) -> None:
@@ -289,25 +294,25 @@ class ModelsScreen(GladiusScreen):
     def _launch(self, argv: list[str], saying: str) -> None:
         """Run a `models` command; it is a job of its own, of the kind that downloads are."""
         if "download" in self.gladius.watcher.jobs:
-            self.query_one(Notice).say("a download runs; try again when it has ended", "warning")
+            self.notice.say("a download runs; try again when it has ended", "warning")
         elif self.gladius.launch(argv):
-            self.query_one(Notice).say(f"{saying}…")
+            self.notice.say(f"{saying}…")
 
     def launch_ended(self, ended: Ended) -> None:
         if ended.argv[0] != "models":
             return
         if ended.error:
-            self.query_one(Notice).say(ended.error, "error")
+            self.notice.say(ended.error, "error")
         else:
             told = {"--verify": "all that is here verifies", "add": "added", "remove": "removed"}
-            self.query_one(Notice).say(told.get(ended.argv[1], "done"), "done")
+            self.notice.say(told.get(ended.argv[1], "done"), "done")
         self.action_refresh()
 
     def action_remove(self) -> None:
         shelf, name = self._shelf, self.chosen
         if shelf is None or name is None:
             return
-        notice = self.query_one(Notice)
+        notice = self.notice
         spec, status = shelf.specs[name], shelf.statuses[name]
         if spec.source in ("folder", "gguf"):
             self._ask_remove(name, "It is taken out of gladius.toml; its files stay.")
@@ -368,6 +373,6 @@ class ModelsScreen(GladiusScreen):
         if answer is None:
             return
         if not all(answer):
-            self.query_one(Notice).say("a name and a place are needed; press a again", "warning")
+            self.notice.say("a name and a place are needed; press a again", "warning")
             return
         self._launch(["models", "add", *answer], "checking it")

@@ -139,6 +139,7 @@ class TrainScreen(GladiusScreen):
 
     def __init__(self) -> None:
         super().__init__()
+        self.notice = Notice()
         self._gpus: tuple[GpuReading, ...] = ()
         self._specs: dict[str, ExpertSpec] = {}
         self._own_experts = False
@@ -174,7 +175,7 @@ class TrainScreen(GladiusScreen):
         command.border_title = "Command"
         command.border_subtitle = "y copies it"
         yield command
-        yield Notice()
+        yield self.notice
 
     def on_mount(self) -> None:
         self.gladius.watcher.subscribe(self, "train", "download")
@@ -221,6 +222,8 @@ class TrainScreen(GladiusScreen):
         self.post_message(message)
 
     def on_known(self, message: Known) -> None:
+        if not self.composed:
+            return
         self._gpus, self._specs = message.gpus, message.specs
         if message.error:
             self.notice.say(message.error, "error")
@@ -269,10 +272,6 @@ class TrainScreen(GladiusScreen):
 
     # The form
 
-    @property
-    def notice(self) -> Notice:
-        return self.query_one("#notice", Notice)
-
     def form(self) -> Form:
         """What the form holds."""
         from gladius_tui.app.assess import Form
@@ -313,7 +312,7 @@ class TrainScreen(GladiusScreen):
 
     def _changed(self) -> None:
         """Look at the form once it has been still for a moment."""
-        if self._ready:
+        if self._ready and self.composed:
             self._assess(self.form())
 
     @work(thread=True, exclusive=True, group="assess", exit_on_error=False)
@@ -333,6 +332,8 @@ class TrainScreen(GladiusScreen):
             self.post_message(Assessed(assessment))
 
     def on_assessed(self, message: Assessed) -> None:
+        if not self.composed:
+            return
         self._assessment = found = message.assessment
         if found.experts and not self._own_experts:
             self._preset_experts = found.experts

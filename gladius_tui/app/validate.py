@@ -17,7 +17,7 @@ from textual.widgets import Input, Select, Static
 from engine.run.events import AnyEvent, CheckDone, ReportDone
 from gladius_tui.app.delivered import Deliverable, find_deliverable, has_command, sources
 from gladius_tui.app.formfields import choice, choose_among, field, line
-from gladius_tui.app.jobscreen import JobScreen, Notice
+from gladius_tui.app.jobscreen import JobScreen
 from gladius_tui.app.table import Cell, Table, coloured, facts
 from gladius_tui.app.texts import bar, share_of
 from gladius_tui.app.watch import JobDetached
@@ -91,7 +91,7 @@ class ValidateScreen(JobScreen):
         verdict = Static(id="verdict", classes="pane")
         verdict.border_title = "Verdict"
         yield verdict
-        yield Notice()
+        yield self.notice
 
     def on_mount(self) -> None:
         self._look()
@@ -133,6 +133,8 @@ class ValidateScreen(JobScreen):
         self.post_message(Offered(find_deliverable(self.gladius.ws), has_command("validate")))
 
     def on_offered(self, message: Offered) -> None:
+        if not self.composed:
+            return
         self._found, self._there = message.found, message.there
         choose_among(self.query_one("#source", Select), sources(message.found))
         self.refresh_bindings()

@@ -284,6 +284,7 @@ class JobWatcher:
             return
         with self._lock:
             self._pumps[job] = pump
+            self._tell(pump.info, job)
             self._welcome([pump], self._subscriptions)
         try:
             pump.run()
@@ -343,10 +344,11 @@ class _Pump:
         self.pid = attachment.pid
         self.given = attachment.seq
         """Number of the last event that was handed on."""
+        self.info = self._known()
+        """The job as it was when it was found."""
 
     def run(self) -> None:
-        info = self._known()
-        self._watcher._tell(info, self.job)
+        info = self.info
         batch: list[AnyEvent] = []
         handed = 0.0
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from driving import opened, toy_run, until
 from textual.widget import Widget
 
 from engine.run.events import Checkpoint, CheckpointSaved, Pause, Resume, RunPaused, StepDone, Stop
+from engine.run.state import read_state
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
 
 
@@ -123,8 +126,9 @@ async def test_a_command_to_no_job_says_what_to_do(root):
 @pytest.mark.parametrize("mode", ["models", "train"])
 async def test_a_job_that_ran_before_the_app_is_known_at_once(root, mode):
     with toy_run(root):
+        while read_state(root).step < 3:
+            time.sleep(0.05)
         async with opened(root, mode) as (app, pilot):
             info = await until(pilot, lambda: app.watcher.jobs.get("train"))
             assert info.preset == "toy" and info.phase_name == "alpha"  # told before it attached
-            step = info.step
-            await until(pilot, lambda: app.watcher.jobs["train"].step > step)
+            await until(pilot, lambda: app.watcher.jobs["train"].step > info.step)

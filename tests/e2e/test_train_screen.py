@@ -1,0 +1,71 @@
+"""A real run from the Train screen: started, watched, left, found again, stopped, gone on with."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from program import SMALL
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tui"))
+
+from driving import opened, text_of, until
+from textual.widgets import Input
+
+from engine.run.control import running_jobs
+from engine.run.state import read_state
+from gladius_tui.app.leave import Leave
+from gladius_tui.app.train import ExpertList
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+
+async def test_a_run_from_its_form_to_its_resumption(root):
+    fields = {**SMALL, "schedule.max_steps": 100_000}
+    async with opened(root.ws, "train") as (app, pilot):
+        screen = app.screen
+        await until(pilot, lambda: "parameters" in text_of(screen))
+        experts = screen.query_one(ExpertList)
+        experts.focus()
+        await pilot.press("home", *["down"] * (experts.option_count - 2), "space", "down", "space")
+        assert experts.marked == ("tiny",)
+        screen.query_one("#data", Input).value = str(root.text)
+        overrides = " ".join(f"{name}={value}" for name, value in fields.items())
+        screen.query_one("#overrides", Input).value = overrides
+        await until(pilot, lambda: "^s starts it" in text_of(screen))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: app.current_mode == "dashboard", 60)
+        await until(pilot, lambda: app.watcher.jobs["train"].step > 10, 90)
+        await pilot.press("q")
+        await until(pilot, lambda: isinstance(app.screen, Leave))
+        await pilot.press("enter")
+        await until(pilot, lambda: app._exit)
+    assert running_jobs(root.ws) == ["train"]
+    async with opened(root.ws, "dashboard") as (app, pilot):
+        info = await until(pilot, lambda: app.watcher.jobs.get("train"))
+        await until(pilot, lambda: app.watcher.jobs["train"].step > info.step + 5)
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: isinstance(app.screen, Leave))
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: app._exit, 60)
+        await until(pilot, lambda: running_jobs(root.ws) == [])
+    stopped = read_state(root.ws)
+    assert stopped.status == "paused" and stopped.last_checkpoint_step == stopped.step
+    async with opened(root.ws, "train") as (app, pilot):
+        await until(pilot, lambda: f"step {stopped.step:,}; ^r goes on" in said_facts(app))
+        await pilot.press("ctrl+r")
+        await until(pilot, lambda: app.current_mode == "dashboard", 60)
+        await until(pilot, lambda: app.watcher.jobs["train"].step > stopped.step + 3, 90)
+        assert read_state(root.ws).run_id == stopped.run_id
+        await pilot.press("ctrl+c")
+        await until(pilot, lambda: isinstance(app.screen, Leave))
+        await pilot.press("enter")
+        await until(pilot, lambda: app._exit, 60)
+
+
+def said_facts(app) -> str:
+    return " ".join(text_of(app.screen).split())
