@@ -39,7 +39,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
         await until(pilot, lambda: "^s starts it" in text_of(screen))
         await pilot.press("ctrl+s")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
-        await until(pilot, lambda: app.watcher.jobs["train"].step > 10, 90)
+        await until(pilot, lambda: step(app) > 10, 90)
         await pilot.press("q")
         await until(pilot, lambda: isinstance(app.screen, Leave))
         await pilot.press("enter")
@@ -47,7 +47,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
     assert running_jobs(root.ws) == ["train"]
     async with opened(root.ws, "dashboard") as (app, pilot):
         info = await until(pilot, lambda: app.watcher.jobs.get("train"))
-        await until(pilot, lambda: app.watcher.jobs["train"].step > info.step + 5)
+        await until(pilot, lambda: step(app) > info.step + 5)
         await pilot.press("ctrl+c")
         await until(pilot, lambda: isinstance(app.screen, Leave))
         await pilot.press("ctrl+c")
@@ -59,12 +59,19 @@ async def test_a_run_from_its_form_to_its_resumption(root):
         await until(pilot, lambda: f"step {stopped.step:,}; ^r goes on" in said_facts(app))
         await pilot.press("ctrl+r")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
-        await until(pilot, lambda: app.watcher.jobs["train"].step > stopped.step + 3, 90)
+        await until(pilot, lambda: step(app) > stopped.step + 3, 90)
         assert read_state(root.ws).run_id == stopped.run_id
         await pilot.press("ctrl+c")
         await until(pilot, lambda: isinstance(app.screen, Leave))
         await pilot.press("enter")
         await until(pilot, lambda: app._exit, 60)
+
+
+def step(app) -> int:
+    """Of the run; a run that is over fails the test, with what it said."""
+    info = app.watcher.jobs.get("train")
+    assert info is not None, text_of(app.screen)
+    return info.step
 
 
 def said_facts(app) -> str:
