@@ -174,6 +174,8 @@ class GladiusApp(App[int]):
             self.notify(f"can't start it: {error}", severity="error", markup=False)
             return False
         self.launched.append(tuple(argv))
+        for screen in self.screens.values():
+            screen.launch_begun(argv)
         self.watcher.look()
         return True
 

@@ -5,7 +5,7 @@ run's first on, the last run's while none runs, and the line that tells what wen
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from textual import work
 from textual.message import Message
@@ -14,9 +14,7 @@ from textual.widgets import Static
 from engine.run.events import AnyEvent, Job, Progress, RunEnded, RunStarted, Stop
 from gladius_tui.app.screen import GladiusScreen
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
-
-if TYPE_CHECKING:
-    from gladius_tui.launch import Ended
+from gladius_tui.launch import Ended, job_of
 
 Tone = Literal["", "error", "warning", "done"]
 _PAGE = 2000
@@ -75,6 +73,8 @@ class JobScreen(GladiusScreen):
 
     def on_mount(self) -> None:
         self.gladius.watcher.subscribe(self, self.JOB, replay=True)
+        for argv in self.gladius.launched:
+            self.launch_begun(argv)
         self.show()
         self._read_last()
 
@@ -102,9 +102,7 @@ class JobScreen(GladiusScreen):
         if self.live or self.launching:
             self.notice.say(f"{self.JOB} runs already", "warning")
             return
-        self.notice.say("starting…")
-        self.launching = self.gladius.launch(argv)
-        self.refresh_bindings()
+        self.gladius.launch(argv)
         self.show()
 
     def ask_stop(self) -> None:
@@ -153,6 +151,12 @@ class JobScreen(GladiusScreen):
     def on_command_answered(self, message: CommandAnswered) -> None:
         if message.error:
             self.notice.say(message.error, "error")
+
+    def launch_begun(self, argv: Sequence[str]) -> None:
+        if job_of(argv) == self.JOB and not self.live:
+            self.launching = True
+            self.notice.say("starting…")
+            self.refresh_bindings()
 
     def launch_ended(self, ended: Ended) -> None:
         if ended.job == self.JOB:

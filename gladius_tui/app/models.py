@@ -189,7 +189,8 @@ class ModelsScreen(GladiusScreen):
         wide, broad = self.size.width >= 100, self.size.width >= 150
         header = ["state", "expert", "size>", "weight>"]
         header += ["repository"] if broad else []
-        header += ["", "licence"] if wide else []
+        header += [""] if wide else []
+        header += ["licence"] if broad else []
         rows: dict[str, list[Cell]] = {}
         for name in shelf.specs:
             if self._matches(name):
@@ -217,7 +218,9 @@ class ModelsScreen(GladiusScreen):
             cells.append(spec.repo)
         if wide:
             kind = "required" if spec.required else "optional"
-            cells += [kind + (", gated" if spec.gated else ""), spec.license or "–"]
+            cells.append(kind + (", gated" if spec.gated else ""))
+        if broad:
+            cells.append(spec.license or "–")
         return cells
 
     def _matches(self, name: str) -> bool:

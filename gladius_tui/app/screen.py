@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.app import ComposeResult
@@ -117,6 +118,9 @@ class GladiusScreen(Screen[None]):
         """The screen in one line, for terminals below 60x16."""
         jobs = jobs_content(self.gladius.watcher.jobs, self.gladius.state, self.size.width - 10)
         return Content("GLADIUS ").append(jobs)
+
+    def launch_begun(self, argv: Sequence[str]) -> None:
+        """A command was started (`app.launch`)."""
 
     def launch_ended(self, ended: Ended) -> None:
         """A command that the app has started is over (`app.launch`)."""

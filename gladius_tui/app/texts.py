@@ -42,8 +42,12 @@ def eta(progress: Progress) -> str:
     return "" if progress.eta is None or progress.finished else duration(progress.eta)
 
 
+def cut(text: str, width: int) -> str:
+    """The text in one line of at most `width` cells; … stands for what is left out."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
 def padded(text: str, width: int) -> str:
-    """The text in exactly `width` cells, cut with … where it is longer."""
-    if len(text) > width:
-        return text[: max(0, width - 1)] + "…"
-    return text.ljust(width)
+    """The text in exactly `width` cells."""
+    return cut(text, width).ljust(width)

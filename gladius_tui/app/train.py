@@ -21,12 +21,12 @@ from gladius_tui.app.jobscreen import Notice
 from gladius_tui.app.screen import FilterBar, GladiusScreen
 from gladius_tui.app.table import Cell, coloured, facts
 from gladius_tui.app.watch import JobAttached, JobDetached
+from gladius_tui.launch import Ended, job_of
 
 if TYPE_CHECKING:
     from engine.experts.registry import ExpertSpec, ExpertStatus
     from engine.run.events import GpuReading
     from gladius_tui.app.assess import Assessment, Form
-    from gladius_tui.launch import Ended
 
 _SETTLE_SECONDS = 0.25
 _DEVICES = ("auto", "cuda", "mps", "cpu")
@@ -179,7 +179,8 @@ class TrainScreen(GladiusScreen):
 
     def on_mount(self) -> None:
         self.gladius.watcher.subscribe(self, "train", "download")
-        self._launching = any(argv[0] == "train" for argv in self.gladius.launched)
+        for argv in self.gladius.launched:
+            self.launch_begun(argv)
         self._read()
 
     def on_unmount(self) -> None:
@@ -406,9 +407,13 @@ class TrainScreen(GladiusScreen):
             self._start([*self.command_line(), "--fresh"])
 
     def _start(self, argv: Sequence[str]) -> None:
-        self.notice.say("starting…")
-        self._launching = self.gladius.launch(argv)
-        self.refresh_bindings()
+        self.gladius.launch(argv)
+
+    def launch_begun(self, argv: Sequence[str]) -> None:
+        if job_of(argv) == "train":
+            self._launching = True
+            self.notice.say("starting…")
+            self.refresh_bindings()
 
     def on_job_attached(self, message: JobAttached) -> None:
         if message.job == "train":

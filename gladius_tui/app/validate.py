@@ -19,7 +19,7 @@ from gladius_tui.app.delivered import Deliverable, find_deliverable, has_command
 from gladius_tui.app.formfields import choice, choose_among, field, line
 from gladius_tui.app.jobscreen import JobScreen
 from gladius_tui.app.table import Cell, Table, coloured, facts
-from gladius_tui.app.texts import bar, share_of
+from gladius_tui.app.texts import bar, cut, share_of
 from gladius_tui.app.watch import JobDetached
 from gladius_tui.headless import duration
 
@@ -162,16 +162,23 @@ class ValidateScreen(JobScreen):
     def show(self) -> None:
         if not self.composed:
             return
-        wide = self.size.width >= 100
-        header = ["", "check", "found", *(["bound", "before"] if wide else [])]
+        broad = self.size.width >= 150
+        former = any(check.former for check in self._checks.values())
+        header = ["", "check", "found"]
+        header += ["before"] if former else []
+        header += ["bound"] if broad else []
+        # The table has three fifths of the width; what does not fit is read beside it.
+        room = self.size.width * (3 if self.size.width >= 100 else 5) // 5 - 36
+        room = max(12, (room - (30 if broad else 0)) // (2 if former else 1))
         rows: dict[str, list[Cell]] = {}
         for name, check in self._checks.items():
             if self._filter in f"{name} {check.title} {check.value} {check.verdict}".lower():
                 sign, colour = _VERDICTS[check.verdict]
-                value = coloured(self.app, check.value, "dim" if check.verdict == "skip" else "")
+                value = cut(check.value or check.meaning, room)
+                value = coloured(self.app, value, "dim" if check.verdict == "skip" else "")
                 rows[name] = [coloured(self.app, sign, colour), check.title, value]
-                if wide:
-                    rows[name] += [coloured(self.app, check.bound, "dim"), check.former]
+                rows[name] += [cut(check.former, room)] if former else []
+                rows[name] += [coloured(self.app, cut(check.bound, 30), "dim")] if broad else []
         table = self.query_one(Table)
         table.fill(header, rows)
         counts = [
@@ -194,7 +201,10 @@ class ValidateScreen(JobScreen):
             text = Content("   ").join(halves).append(f"   {self._report.verdict}{took}")
         elif running := [task for task in self.tasks.values() if not task.finished]:
             task = running[-1]
-            text = bar(share_of(task), 24).append(f"  {task.label}")
+            count = f"  {task.done:,.0f} of {task.total:,.0f}" if task.total else ""
+            text = bar(share_of(task), 24).append(f"  {task.label}{count}")
+        elif self.live or self.launching:
+            text = Content("loading the model…")
         elif self._found is not None and not self._there:
             text = Content("! this build has no `validate` command yet")
         elif self._found is not None and not self._found.any:
