@@ -16,12 +16,12 @@ from engine.deliver.checks_load import Loaded
 from engine.errors import UsageError
 from engine.run.events import CheckDone
 
-REMEDY = "lm-evaluation-harness is not installed: pip install lm-eval (or 'gladius[eval]')"
+REMEDY = "lm-evaluation-harness is not installed: pip install 'lm-eval[hf]'"
 
 
 def installed() -> bool:
-    """Whether the harness is here, without importing it."""
-    return importlib.util.find_spec("lm_eval") is not None
+    """Whether the harness is here, with what it needs for transformers; imports nothing."""
+    return all(importlib.util.find_spec(name) is not None for name in ("lm_eval", "accelerate"))
 
 
 def refuse_unknown(tasks: Sequence[str], include: Path | None = None) -> None:

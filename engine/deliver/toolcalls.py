@@ -94,7 +94,9 @@ def judge(answer: str, prompt: ToolPrompt, tools: dict[str, Tool]) -> Verdict:
     try:
         value = parse(answer)
     except ValueError:
-        return Verdict(False, False, False, "no JSON" if answer.strip() else "empty")
+        return Verdict(
+            False, False, False, "no JSON" if answer.strip() else "nothing but white space"
+        )
     if not isinstance(value, dict) or not isinstance(value.get("tool", value.get("name")), str):
         return Verdict(True, False, False, "JSON, but no tool call")
     name, arguments = value.get("tool", value.get("name")), value.get("arguments", {})

@@ -70,6 +70,7 @@ from engine.workspace import Workspace
 
 _GREEDY = "Tell me in one sentence what you are."
 _GREEDY_TOKENS = 24
+_SMALL = 50_000_000
 _PATIENCE = 5.0
 """Seconds of a stage that need no word of progress."""
 
@@ -114,7 +115,6 @@ class Validation:
 
     def run(self) -> int:
         """The whole job; returns the worker's exit code."""
-        torch.set_num_threads(hardware.physical_cores())
         tasks_path = Path(self.config.tasks_path) if self.config.tasks_path else None
         with self.link.busy("looking up the tasks"):
             quality_tasks.refuse_unknown(self.config.tasks, tasks_path)
@@ -214,6 +214,9 @@ class Validation:
                 config = expert.config().to_dict()
             found = survey(expert.tensors(), serve)
         self.parameters = found.parameters
+        # The products of a small student are shorter than the threads' waiting for one another.
+        small = found.parameters < _SMALL
+        torch.set_num_threads(1 if small else hardware.physical_cores())
         self._tell([check_finite(found)])
         self._tell(
             guarded(

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from engine.errors import UsageError
+from engine.errors import MissingError, UsageError
 from gladius_tui.shell import Options, command, narrate, open_screen, print_out
 
 if TYPE_CHECKING:
     from engine.run.events import AnyEvent
+    from engine.workspace import Workspace
 
 
 @command()
@@ -42,6 +43,7 @@ def validate(
         raise UsageError("--tasks names no task; give some, such as --tasks arc_easy,hellaswag")
     if tasks_path is not None and not names:
         raise UsageError("--tasks-path goes with --tasks: name the tasks to run")
+    _refuse_missing(options.workspace, model, gguf, checkpoint)
     config = msgspec.json.encode(
         {
             "model": _absolute(model),
@@ -82,6 +84,22 @@ def _run(options: Options, config: bytes) -> None:
         narrate(f"error: {failure}")
     if code:
         raise click.exceptions.Exit(code)
+
+
+def _refuse_missing(
+    ws: Workspace, model: str | None, gguf: str | None, checkpoint: str | None
+) -> None:
+    """What a look at the disk tells is said at once, before a worker loads its libraries."""
+    if model is not None and not Path(model).expanduser().is_dir():
+        raise MissingError(f"{model} is no folder; give the folder of a model")
+    if gguf is not None and not Path(gguf).expanduser().is_file():
+        raise MissingError(f"there is no file {gguf}; make one with: gladius_train export")
+    trained = ws.model_dir.is_dir() or any(ws.checkpoints_dir.glob("step-*"))
+    if model is None and gguf is None and checkpoint is None and not trained:
+        raise MissingError(
+            f"there is no trained model in {ws.model_dir} and no checkpoint in "
+            f"{ws.checkpoints_dir}; train one with: gladius_train train"
+        )
 
 
 def _absolute(path: str | None) -> str | None:

@@ -16,6 +16,7 @@ from engine.deliver.toolcalls import ToolPrompt, as_chat, judge, load_prompts, l
 from engine.distill.model_record import RECORD
 from engine.distill.steering import Interrupted
 from engine.distill.targets import ShardKey, TargetStore
+from engine.errors import UsageError
 from engine.run.events import CheckDone, ReportDone, RunEnded, Stop
 
 PROMPT = ToolPrompt(
@@ -229,4 +230,26 @@ def test_tasks_without_the_harness_are_a_row_that_says_how_to_get_it(monkeypatch
     monkeypatch.setattr(quality_tasks, "installed", lambda: False)
     quality_tasks.refuse_unknown(["arc_easy"])
     (made,) = quality_tasks.check_tasks(None, ["arc_easy"])  # type: ignore[arg-type]
-    assert made.verdict == "skip" and "pip install lm-eval" in made.meaning
+    assert made.verdict == "skip" and "pip install 'lm-eval[hf]'" in made.meaning
+
+
+def test_the_harness_s_results_are_rows(trained, tmp_path, few_prompts):
+    """With lm-evaluation-harness here, on a task of one's own."""
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+    data = tmp_path / "data.jsonl"
+    data.write_text(
+        '{"q": "Grass is", "choices": ["green", "loud"], "a": 0}\n'
+        '{"q": "Two and two make", "choices": ["seven", "four"], "a": 1}\n'
+    )
+    (tmp_path / "toy.yaml").write_text(
+        f"task: gladius_toy\ndataset_path: json\ndataset_kwargs:\n  data_files: {{test: {data}}}\n"
+        "output_type: multiple_choice\ntest_split: test\ndoc_to_text: '{{q}}'\n"
+        "doc_to_choice: '{{choices}}'\ndoc_to_target: '{{a}}'\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    with pytest.raises(UsageError, match="unknown to lm-evaluation-harness: no_such_task"):
+        validate(trained[0], tasks=["no_such_task"])
+    outcome = validate(trained[0], tasks=["gladius_toy"], tasks_path=str(tmp_path))
+    made = outcome.rows["task:gladius_toy:acc,none"]
+    assert made.number in (0.0, 0.5, 1.0) and made.title == "gladius_toy acc"
