@@ -4,12 +4,8 @@ it: token ids, logits, another type. Each question is a process of its own (`lla
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,9 +16,8 @@ import numpy as np
 
 from engine.errors import GladiusError, MissingError
 from engine.gguf_types import GgufType
+from engine.programs import find_python, find_quantizer
 
-ENVIRONMENT = ".venv-gguf"
-"""Where `make llama-cpp` builds llama-cpp-python, beside the program."""
 _CHILD = Path(__file__).with_name("llama_child.py")
 HOW_TO_GET = "install llama-cpp-python (`make llama-cpp` builds it in an environment of its own)"
 
@@ -33,31 +28,6 @@ class LlamaCppFailed(GladiusError):
     def __init__(self, text: str, crashed: bool) -> None:
         super().__init__(text)
         self.crashed = crashed
-
-
-def find_python() -> Path | None:
-    """A Python that imports llama-cpp-python: this one, GLADIUS_LLAMA_PYTHON, or the one of
-    `make llama-cpp`; None where there is none."""
-    if importlib.util.find_spec("llama_cpp") is not None:
-        return Path(sys.executable)
-    home = Path(__file__).resolve().parent.parent.parent / ENVIRONMENT / "bin" / "python"
-    named = os.environ.get("GLADIUS_LLAMA_PYTHON")
-    candidate = Path(named).expanduser() if named else home
-    return candidate if candidate.is_file() else None
-
-
-def find_quantizer() -> Path | None:
-    """llama-quantize: in LLAMA_CPP (a folder, or the program), on PATH, or in ~/llama.cpp."""
-    places = []
-    if named := os.environ.get("LLAMA_CPP"):
-        place = Path(named).expanduser()
-        places += [place, place / "llama-quantize", place / "build" / "bin" / "llama-quantize"]
-        places += [place / "bin" / "llama-quantize"]
-    if on_path := shutil.which("llama-quantize"):
-        places.append(Path(on_path))
-    home = Path.home() / "llama.cpp"
-    places += [home / "build" / "bin" / "llama-quantize", home / "llama-quantize"]
-    return next((p for p in places if p.is_file() and os.access(p, os.X_OK)), None)
 
 
 def token_ids(

@@ -9,7 +9,6 @@ import importlib.util
 import os
 import platform
 import re
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -19,6 +18,7 @@ from engine.budget import scores_online
 from engine.config import RunConfig
 from engine.doctor.check import Check, gib
 from engine.experts.registry import ExpertSpec, ExpertStatus
+from engine.programs import find_python, find_quantizer
 from engine.run.events import GpuReading
 from engine.sizing import (
     GIB,
@@ -242,30 +242,18 @@ def grace_seconds(config: RunConfig, speed: float) -> float:
 
 def check_tools() -> list[Check]:
     """What more could be had; lacking it is no fault."""
-    quantize = find_quantizer()
+    quantizer, runtime = find_quantizer(), find_python()
     xet = importlib.util.find_spec("hf_xet")
-    runtime = importlib.util.find_spec("llama_cpp")
     rows = (
-        ("llama-quantize", str(quantize or ""), "for k-quants; build llama.cpp in ~/llama.cpp"),
+        ("llama-quantize", quantizer, "for k-quants; build llama.cpp in ~/llama.cpp"),
+        ("llama-cpp-python", runtime, "checks exports in llama.cpp; make llama-cpp"),
         ("hf-xet", xet and "installed", "quicker downloads; pip install hf-xet"),
-        (
-            "llama-cpp-python",
-            runtime and "installed",
-            "checks exports; pip install llama-cpp-python",
-        ),
     )
     return [
-        Check(topic=name, status="ok" if found else "note", figure=found or f"optional: {use}")
+        Check(
+            topic=name,
+            status="ok" if found else "note",
+            figure=str(found) if found else f"optional: {use}",
+        )
         for name, found, use in rows
     ]
-
-
-def find_quantizer() -> Path | None:
-    """llama.cpp's own quantizer, in ~/llama.cpp or on PATH."""
-    home = Path.home() / "llama.cpp"
-    for place in (home / "build" / "bin", home):
-        path = place / "llama-quantize"
-        if path.is_file() and os.access(path, os.X_OK):
-            return path
-    found = shutil.which("llama-quantize")
-    return Path(found) if found else None

@@ -1,0 +1,88 @@
+"""Prints the tables of docs/hardware.md, from the arithmetic that `doctor` and the trainer use.
+
+`python tools/hardware_table.py --write` puts them into the file; a test holds them to it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from engine.config import RunConfig, TargetsConfig, load_config
+from engine.doctor.machine import memory_needs
+from engine.experts.registry import ExpertSpec, load_experts
+from engine.sizing import GIB, checkpoint_bytes, disk_need, parameter_count
+from engine.workspace import Workspace
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "hardware.md"
+BEGIN, END = "<!-- begin: tools/hardware_table.py -->", "<!-- end -->"
+CARDS = (("16 GB", 15.6), ("24 GB (RTX 4090)", 23.6), ("48 GB", 47.4), ("80 GB (A100, H100)", 79.1))
+"""GPUs, and the GiB of memory that they show as free."""
+
+
+def tables() -> str:
+    """Both tables, as Markdown."""
+    lines = [
+        "| preset | parameters | memory to train | with activation checkpointing | a checkpoint | "
+        "disk of a run | its experts |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for preset in ("nano", "1b"):
+        for sentence, config, specs in _ways(preset):
+            need, least = memory_needs(config, specs, True)
+            name = f"`{preset}`{sentence}"
+            disk = disk_need(config, 0).total
+            experts = sum(spec.size_bytes for spec in specs)
+            figures = (need, least, checkpoint_bytes(config.student), disk, experts)
+            parameters = f"{parameter_count(config.student).total:,}"
+            lines.append(f"| {name} | {parameters} | {' | '.join(map(_gib, figures))} |")
+    ways = list(_ways("1b"))
+    lines += [
+        "",
+        "| GPU | " + " | ".join(f"`1b`{sentence}" for sentence, _, _ in ways) + " |",
+        "| --- |" + " --- |" * len(ways),
+    ]
+    for card, memory in CARDS:
+        needs = (memory_needs(config, specs, True) for _, config, specs in ways)
+        told = (_fits(memory * GIB, need, least) for need, least in needs)
+        lines.append(f"| {card} | {' | '.join(told)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _ways(preset: str) -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
+    """The preset with its experts gone before the student comes, and, where it streams text, with
+    them beside it."""
+    workspace = Workspace.find("/nonexistent")  # what ships, without anybody's gladius.toml
+    known = load_experts(workspace)
+    config = load_config(workspace, preset=preset)
+    specs = [known[name] for name in config.experts.names]
+    names = (("cached", ", text scored before"), ("online", ", experts beside the student"))
+    for source, sentence in names if preset == "1b" else (("cached", ""),):
+        yield sentence, msgspec.structs.replace(config, targets=TargetsConfig(source=source)), specs
+
+
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f} GiB"
+
+
+def _fits(memory: float, need: int, least: int) -> str:
+    if need <= memory:
+        return "fits"
+    return "with activation checkpointing" if least <= memory else "does not fit"
+
+
+def written(text: str) -> str:
+    """The document with the tables as they are now."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{tables()}{END}{after}"
+
+
+if __name__ == "__main__":
+    if "--write" in sys.argv:
+        DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
+    else:
+        print(tables(), end="")
