@@ -59,9 +59,15 @@ def _ways(preset: str) -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
     known = load_experts(workspace)
     config = load_config(workspace, preset=preset)
     specs = [known[name] for name in config.experts.names]
-    names = (("cached", ", text scored before"), ("online", ", experts beside the student"))
-    for source, sentence in names if preset == "1b" else (("cached", ""),):
-        yield sentence, msgspec.structs.replace(config, targets=TargetsConfig(source=source)), specs
+    cached, online = (
+        msgspec.structs.replace(config, targets=targets)
+        for targets in (TargetsConfig(source="cached"), TargetsConfig(source="online"))
+    )
+    if preset == "1b":
+        yield ", text scored before", cached, specs
+        yield ", experts beside the student", online, specs
+    else:
+        yield "", cached, specs
 
 
 def _gib(count: float) -> str:

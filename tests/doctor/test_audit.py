@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPO
 from tiny_expert import SPEC
 
 from engine.config import load_config
@@ -25,6 +24,8 @@ from engine.errors import MissingError
 from engine.experts.registry import ExpertSpec
 from engine.textdata import read_data_file
 from engine.workspace import Workspace, assets_dir
+
+REPO = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from collections.abc import Callable
 
-from conftest import Doctor
 from hub_server import Hub
 
 from engine.workspace import Workspace
 
+Doctor = Callable[..., subprocess.CompletedProcess[str]]
 NANO = ("--preset", "nano", "--experts", "tiny")
 
 
