@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import ClassVar
 
 from textual import on, work
@@ -13,7 +12,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 
-from engine.run.events import AnyEvent, LogLine, RunEnded
+from engine.run.events import AnyEvent, CheckDone, Exported, LogLine, RunEnded
 from gladius_tui.app.delivered import Deliverable, find_deliverable, has_command, sources
 from gladius_tui.app.formfields import choice, choose_among, field, line
 from gladius_tui.app.jobscreen import JobScreen
@@ -22,8 +21,13 @@ from gladius_tui.app.texts import amount, bar, eta, padded, rate, share_of
 from gladius_tui.app.watch import JobDetached
 from gladius_tui.headless import duration, size
 
-_TYPES = ("f16", "bf16", "f32", "q8_0", "q4_k_m")
 _LINES = 100
+_SIGNS = {
+    "pass": ("✓", "$text-success"),
+    "warn": ("!", "$text-warning"),
+    "fail": ("✗", "$text-error"),
+    "skip": ("–", "$foreground 60%"),
+}
 
 
 class Offered(Message, bubble=False):
@@ -36,16 +40,12 @@ class Offered(Message, bubble=False):
 
 def _types(parameters: int) -> list[tuple[str, str]]:
     """The types a file may have, with the size that it would come to."""
-    try:
-        # A room that stands beside the exporter; without it the sizes are not told.
-        known = import_module("engine.gguf_types")
-    except ImportError:
-        return [(name, name) for name in _TYPES]
+    from engine.gguf_types import GGUF_TYPES, estimated_bytes
+
     if not parameters:
-        return [(name, name) for name in known.GGUF_TYPES]
+        return [(name, name) for name in GGUF_TYPES]
     return [
-        (f"{name:<8} about {size(known.estimated_bytes(parameters, name))}", name)
-        for name in known.GGUF_TYPES
+        (f"{name:<8} about {size(estimated_bytes(parameters, name))}", name) for name in GGUF_TYPES
     ]
 
 
@@ -74,7 +74,8 @@ class ExportScreen(JobScreen):
         self._found: Deliverable | None = None
         self._there = True
         self._log: list[tuple[str, str]] = []
-        self._time = 0.0
+        self._checks: list[CheckDone] = []
+        self._exported: Exported | None = None
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(classes="job"):
@@ -83,6 +84,7 @@ class ExportScreen(JobScreen):
                 yield from field("type", choice("type", [("f16", "f16")], "f16"))
                 yield from field("from", choice("source", [("…", "?")], "?"))
                 yield from field("output", line("output", "beside the model"))
+                yield from field("push", line("push", "owner/name on the Hub"))
                 yield Static(id="facts")
             with VerticalScroll(classes="pane stages") as stages:
                 stages.border_title = "Stages"
@@ -108,6 +110,8 @@ class ExportScreen(JobScreen):
             words += ["--checkpoint", checkpoint]
         if output := self.query_one("#output", Input).value.strip():
             words += ["--output", output]
+        if repo := self.query_one("#push", Input).value.strip():
+            words += ["--push", repo]
         return words
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
@@ -146,12 +150,16 @@ class ExportScreen(JobScreen):
     # Its events
 
     def begin(self) -> None:
-        self._log = []
+        self._log, self._checks, self._exported = [], [], None
 
     def take(self, event: AnyEvent) -> None:
-        self._time = event.time
-        if isinstance(event, LogLine):
-            self._log = [*self._log[-_LINES:], (event.level, event.text)]
+        match event:
+            case LogLine():
+                self._log = [*self._log[-_LINES:], (event.level, event.text)]
+            case CheckDone():
+                self._checks.append(event)
+            case Exported():
+                self._exported = event
 
     def show(self) -> None:
         if not self.composed:
@@ -192,6 +200,15 @@ class ExportScreen(JobScreen):
         rows += [""] if rows else []
         marks = {"error": "✗ ", "warning": "! ", "info": "  "}
         rows += [f"{marks[level]}{text}" for level, text in self._log]
+        for check in self._checks:
+            sign, colour = _SIGNS[check.verdict]
+            rows.append(
+                Content.styled(f"{sign} ", colour).append(
+                    f"{padded(check.title, 26)} {check.value}"
+                )
+            )
+        if self._exported is not None:
+            rows += ["", *_file(self._exported)]
         if self.ended is not None:
             rows += ["", _ended(self.ended)]
         return Content("\n").join(rows)
@@ -199,15 +216,48 @@ class ExportScreen(JobScreen):
     # Doing
 
     def action_start(self) -> None:
+        repo = self.query_one("#push", Input).value.strip()
         if not self._there:
             self.notice.say("this build has no `export` command yet", "warning")
         elif self._found is not None and not self._found.any:
             self.notice.say("there is no model and no checkpoint; press 3 to train one", "warning")
+        elif repo:
+            from gladius_tui.app.dialogs import Choice
+
+            self.app.push_screen(
+                Choice(
+                    f"Upload to {repo}",
+                    "Model, GGUF file and model card leave this machine.",
+                    [
+                        ("no", "Don't upload, only write the file"),
+                        ("private", "Upload; a new repository is private"),
+                        ("public", "Upload; a new repository is public"),
+                    ],
+                ),
+                self._push,
+            )
         else:
             self.start(self.command_line())
 
+    def _push(self, answer: str | None) -> None:
+        words = self.command_line()
+        if answer == "no":
+            self.start(words[: words.index("--push")])
+        elif answer is not None:
+            self.start([*words, "--yes", *(["--private"] if answer == "private" else [])])
+
     def action_cancel(self) -> None:
         self.ask_stop()
+
+
+def _file(exported: Exported) -> list[Content | str]:
+    """What came out."""
+    rows: list[Content | str] = [
+        Content.styled(f"✓ {exported.path}", "bold"),
+        f"  {exported.weights}, {size(exported.bytes)}, of {exported.source}",
+        f"  {exported.parity}",
+    ]
+    return [*rows, f"  beside it: {', '.join(exported.beside)}"] if exported.beside else rows
 
 
 def _ended(ended: RunEnded) -> Content:

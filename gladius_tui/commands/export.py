@@ -7,7 +7,7 @@ import sys
 import click
 
 from engine.errors import UsageError
-from gladius_tui.shell import Options, command, narrate, run_here
+from gladius_tui.shell import Options, command, narrate, open_screen, run_here
 
 
 @command()
@@ -28,6 +28,8 @@ def export(
     yes: bool,
 ) -> None:
     """Make a GGUF file of the trained model, verified, with Modelfile and model card."""
+    if options.wants_screen and not push:  # before an upload it asks, in the terminal
+        open_screen(options, "export", start=True)
     from pathlib import Path
 
     import msgspec
