@@ -8,6 +8,7 @@ import errno
 import re
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from huggingface_hub import constants, get_token
@@ -111,6 +112,9 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
 
 def _refusal(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exception:
     code = error.response.status_code
+    if code in (401, 403) and urlsplit(str(error.response.url)).netloc != _hub_host():
+        # Where large files lie it is the address that permits, and each try gets a new one.
+        return Hiccup(f"the store of the Hub's large files answers {code}")
     page = f"https://huggingface.co/{spec.repo}"
     known = hub_token() is not None
     login = "hf auth login, or set HF_TOKEN"
@@ -155,6 +159,10 @@ def _refusal(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exception:
     if code in (408, 416) or code >= 500:
         return Hiccup(f"the Hub answers {code}", _retry_after(error))
     return GladiusError(f"{spec.name}: the Hub answers {code} for {place}; try again later")
+
+
+def _hub_host() -> str:
+    return urlsplit(constants.ENDPOINT).netloc
 
 
 def _retry_after(error: HfHubHTTPError) -> float | None:

@@ -103,6 +103,8 @@ def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
     hub.licensed = {TOKEN}
     (root.path / "gladius.toml").write_text('[experts.x]\nrepo = "me/x"\n')
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     said = []

@@ -34,6 +34,7 @@ class Download:
     def __init__(self, root: Path, endpoint: str) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
         environment |= {"HF_ENDPOINT": endpoint, "GLADIUS_RETRY_SECONDS": "0.05"}
+        environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         with open(root / "out.txt", "ab") as out:
             self.process = subprocess.Popen(
                 [*PROGRAM, "--root", root, "--no-ui", "download", "big"],
