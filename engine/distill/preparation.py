@@ -20,7 +20,7 @@ from engine.budget import scores_online, streamed_files
 from engine.config import RunConfig
 from engine.data.checks import VERSION as CHECKS
 from engine.distill import corpus
-from engine.distill.blocks import Reader, TextBlock, make_blocks
+from engine.distill.blocks import Reader
 from engine.distill.conversations import (
     chosen_prompts,
     expert_commit,
@@ -34,7 +34,8 @@ from engine.distill.projection import Projector, load_tables
 from engine.distill.rounds import Judge
 from engine.distill.scoring import CachedSource, OnlineSource, teacher_reader
 from engine.distill.steering import Steering
-from engine.distill.streams import Stream, StreamSource, open_streams
+from engine.distill.streamed import StreamedText
+from engine.distill.streams import StreamSource
 from engine.distill.student import load_tokenizer, student_reader, train_tokenizer
 from engine.distill.targets import ShardKey, TargetStore
 from engine.distill.teacher import Teacher, load_teacher
@@ -48,12 +49,6 @@ from engine.textdata import Example, Message, encode_example, read_data_file
 from engine.workspace import Workspace, write_bytes
 
 _PROBES = "probes.safetensors"
-_BYTES_TO_SAMPLE = 6
-"""Bytes read for each token that may be scored: more than a token has."""
-_TOKENIZER_BYTES = 4 << 20
-"""Of streamed text that the student's tokenizer is trained on."""
-_HELD_OUT_BYTES = 64 << 20
-"""Of streamed text that is looked through for what is held out."""
 
 
 class TeacherPool:
@@ -137,8 +132,8 @@ class Preparation:
         self.link = link
         self.pool = pool
         self.dtype = dtype
-        self.streams: dict[str, list[Stream]] = {}
-        """Each expert's streamed text; `texts` opens it."""
+        self.streamed: StreamedText | None = None
+        """Text that is read while the student trains; `texts` opens it."""
         self._known: set[str] = set()  # keys of the text that is all there
 
     def texts(self) -> dict[str, list[Example]]:
@@ -151,11 +146,14 @@ class Preparation:
             streamed = streamed_files(data)
             whole = [source for source in data.files if source not in streamed]
             given = corpus.assign(corpus.read_files(whole), self.experts)
-            self.streams = open_streams(self.config, self.experts, self.workspace.cache_dir)
+            opened = StreamedText(
+                *(self.config, self.experts, self.workspace), self.steering.serve, self._say
+            )
         if self.config.targets.source == "cached":
-            for name, streams in self.streams.items():
-                given[name] += self._sampled(name, streams)
-            self.streams = {}
+            for spec in self.experts:
+                given[spec.name] += opened.to_score(spec)
+        elif opened:
+            self.streamed = opened
         texts: dict[str, list[Example]] = {}
         for spec in self.experts:
             answers: list[Example] = []
@@ -163,16 +161,6 @@ class Preparation:
                 answers = self._answers(spec)
             texts[spec.name] = answers + given[spec.name]
         return texts
-
-    def _sampled(self, expert: str, streams: Sequence[Stream]) -> list[Example]:
-        """As much of the streamed text as `data.max_teacher_tokens` lets the expert score."""
-        most = (self.config.data.max_teacher_tokens or 0) * _BYTES_TO_SAMPLE
-        return [
-            example
-            for stream in streams
-            for example in stream.sample(stream.share * most)
-            if expert in corpus.takers(example, self.experts, stream.capabilities)
-        ]
 
     def _answers(self, spec: ExpertSpec) -> list[Example]:
         """What the expert writes to the prompts; once whole, read back without loading it."""
@@ -207,11 +195,10 @@ class Preparation:
         if self.config.student.tokenizer != "train" or (kept / "tokenizer.json").is_file():
             return load_tokenizer(kept, size)
         with self.link.busy("training the student's tokenizer"):
-            streams = [stream for part in self.streams.values() for stream in part]
-            sampled = [list(s.sample(_TOKENIZER_BYTES / len(streams))) for s in streams]
+            sampled = self.streamed.for_tokenizer() if self.streamed else []
             unique = dict.fromkeys(
                 text
-                for part in (*texts.values(), *sampled)
+                for part in (*texts.values(), sampled)
                 for example in part
                 for text in _texts(example)
             )
@@ -227,7 +214,7 @@ class Preparation:
         data = self.config.data
         student = student_reader(tokenizer, self.config.student.vocab_size)
         held = corpus.held_out_keys(texts, data.held_out, data.max_held_out_blocks)
-        if any(self.streams.values()):
+        if self.streamed:
             self._known = {corpus.example_key(e) for part in texts.values() for e in part}
         prepared = {
             spec.name: self._expert(spec, texts[spec.name], held, student) for spec in self.experts
@@ -245,7 +232,7 @@ class Preparation:
     ) -> Prepared:
         self.steering.serve(f"preparing {spec.title}")
         path = expert_path(self.workspace, spec)
-        streams = self.streams.get(spec.name, [])
+        streamed = self.streamed if self.streamed and self.streamed.of(spec) else None
         vocabulary = ByteVocabulary(load_teacher_tokenizer(path, spec).backend_tokenizer)
         key = self._key(spec, path, vocabulary, student, examples, held)
         folder = self._cache(spec) / key_digest(key)
@@ -254,7 +241,7 @@ class Preparation:
         wanted = ["held_out"] if online or not examples else ["train", "held_out"]
         ready = [part for part in wanted if stores[part].open() and stores[part].complete]
         judge = self._judge(spec, examples, held, student)
-        if ready == wanted and not online and not streams:
+        if ready == wanted and not online and not streamed:
             self._announce(spec, Tally(**stores["held_out"].meta), stores, len(stores["train"]))
             feeds = {spec.name: (CachedSource(stores["train"]), 1.0)}
             probes = load_probes(folder / _PROBES)
@@ -266,14 +253,16 @@ class Preparation:
         if ready != wanted or online:
             text = corpus.read_text(
                 *(examples, held, student, reader, spec, self.config, self.steering.serve),
-                needs_both=not streams,
+                needs_both=not streamed,
             )
-            text.held_out += self._held_of_streams(spec, student, reader, text.tally)
+            if streamed:
+                text.held_out += streamed.held_out(
+                    *(spec, student, reader, self._known), text.tally
+                )
             if not text.held_out:
                 raise UsageError(
-                    f"expert {spec.name}: nothing to evaluate on was found in "
-                    f"{', '.join(stream.text.title for stream in streams)}; raise data.held_out "
-                    f"(now {self.config.data.held_out}), or give more text"
+                    f"expert {spec.name}: nothing to evaluate on was found in its streamed text; "
+                    f"raise data.held_out (now {self.config.data.held_out}), or give more text"
                 )
         projector = self._projector(teacher, reader, student)
         # Before the text: scored text that is complete then has them beside it.
@@ -297,7 +286,7 @@ class Preparation:
         feeds: dict[str, tuple[Source, float]] = {}
         rest = 1.0
         if blocks:
-            rest = self.config.data.stream_share if streams else 0.0
+            rest = self.config.data.stream_share if streamed else 0.0
             temperature = self.config.loss.temperature
             source = (
                 OnlineSource(text.train, teach, temperature)
@@ -305,11 +294,10 @@ class Preparation:
                 else CachedSource(stores["train"])
             )
             feeds[spec.name] = source, 1.0 - rest
-        for stream in streams:
-            feeds[stream.name] = (
-                self._stream(spec, stream, (student, reader), teach, held),
-                rest * stream.share,
-            )
+        for name, source, share in (
+            streamed.sources(spec, (student, reader), teach, held) if streamed else ()
+        ):
+            feeds[name] = source, rest * share
         feeds = {n: f for n, f in feeds.items() if f[1] > 0}
         return Prepared(feeds, stores["held_out"], probes, judge)
 
@@ -375,78 +363,6 @@ class Preparation:
             report.base += sum(len(b.teacher_ids) for b in blocks)
         report.finish()
 
-    # Streamed text
-
-    def _held_of_streams(
-        self,
-        spec: ExpertSpec,
-        student: Reader,
-        reader: Reader,
-        tally: Tally,
-    ) -> list[TextBlock]:
-        """Blocks to measure on, from the beginning of the expert's streams.
-
-        Of a text the digest decides, so that none of it is ever trained on.
-        """
-        data, most = self.config.data, self.config.optimizer.max_seq_len
-        streams = self.streams.get(spec.name, [])
-        passed = set(self._known)
-        blocks: list[TextBlock] = []
-        for place, stream in enumerate(streams, start=1):
-            wanted = max(1, data.held_out_streamed * place // len(streams))
-            for example in stream.sample(_HELD_OUT_BYTES):
-                self.steering.serve(f"reading {stream.text.title}")
-                key = corpus.example_key(example)
-                split = corpus.split_key(example)
-                if key in passed or not corpus.held_by_digest(split, data.held_out):
-                    continue
-                if spec.name not in corpus.takers(example, self.experts, stream.capabilities):
-                    continue
-                passed.add(key)  # another stream may have it too
-                for block in make_blocks(
-                    *(example, student, reader),
-                    max_student_tokens=most,
-                    max_teacher_tokens=max(most, 2048),
-                    trust_end=spec.trust_end,
-                ):
-                    if block is not None and len(block.alignment) and len(blocks) < wanted:
-                        tally.block(block)
-                        blocks.append(block)
-                if len(blocks) >= wanted:
-                    break
-        return blocks
-
-    def _stream(
-        self,
-        spec: ExpertSpec,
-        stream: Stream,
-        readers: tuple[Reader, Reader],
-        teach: Callable[[], tuple[Teacher, Projector]],
-        held: frozenset[str],
-    ) -> StreamSource:
-        share = self.config.data.held_out
-
-        def takes(example: Example) -> bool:
-            if spec.name not in corpus.takers(example, self.experts, stream.capabilities):
-                return False
-            key = corpus.split_key(example)
-            # What is held out of the other text is not to be learnt from a stream either.
-            return not corpus.held_by_digest(key, share) and key not in held
-
-        size = "" if stream.text.size is None else f", {stream.text.size / 2**20:,.0f} MiB"
-        self._say(f"{spec.title} streams {stream.text.title}{size}, {stream.share:.0%} of its text")
-        return StreamSource(
-            stream.text,
-            name=stream.name,
-            spec=spec,
-            config=self.config,
-            takes=takes,
-            readers=(readers[0].twin(), readers[1].twin()),
-            teacher=teach,
-            beat=self.steering.serve,
-            say=self._say,
-        )
-
     def _announce(
         self, spec: ExpertSpec, tally: Tally, stores: Mapping[str, TargetStore], blocks: int
     ) -> None:
@@ -468,9 +384,8 @@ class Preparation:
         targets = self.config.targets
         limits = (self.config.optimizer.max_seq_len, self.config.data.max_teacher_tokens)
         text = f"{corpus.corpus_digest(examples, held)} {limits} {student.tokenizer.chat_template}"
-        for stream in self.streams.get(spec.name, []):
-            settings = self.config.data.held_out, self.config.data.held_out_streamed
-            text += f" {stream.name} {stream.text.fingerprint} {stream.share} {settings}"
+        if self.streamed:
+            text += self.streamed.fingerprint(spec)
         return ShardKey(
             corpus=hashlib.sha256(text.encode()).hexdigest(),
             expert=spec.name,
