@@ -12,7 +12,7 @@ from engine.deliver import quality_tasks
 from engine.deliver.checks import guarded, row
 from engine.deliver.quality_answers import load_questions, repetition
 from engine.deliver.quality_held_out import Subset
-from engine.deliver.toolcalls import ToolPrompt, as_chat, judge, load_prompts, load_tools, parse
+from engine.deliver.toolcalls import ToolPrompt, as_chat, judge, load_prompts, load_tools
 from engine.distill.model_record import RECORD
 from engine.distill.steering import Interrupted
 from engine.distill.targets import ShardKey, TargetStore
@@ -154,7 +154,7 @@ def test_a_report_that_has_no_place_beside_the_model_goes_to_the_logs(
         ('{"tool": "weather", "arguments": "Bergen"}', (1, 0, 0)),
         ('{"tool": "search", "arguments": {"query": "Bergen"}}', (1, 0, 0)),
         ('{"tool": 3}', (1, 0, 0)),
-        ('[{"tool": "weather", "arguments": {"city": "Bergen"}}]', (1, 0, 0)),
+        ('[{"tool": "weather", "arguments": {"city": "Bergen"}}]', (1, 1, 1)),
         ('"weather"', (1, 0, 0)),
         ('Sure: {"tool": "weather", "arguments": {"city": "Bergen"}}', (0, 0, 0)),
         ('{"tool": "weather", "arguments": {"city": "Bergen"}} and more', (0, 0, 0)),
@@ -193,13 +193,6 @@ def test_the_tool_prompts_that_ship_can_be_answered_rightly():
         text = msgspec.json.encode({"tool": prompt.tool, "arguments": answer}).decode()
         assert judge(text, prompt, tools).is_right, (prompt, text)
         assert all(name in as_chat(prompt, tools)[0]["content"] for name in prompt.offered)
-
-
-def test_json_is_the_whole_answer():
-    assert parse(' {"a": [1, 2]}\n') == {"a": [1, 2]}
-    for text in ("", "{", "{} {}", "NaN", "-Infinity", "```json\n{}\n``` done"):
-        with pytest.raises(ValueError):
-            parse(text)
 
 
 def test_repetition_counts_what_was_there_before():
