@@ -57,6 +57,7 @@ class ExportScreen(JobScreen):
     CSS = """
     .form .field { height: 1; margin-bottom: 1; }
     .form .field > Label { width: 10; }
+    .-h16 .form .field { margin-bottom: 0; }
     .job { height: 1fr; }
     .job .form { width: 2fr; }
     .job .stages { width: 3fr; }

@@ -121,7 +121,6 @@ class TrainScreen(GladiusScreen):
     #form ExpertList { width: 1fr; height: auto; max-height: 9; padding: 0; }
     #form ExpertList { background: $background; }
     .-h16 #form .field { margin-bottom: 0; }
-    SelectCurrent { padding: 0 1; }
     #outcome { width: 1fr; }
     #command { height: auto; max-height: 6; }
     .-w60 #train { layout: vertical; }
