@@ -8,7 +8,7 @@ from engine.data.prompts import FormatCheck
 
 _LIST_LINE = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.):])\s+\S", re.M)
 _NUMBERED_LINE = re.compile(r"^\s*(\d{1,2})[.):]\s+\S", re.M)
-_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|No|approx)\.", re.I)
+_ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|a\.m|p\.m|No|approx)\.", re.I)
 
 # The commonest short words of a language that others lack: enough to tell which it is.
 _STOPWORDS = {

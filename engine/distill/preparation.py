@@ -19,8 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from engine.budget import scores_online, streamed_files
 from engine.config import RunConfig
 from engine.data.checks import VERSION as CHECKS
+from engine.data.prompts import Prompt
 from engine.distill import corpus
 from engine.distill.blocks import Reader
+from engine.distill.capabilities import score_expert, student_prompts
 from engine.distill.conversations import (
     chosen_prompts,
     expert_commit,
@@ -134,6 +136,8 @@ class Preparation:
         self.dtype = dtype
         self.streamed: StreamedText | None = None
         """Text that is read while the student trains; `texts` opens it."""
+        self.measured: list[Prompt] = []
+        """What the capability table asks; `prepare` chooses it."""
         self._known: set[str] = set()  # keys of the text that is all there
 
     def texts(self) -> dict[str, list[Example]]:
@@ -216,12 +220,34 @@ class Preparation:
         held = corpus.held_out_keys(texts, data.held_out, data.max_held_out_blocks)
         if self.streamed:
             self._known = {corpus.example_key(e) for part in texts.values() for e in part}
-        prepared = {
-            spec.name: self._expert(spec, texts[spec.name], held, student) for spec in self.experts
-        }
+        schedule = self.config.schedule
+        with self.link.busy("choosing what capabilities are measured on"):
+            self.measured = student_prompts(
+                *(tokenizer, self.experts, schedule.capability_prompts),
+                *(schedule.capability_tokens, self.config.optimizer.max_seq_len),
+            )
+        prepared: dict[str, Prepared] = {}
+        for spec in self.experts:
+            prepared[spec.name] = self._expert(spec, texts[spec.name], held, student)
+            self._score_capabilities(spec)
         if not scores_online(self.config):
             self.pool.release()
         return prepared
+
+    def _score_capabilities(self, spec: ExpertSpec) -> None:
+        """The expert's row of the capability table: what it answers to its own held-out prompts."""
+        asked = [prompt for prompt in self.measured if prompt.capability in spec.capabilities]
+        if asked:
+            row = score_expert(
+                self._cache(spec),
+                spec.name,
+                _expert_digest(expert_path(self.workspace, spec), spec) + str(self.dtype),
+                asked,
+                self.config.schedule.capability_tokens,
+                lambda: self.pool.get(spec),
+                self.steering.serve,
+            )
+            self.link.emit(msgspec.structs.replace(row, seq=0, time=0.0))
 
     def _expert(
         self,

@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from engine.config import RunConfig
+from engine.data.prompts import Prompt
+from engine.distill.capabilities import score_student
 from engine.distill.checkpoint import CheckpointError, CheckpointStore, SavedInfo
 from engine.distill.evaluation import draw_sample, evaluate, hidden_states
 from engine.distill.feeds import Batch, Cursor, Mixer, PackedRow, Source, Windowed, make_batch
@@ -47,6 +49,7 @@ from engine.distill.targets import Row, TargetStore
 from engine.distill.train_state import TrainState
 from engine.errors import GladiusError
 from engine.run.events import (
+    CapabilitiesScored,
     CheckpointRejected,
     CheckpointSaved,
     EvalDone,
@@ -90,6 +93,8 @@ class Parts:
     """Writes what the student learns from its own writing; None where it does not."""
     training_seconds: float = 0.0
     """Unpaused worker time before this moment."""
+    measured: Sequence[Prompt] = ()
+    """Held-out prompts that the student answers at each evaluation."""
 
 
 @dataclass(frozen=True)
@@ -468,6 +473,7 @@ class Trainer:
             parts.dtype,
             self.steering.serve,
         )
+        able = self._capabilities()
         score = done.bits_per_byte
         best = math.isfinite(score) and (progress.best is None or score < progress.best)
         progress.evaluations.append((progress.step, score))
@@ -477,6 +483,8 @@ class Trainer:
         seconds = time.monotonic() - began
         self.emit(msgspec.structs.replace(done, step=progress.step, best=best, seconds=seconds))
         self.emit(SampleDrawn(step=progress.step, prompt=prompt, text=text))
+        if able is not None:
+            self.emit(msgspec.structs.replace(able, step=progress.step))
         for reading in parts.lens.read(self.session.model, parts.dtype) if parts.lens else ():
             self.emit(msgspec.structs.replace(reading, step=progress.step))
         if best and progress.step > 0:
@@ -489,6 +497,20 @@ class Trainer:
         self._decide(decided)
         for decision in decided:
             self._say("info", f"the experts are mixed by what is lacking of them: {decision.value}")
+
+    def _capabilities(self) -> CapabilitiesScored | None:
+        """The student's answers to held-out prompts, judged; None where none are asked."""
+        parts = self.parts
+        if not parts.measured:
+            return None
+        return score_student(
+            self.session.model,
+            parts.tokenizer,
+            parts.measured,
+            self.config.schedule.capability_tokens,
+            parts.dtype,
+            self.steering.serve,
+        )
 
     # Checkpoints
 

@@ -387,6 +387,7 @@ class TrainingJob:
                 lens=_lens(prepared, vocabulary, tokenizer),
                 rounds=self._rounds(prepared, tokenizer),
                 training_seconds=self._training_seconds(loaded),
+                measured=preparation.measured,
             )
         )
         if loaded is not None:

@@ -16,6 +16,7 @@ from tiny_expert import make_expert
 from engine.budget import scores_online
 from engine.config import RunConfig, digest, load_config, to_json
 from engine.distill import worker
+from engine.distill.capabilities import student_prompts
 from engine.distill.checkpoint import CheckpointStore
 from engine.distill.journal import Journal
 from engine.distill.phases import Schedule, plan_phases
@@ -50,6 +51,7 @@ SMALL = {
     "schedule.max_steps": 12,
     "schedule.eval_interval": 100,
     "schedule.sample_tokens": 4,
+    "schedule.capability_prompts": 0,
 }
 _WORDS = ("river", "town", "bank", "old", "snow", "stone", "bridge", "water", "mill", "field")
 
@@ -174,6 +176,10 @@ def make_trainer(
             dtype=torch.float32,
             sample_prompts=("Tell of the river.",),
             rounds=rounds,
+            measured=student_prompts(
+                *(tokenizer, experts, config.schedule.capability_prompts),
+                *(config.schedule.capability_tokens, optimizer.max_seq_len),
+            ),
         )
     )
 

@@ -39,6 +39,7 @@ SMALL = {
     "device.threads": 1,
     "schedule.log_interval": 5,
     "schedule.eval_interval": 10,
+    "schedule.capability_prompts": 0,
     "schedule.sample_tokens": 6,
 }
 """A student and a step that take milliseconds; two micro-batches make a step."""
