@@ -134,6 +134,22 @@ def test_a_broken_data_file_is_found_before_the_start(ws):
         launch_training(ws, nano(ws, f"data.files=['{path}']"))
 
 
+def test_public_text_needs_its_library_only_where_it_is_used(ws, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    text = ws.root / "data.jsonl"
+    text.write_text('{"text": "fine"}\n')
+
+    def full(*overrides: str) -> RunConfig:
+        own = [f"data.files=['{text}']", "student.tokenizer=train", *overrides]
+        return load_config(ws, preset="1b", experts=("local",), overrides=own)
+
+    with pytest.raises(MissingError, match=r"pip install 'gladius\[data\]'") as raised:
+        launch_training(ws, full())
+    assert "data.corpora=[]" in str(raised.value) and "\n" not in str(raised.value)
+    for without in ("data.generate=false", "data.corpora=[]"):
+        assert launch_training(ws, full(without)).config.data.files == [str(text)]
+
+
 def test_a_running_job_is_seen_before_the_files_are_read(ws):
     (ws.root / "data.jsonl").write_text("broken")
     config = nano(ws, f"data.files=['{ws.root / 'data.jsonl'}']")

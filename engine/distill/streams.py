@@ -25,7 +25,7 @@ from engine.distill.projection import Projector
 from engine.distill.scoring import OnlineTargets, hear
 from engine.distill.targets import Row
 from engine.distill.teacher import Teacher
-from engine.errors import UsageError
+from engine.errors import GladiusError, UsageError
 from engine.experts.registry import ExpertSpec
 from engine.hubtext import HubPieces
 from engine.textdata import Example
@@ -50,6 +50,10 @@ def open_texts(sources: Sequence[str], cache_dir: Path) -> list[Text]:
         texts.append(FileText(list(found), files[0] if len(files) == 1 else ""))
     hub = [source for source in sources if source.startswith(HUB)]
     return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
+
+
+class TextLost(GladiusError):
+    """The text can't be read any further; what was trained is whole and worth a checkpoint."""
 
 
 class Order:
@@ -214,7 +218,10 @@ class StreamSource:
             future = coming[2]
         while not wait([future], timeout=1.0).done:
             self._beat(f"reading {self.text.title}")
-        return future.result()
+        try:
+            return future.result()
+        except GladiusError as error:
+            raise TextLost(str(error)) from error
 
     def _tell(self, read: _Read) -> None:
         self.counts.windows += 1

@@ -45,6 +45,7 @@ from engine.distill.probes import Lens
 from engine.distill.rounds import PASSES, OwnSource, Round, Rounds
 from engine.distill.session import Session
 from engine.distill.steering import Interrupted, Steering
+from engine.distill.streams import TextLost
 from engine.distill.targets import Row, TargetStore
 from engine.distill.train_state import TrainState
 from engine.errors import GladiusError
@@ -175,6 +176,9 @@ class Trainer:
             except Interrupted:
                 self.save("stop")
                 return "stopped"
+            except TextLost:
+                self.save("stop")
+                raise
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise

@@ -17,7 +17,7 @@ from engine.distill import corpus
 from engine.distill.feeds import Cursor, Place, cursors_from_json, cursors_to_json
 from engine.distill.scoring import CachedSource
 from engine.distill.streams import Order, StreamSource, open_texts
-from engine.errors import UsageError
+from engine.errors import GladiusError, UsageError
 from engine.run.events import DataReady, LogLine, StepDone, Stop
 from engine.textdata import read_data_file
 from engine.workspace import Workspace
@@ -148,7 +148,7 @@ def test_unreadable_lines_are_told_a_few_times_and_left_out(ws):
 def test_text_that_nobody_can_teach_ends_the_run_with_one_line(ws):
     write_texts(ws.root / "text.jsonl", 40)
     (ws.root / "text.jsonl").write_text('{"text": "one"}\n' + "{broken\n" * 200)
-    with pytest.raises(UsageError, match="nothing") as raised:
+    with pytest.raises(GladiusError, match="nothing") as raised:
         train(ws, make_config(ws, **STREAM), KeepingLink())
     assert "\n" not in str(raised.value)
 
@@ -252,6 +252,27 @@ def test_public_corpora_go_to_the_experts_of_their_capabilities(ws, tmp_path):
     assert trainer.run() == "completed" and link.steps() == list(range(1, 9))
     # Without answers, a run learns from its files alone.
     assert corpora_in_use(make_config(ws, **{**fields, "data__generate": "false"}).data) == []
+
+
+def test_a_text_that_is_lost_meanwhile_leaves_a_checkpoint_and_is_gone_on_with(ws):
+    write_texts(ws.root / "text.jsonl", 60)
+    content = (ws.root / "text.jsonl").read_bytes()
+    config = make_config(ws, **STREAM, schedule__max_steps=30)
+
+    def lose(event: Any) -> list:
+        if isinstance(event, StepDone) and event.step == 4:
+            (ws.root / "text.jsonl").unlink()
+        return []
+
+    link = KeepingLink(lose)
+    with pytest.raises(GladiusError, match=r"text\.jsonl: No such file.*resume"):
+        train(ws, config, link)
+    reached = link.steps()[-1]
+    assert 4 <= reached < 30
+    (ws.root / "text.jsonl").write_bytes(content)
+    link = KeepingLink()
+    assert train(ws, config, link, resume=True) == 0
+    assert link.steps() == list(range(reached + 1, 31))
 
 
 def test_a_text_that_changed_is_not_gone_on_with(ws):
