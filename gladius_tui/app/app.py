@@ -183,8 +183,12 @@ class GladiusApp(App[int]):
         ended = message.ended
         with contextlib.suppress(ValueError):
             self.launched.remove(ended.argv)
-        for screen in self.screens.values():
-            screen.launch_ended(ended)
+        told = False
+        for mode, screen in self.screens.items():
+            told |= screen.launch_ended(ended) and mode == self.current_mode
+        if ended.error and not told:
+            title = f"gladius_train {ended.argv[0]}"
+            self.notify(ended.error, title=title, severity="error", timeout=30, markup=False)
 
     def ask(self, job: Job, command: AnyCommand) -> None:
         """Send a command to a running job; the answer is shown when it comes."""

@@ -188,16 +188,23 @@ class ExportScreen(JobScreen):
         if not self.run_id:
             return Content.styled("Nothing was exported yet. ^s starts it.", "$foreground 60%")
         room = max(8, (self.size.width // 2) - 56)
-        rows: list[Content | str] = [
-            Content.assemble(
-                "✓ " if task.finished else "◆ ",
-                padded(task.label, 26),
-                " ",
-                bar(share_of(task), room, "$success" if task.finished else "$primary"),
-                f" {amount(task.done, task.unit):>11} {rate(task):>12} {eta(task)}",
+        rows: list[Content | str] = []
+        tasks = list(self.tasks.values())
+        for task in tasks:
+            # One stage follows another: what is not the last is over.
+            over = task.finished or task is not tasks[-1] or not self.live
+            colour = "$success" if over else "$primary"
+            told = "" if over else f" {rate(task):>12} {eta(task)}"
+            done = f" {amount(task.done, task.unit):>11}" if task.done else ""
+            rows.append(
+                Content.assemble(
+                    "✓ " if over else "◆ ",
+                    padded(task.label, 26),
+                    " ",
+                    bar(1.0 if over else share_of(task), room, colour),
+                    f"{done}{told}",
+                )
             )
-            for task in self.tasks.values()
-        ]
         rows += [""] if rows else []
         marks = {"error": "✗ ", "warning": "! ", "info": "  "}
         rows += [f"{marks[level]}{text}" for level, text in self._log]

@@ -158,7 +158,7 @@ class JobScreen(GladiusScreen):
             self.notice.say("starting…")
             self.refresh_bindings()
 
-    def launch_ended(self, ended: Ended) -> None:
+    def launch_ended(self, ended: Ended) -> bool:
         if ended.job == self.JOB:
             self.launching = False
             if ended.error:
@@ -167,6 +167,7 @@ class JobScreen(GladiusScreen):
                 self.notice.say("")
             self.refresh_bindings()
             self.show()
+        return ended.job == self.JOB
 
     def _begin(self, run_id: str) -> None:
         self.run_id, self.ended, self.tasks = run_id, None, {}

@@ -301,15 +301,16 @@ class ModelsScreen(GladiusScreen):
         elif self.gladius.launch(argv):
             self.notice.say(f"{saying}…")
 
-    def launch_ended(self, ended: Ended) -> None:
+    def launch_ended(self, ended: Ended) -> bool:
         if ended.argv[0] != "models":
-            return
+            return False
         if ended.error:
             self.notice.say(ended.error, "error")
         else:
             told = {"--verify": "all that is here verifies", "add": "added", "remove": "removed"}
             self.notice.say(told.get(ended.argv[1], "done"), "done")
         self.action_refresh()
+        return True
 
     def action_remove(self) -> None:
         shelf, name = self._shelf, self.chosen

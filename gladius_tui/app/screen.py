@@ -122,8 +122,10 @@ class GladiusScreen(Screen[None]):
     def launch_begun(self, argv: Sequence[str]) -> None:
         """A command was started (`app.launch`)."""
 
-    def launch_ended(self, ended: Ended) -> None:
-        """A command that the app has started is over (`app.launch`)."""
+    def launch_ended(self, ended: Ended) -> bool:
+        """A command that the app has started is over (`app.launch`); whether this screen has told
+        its error."""
+        return False
 
     def theme_changed(self) -> None:
         """Draw anew what holds colours of the theme (those of TCSS change by themselves)."""

@@ -425,9 +425,9 @@ class TrainScreen(GladiusScreen):
     def on_job_detached(self, _: JobDetached) -> None:
         self._read()
 
-    def launch_ended(self, ended: Ended) -> None:
+    def launch_ended(self, ended: Ended) -> bool:
         if ended.job != "train":
-            return
+            return False
         self._launching = False
         if ended.error:
             self.notice.say(ended.error, "error")
@@ -435,3 +435,4 @@ class TrainScreen(GladiusScreen):
             self.notice.say("")
         self.refresh_bindings()
         self._changed()
+        return True

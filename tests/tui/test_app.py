@@ -236,3 +236,10 @@ print([name for name in sys.modules if name.startswith(heavy)])
     )
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip() == "[]"
+
+
+async def test_a_command_that_no_screen_answers_for_is_told_anyway(root):
+    async with opened(root, "dashboard", launch=("resume",)) as (app, pilot):
+        await until(
+            pilot, lambda: any("no checkpoint" in note.message for note in app._notifications), 30
+        )
