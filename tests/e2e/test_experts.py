@@ -8,14 +8,16 @@ import resource
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from program import LAUNCHER, Root
+from program import LAUNCHER, Root, until
 
 from engine.experts.publish import write_manifest
 from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
+from engine.run.events import RunResumed
 from engine.workspace import write_json
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
@@ -121,6 +123,34 @@ def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
         assert not any(secret in text for text in said)
 
 
+def test_a_second_terminal_pauses_a_download_and_lets_it_go_on(
+    root: Root, expert, hub, monkeypatch
+):
+    files = {path.name: path.read_bytes() for path in expert.iterdir()}
+    hub.add("me/x", files | {"model.safetensors": bytes(40_000_000)})
+    hub.rate = 4_000_000
+    (root.path / "gladius.toml").write_text('[experts.x]\nrepo = "me/x"\n')
+    for name, value in (("HF_ENDPOINT", hub.url), ("NO_PROXY", "*"), ("no_proxy", "*")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    running = root.start("download", "x")
+    until(lambda: hub.sent > 1_000_000)
+    paused = root.run("pause")
+    assert (paused.returncode, paused.stdout) == (0, "paused\n"), paused.stderr
+    time.sleep(0.5)
+    sent = hub.sent
+    time.sleep(1.0)
+    assert hub.sent == sent
+    assert "MB downloaded; gladius_train download x" in root.run("models").stdout
+    assert "has no checkpoints" in root.error_of(2, "checkpoint")
+    assert root.run("resume", "--job", "download").stdout == "going on\n"
+    until(lambda: hub.sent > sent)
+    assert root.run("stop").stdout == "stopped\n"
+    assert running.end() == 0
+    assert any(isinstance(event, RunResumed) for event in running.events())
+    assert list(root.ws.downloads_dir.rglob("*.part"))
+
+
 def test_ones_own_experts_are_checked_added_and_removed(root: Root, expert, tmp_path):
     before = (root.path / "gladius.toml").read_text()
     own = tmp_path / "own"
@@ -150,8 +180,8 @@ def test_models_answers_at_once_with_thirteen_gigabytes_on_disk(root: Root):
         for file, size in (("config.json", 2), ("model.safetensors", specs[name].size_bytes)):
             with open(folder / file, "wb") as sparse:
                 sparse.truncate(size)
-            time = (folder / file).stat().st_mtime_ns
-            files[file] = ManifestFile(size=size, sha256="0" * 64, mtime_ns=time)
+            written = (folder / file).stat().st_mtime_ns
+            files[file] = ManifestFile(size=size, sha256="0" * 64, mtime_ns=written)
         write_json(folder / "manifest.json", Manifest(files=files))
     # Processor time, which a busy machine does not stretch as it does the clock's.
     spent = []
