@@ -129,6 +129,8 @@ class _Gathering:
         self._complete: set[str] = set()
         self._meters = {file.name: Meter() for file in listing.files}
         self._meter = Meter()
+        self._received = 0
+        """Bytes that came over the wire: what is hashed of an earlier part is no speed."""
         self._told_at = 0.0
 
     @property
@@ -141,7 +143,7 @@ class _Gathering:
         self._make_room()
         self._tell(force=True)
         self._adopt()
-        self._meter.restart(self._total_done())
+        self._meter.restart(0)
         for file in self._waiting:
             if file.size >= _LARGE:
                 self._tell_file(file)
@@ -215,7 +217,7 @@ class _Gathering:
             self._waiting.remove(file)
             busy.add(file.key)
             target = self._files / file.name
-            self._meters[file.name].restart(self._done.get(file.name, 0))
+            self._meters[file.name].restart(0)
             self._running.append(
                 Transfer(self.spec, self._listing, file, self._parts, target, self._say)
             )
@@ -227,17 +229,18 @@ class _Gathering:
         for transfer in list(self._running):
             name = transfer.file.name
             self._done[name] = transfer.done
-            self._meters[name].update(transfer.done)
+            self._meters[name].update(transfer.received)
             if transfer.alive:
                 continue
             self._running.remove(transfer)
+            self._received += transfer.received
             if transfer.complete:
                 self._finish(transfer.file)
             elif transfer.error is not None:
                 raise transfer.error
             else:
                 self._waiting.insert(0, transfer.file)  # halted by a pause
-                self._meter.restart(self._total_done())
+                self._meter.restart(self._received)
 
     def _finish(self, file: RemoteFile) -> None:
         if file in self._waiting:
@@ -262,7 +265,7 @@ class _Gathering:
         for transfer in self._running:
             self._tell_file(transfer.file)
         done, total = self._total_done(), self._listing.total
-        self._meter.update(done)
+        self._meter.update(self._received + sum(t.received for t in self._running))
         self._helm.link.emit(
             Progress(
                 task=f"download:{self.spec.name}",
@@ -271,7 +274,7 @@ class _Gathering:
                 total=total,
                 unit="B",
                 rate=self._meter.rate,
-                eta=self._meter.eta(total),
+                eta=self._meter.eta(total - done),
             )
         )
 
@@ -285,7 +288,7 @@ class _Gathering:
                 total=file.size,
                 unit="B",
                 rate=meter.rate,
-                eta=None if finished else meter.eta(file.size),
+                eta=None if finished else meter.eta(file.size - self._done.get(file.name, 0)),
                 finished=finished,
             )
         )

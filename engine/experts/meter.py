@@ -35,7 +35,7 @@ class Meter:
         (began, first), (ended, last) = self._marks[0], self._marks[-1]
         return (last - first) / (ended - began) if ended - began >= _LEAST else None
 
-    def eta(self, total: float) -> float | None:
-        """Seconds until `total` at this rate; None where it can't be told."""
+    def eta(self, remaining: float) -> float | None:
+        """Seconds that so many more units take at this rate; None where it can't be told."""
         rate = self.rate
-        return (total - self._marks[-1][1]) / rate if rate else None
+        return remaining / rate if rate else None

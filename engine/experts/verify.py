@@ -172,7 +172,7 @@ class _Teller:
                 total=self._total,
                 unit="B",
                 rate=self._meter.rate,
-                eta=None if finished else self._meter.eta(self._total),
+                eta=None if finished else self._meter.eta(self._total - self._done),
                 finished=finished,
             )
         )
