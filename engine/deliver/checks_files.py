@@ -18,6 +18,7 @@ from engine.config import StudentConfig
 from engine.deliver.checks import listed, row
 from engine.distill.model_record import RECORD, ModelRecord
 from engine.distill.tensor_files import first_non_finite, hash_file
+from engine.errors import GladiusError
 from engine.run.events import CheckDone
 from engine.sizing import parameter_count
 
@@ -154,7 +155,7 @@ def survey(tensors: Iterator[tuple[str, torch.Tensor]], beat: Beat) -> TensorSur
             if first_non_finite({name: tensor}) is not None:
                 count = int((~torch.isfinite(tensor)).sum())
                 found.bad.append(f"{name}: {count:,} of {tensor.numel():,} numbers")
-    except (OSError, SafetensorError, BadFolder, ValueError) as error:
+    except (OSError, SafetensorError, BadFolder, GladiusError, ValueError) as error:
         found.error = " ".join(str(error).split())
     return found
 

@@ -17,10 +17,7 @@ def check_gguf_file(path: Path, beat: Callable[[str], None]) -> tuple[CheckDone,
     """The file is whole, as far as its own header tells; also its SHA-256."""
     digest = hash_file(path, lambda: beat(f"reading {path.name}"))
     try:
-        expert = GGUFExpert(path)
-        expert.config()
-        for _ in expert.tensors():
-            beat(f"reading {path.name}")
+        GGUFExpert(path).config()
         value, ok = f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB", True
     except Exception as error:  # whatever half a file makes of the reader
         value, ok = short(error), False
@@ -30,7 +27,7 @@ def check_gguf_file(path: Path, beat: Callable[[str], None]) -> tuple[CheckDone,
         "file is readable",
         ok,
         value,
-        "The header, the metadata and every tensor that it announces are in the file.",
-        bound="header, metadata, tensors",
+        "The header can be read, and the file is as long as its tensors need.",
+        bound="header, metadata, length",
     )
     return done, digest

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+from tokenizers import Tokenizer
 
 from engine.deliver.checks import row, skipped
 from engine.deliver.checks_load import Loaded
@@ -73,15 +74,19 @@ class HeldOut:
     why: str = ""
 
 
-def open_held_out(record: ModelRecord | None, cache: Path, loaded: Loaded) -> list[HeldOut]:
+def open_held_out(
+    record: ModelRecord | None, cache: Path, folder: Path, loaded: Loaded
+) -> list[HeldOut]:
     """What the model's run held out, for each expert of the run.
 
-    cache: tmp/experts_cache, below which everything lies.
+    cache: tmp/experts_cache, below which everything lies. folder: the model's, whose tokenizer the
+    text must have been made with (one rebuilt from a GGUF file is the same only in what it does).
     """
     if record is None or not record.held_out:
         return []
     vocabulary = ByteVocabulary(
-        loaded.tokenizer.backend_tokenizer, int(loaded.model.config.vocab_size)
+        Tokenizer.from_file(str(folder / "tokenizer.json")),
+        int(loaded.model.config.vocab_size),
     )
     return [_open(name, cache, folder, vocabulary) for name, folder in record.held_out.items()]
 

@@ -326,7 +326,9 @@ class Validation:
         cache = self.workspace.experts_cache_dir
 
         def held_out() -> Iterable[CheckDone]:
-            return check_held_out(open_held_out(source.record, cache, loaded), loaded, serve)
+            return check_held_out(
+                open_held_out(source.record, cache, source.folder, loaded), loaded, serve
+            )
 
         self._tell(guarded("quality", "bits_per_byte", "bits per byte", held_out))
         self._tell(
