@@ -60,8 +60,9 @@ compare: setup
 	@$(BIN)/python -m benchmarks.compare
 
 faults: setup
-	$(PYTEST) -m "slow or not slow" tests/run tests/distill/test_checkpoint.py \
-		tests/distill/test_guards.py tests/experts
+	$(PYTEST) -m "slow or not slow" tests/faults tests/run tests/e2e tests/experts \
+		tests/distill/test_checkpoint.py tests/distill/test_guards.py \
+		tests/distill/test_trainer.py tests/tui/test_clean.py tests/tui/test_terminal.py
 
 pictures: setup
 	@./gladius_train --no-ui --quiet download smollm2

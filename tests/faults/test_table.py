@@ -1,0 +1,15 @@
+"""The table of faults names tests that are there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+TESTS = Path(__file__).parents[1]
+
+
+def test_every_test_that_the_table_names_is_there():
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (TESTS / "faults/README.md").read_text())
+    assert len(named) > 40
+    for file, test in named:
+        assert re.search(rf"^def {test}\(", (TESTS / file).read_text(), re.MULTILINE), test
