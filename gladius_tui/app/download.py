@@ -122,10 +122,6 @@ class DownloadScreen(JobScreen):
         info = self.gladius.watcher.jobs.get("download")
         return info is not None and info.status == "paused"
 
-    def job_changed(self) -> None:
-        super().job_changed()
-        self.refresh_bindings()
-
     # Reading
 
     @work(thread=True, exclusive=True, group="shelf", exit_on_error=False)

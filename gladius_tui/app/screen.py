@@ -73,6 +73,8 @@ class GladiusScreen(Screen[None]):
         (mode,) = [mode for mode in MODES if mode.name == self.MODE]
         self.title = mode.title
         self._about = mode.about
+        self._states: tuple[tuple[str, str], ...] = ()
+        """The jobs that ran, and how, when the keys were last looked at."""
 
     @property
     def gladius(self) -> GladiusApp:
@@ -137,6 +139,10 @@ class GladiusScreen(Screen[None]):
 
     def job_changed(self) -> None:
         """What runs has changed (`app.watcher.jobs`)."""
+        states = tuple((job, info.status) for job, info in self.gladius.watcher.jobs.items())
+        if states != self._states:
+            self._states = states
+            self.refresh_bindings()
         if self.composed and self.is_current:
             self.query_one(TopBar).refresh()
             self.query_one("#summary", Static).update(self.summary())

@@ -372,10 +372,6 @@ class TrainScreen(GladiusScreen):
             return "train" not in self.gladius.watcher.jobs and not self._launching
         return super().check_action(action, parameters)
 
-    def job_changed(self) -> None:
-        super().job_changed()
-        self.refresh_bindings()
-
     # Starting
 
     def action_start(self) -> None:

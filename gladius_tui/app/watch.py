@@ -39,6 +39,8 @@ JOBS: tuple[Job, ...] = get_args(Job)
 _LOOK_SECONDS = 0.5
 _BATCH_SECONDS = 0.1
 _QUIET_SECONDS = 0.5
+# The line at the top is read by people.
+_TELL_SECONDS = 0.5
 _PAGE = 1000
 
 
@@ -345,12 +347,12 @@ class _Pump:
         self.given = attachment.seq
         """Number of the last event that was handed on."""
         self.info = self._known()
-        """The job as it was when it was found."""
+        """The job as it was told last."""
 
     def run(self) -> None:
         info = self.info
         batch: list[AnyEvent] = []
-        handed = 0.0
+        handed = told = 0.0
         try:
             while not self._watcher._over.is_set():
                 wait = _BATCH_SECONDS if batch else _QUIET_SECONDS
@@ -362,20 +364,22 @@ class _Pump:
                     break
                 now = time.monotonic()
                 if batch and now - handed > _BATCH_SECONDS:
-                    self._hand_on(batch, info)
+                    self._hand_on(batch)
                     batch, handed = [], now
-            self._hand_on(batch, info)
+                    if now - told > _TELL_SECONDS or info.status != self.info.status:
+                        self.info, told = info, now
+                        self._watcher._tell(info, self.job)
+            self._hand_on(batch)
         finally:
             self._attachment.close()
             self._watcher._detach(self)
 
-    def _hand_on(self, batch: list[AnyEvent], info: JobInfo) -> None:
+    def _hand_on(self, batch: list[AnyEvent]) -> None:
         if not batch:
             return
         with self._watcher._lock:
             self.given = batch[-1].seq
             self._watcher._deliver(self.job, batch)
-        self._watcher._tell(info, self.job)
 
     def _known(self) -> JobInfo:
         """The job as the history tells it, up to where the live events begin."""
