@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -51,10 +50,10 @@ from engine.deliver.report import (
     verdict_text,
     write_report,
 )
-from engine.deliver.source import Source, open_source
-from engine.distill.model_record import RECORD, read_record
+from engine.deliver.source import Source
+from engine.deliver.validate_choice import ValidateConfig, choose_model, report_path
 from engine.distill.steering import Interrupted, Steering
-from engine.errors import ExitCode, MissingError, UsageError
+from engine.errors import ExitCode
 from engine.experts.gguf_source import GGUFExpert
 from engine.run.events import (
     CheckDone,
@@ -73,21 +72,6 @@ _GREEDY_TOKENS = 24
 _SMALL = 50_000_000
 _PATIENCE = 5.0
 """Seconds of a stage that need no word of progress."""
-
-
-class ValidateConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be validated; nothing given: the finished model of the root."""
-
-    model: str | None = None
-    """A folder."""
-    gguf: str | None = None
-    """A GGUF file; `model` is then the folder that it is held against."""
-    checkpoint: str | None = None
-    """`latest`, `best` or a step."""
-    tasks: tuple[str, ...] = ()
-    """Of lm-evaluation-harness."""
-    tasks_path: str | None = None
-    """A folder with tasks of one's own."""
 
 
 def main(link: WorkerLink, request: JobRequest) -> int:
@@ -118,10 +102,11 @@ class Validation:
         tasks_path = Path(self.config.tasks_path) if self.config.tasks_path else None
         with self.link.busy("looking up the tasks"):
             quality_tasks.refuse_unknown(self.config.tasks, tasks_path)
+        beat = lambda: self.steering.serve("reading a checkpoint")  # noqa: E731
         try:
-            with self._source() as source:
+            with choose_model(self.workspace, self.config, beat) as source:
                 gguf = Path(self.config.gguf) if self.config.gguf else None
-                self.former = read_report(self._report_path(source))
+                self.former = read_report(report_path(self.workspace, self.config, source))
                 self._announce(source)
                 self._structure(source, gguf)
                 self._quality(source)
@@ -129,46 +114,6 @@ class Validation:
         except Interrupted:
             self.link.emit(RunEnded(status="stopped", reason="stopped; no report was written"))
             return 0
-
-    # Which model
-
-    @contextmanager
-    def _source(self) -> Iterator[Source]:
-        config, default = self.config, self.workspace.model_dir
-        if config.checkpoint is not None and (config.model or config.gguf):
-            raise UsageError("--checkpoint is one of this root: leave out --model and --gguf")
-        if config.gguf is not None:
-            gguf = Path(config.gguf)
-            if not gguf.is_file():
-                raise MissingError(f"there is no file {gguf}; make one with: gladius_train export")
-            folder = Path(config.model) if config.model else gguf.parent
-            yield Source(folder, f"the GGUF file {gguf.name}", True, read_record(folder))
-        elif config.model is not None or (config.checkpoint is None and _holds_model(default)):
-            folder = Path(config.model or default)
-            if not _holds_model(folder):
-                raise MissingError(
-                    f"{folder} holds no model (config.json and safetensors); give the folder of "
-                    "one, or train one with: gladius_train train"
-                )
-            title = "the finished model" if folder == default else f"the model in {folder}"
-            yield Source(folder, title, True, read_record(folder))
-        else:
-            checkpoint = config.checkpoint
-            beat = lambda: self.steering.serve("reading a checkpoint")  # noqa: E731
-            with open_source(self.workspace, "validate", checkpoint, beat) as source:
-                yield source
-
-    @property
-    def _kind(self):
-        return "gguf" if self.config.gguf else None
-
-    def _report_path(self, source: Source) -> Path:
-        if self.config.gguf is not None:
-            return Path(self.config.gguf).with_suffix(".validation.json")
-        if source.finished:
-            return source.folder / "validation.json"
-        step = source.record.step if source.record else 0
-        return self.workspace.checkpoints_dir / f"validation-step-{step:09d}.json"
 
     def _announce(self, source: Source) -> None:
         record = source.record
@@ -433,7 +378,7 @@ class Validation:
         )
 
     def _write(self, source: Source, report: Report) -> Path:
-        path = self._report_path(source)
+        path = report_path(self.workspace, self.config, source)
         try:
             write_report(path, report)
         except OSError as error:
@@ -464,11 +409,3 @@ class Validation:
 
     def _say(self, text: str, level: str = "info") -> None:
         self.link.emit(LogLine(level=level, text=text))  # type: ignore[arg-type]
-
-
-def _holds_model(folder: Path) -> bool:
-    """Whether somebody meant this folder as a model, be it a broken one."""
-    if not folder.is_dir():
-        return False
-    there = {path.name for path in folder.iterdir()}
-    return bool(there & {"config.json", RECORD}) or any(n.endswith(".safetensors") for n in there)
