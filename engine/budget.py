@@ -118,7 +118,11 @@ class TokenBudget:
             return f"text: {had} tokens to be had; how many are used depends on how long it runs"
         text = f"text: {had} tokens to be had, {_words(self.to_be_used)} to be used"
         if self.epochs is not None:
-            text += f", {self.epochs:.2g} epochs"
+            text += (
+                f", {self.epochs:,.0f} epochs"
+                if self.epochs >= 10
+                else f", {self.epochs:.2g} epochs"
+            )
         if self.warns:
             text += f" (over {MOST_EPOCHS:g} teach little: give more text with --data)"
         return text
