@@ -5,7 +5,7 @@ and its chart. What is known of the run is `board`'s, how it is written `panes`'
 from __future__ import annotations
 
 import time
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
 from textual.app import ComposeResult
@@ -27,6 +27,9 @@ from gladius_tui.app.dashboard_chart import ChartKeys
 from gladius_tui.app.dashboard_panes import Pane, Panes, Tabs
 from gladius_tui.app.panes import summary_line
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
+
+if TYPE_CHECKING:
+    from gladius_tui.app.lens import Lens
 
 wall_clock = time.time
 """What ages are measured by."""
@@ -114,6 +117,8 @@ class DashboardScreen(ChartKeys):
         self._scheduled = False
         self._stale: set[str] = set()
         """What has changed since it was drawn."""
+        self._lens: Lens | None = None
+        """The lens, while it is open over this screen."""
 
     # Life
 
@@ -133,7 +138,8 @@ class DashboardScreen(ChartKeys):
         await self.make_chart()
 
     def on_screen_resume(self) -> None:
-        self._redraw()
+        # What was drawn last is shown at once; then what has come since.
+        self.call_after_refresh(self._redraw)
 
     def on_resize(self) -> None:
         self.call_after_refresh(self._resized)
@@ -202,6 +208,8 @@ class DashboardScreen(ChartKeys):
         if board is None and self._attached:
             board = Board(run_id=self._attached)  # so new that nothing of it was written yet
         self.board = board
+        if self._lens is not None and board is not None:
+            self._lens.show(board)
         if board is None:
             self._notice(EMPTY)
             self._redraw()
@@ -231,7 +239,7 @@ class DashboardScreen(ChartKeys):
 
     def _schedule(self) -> None:
         """Draw soon: at most four times a second, and not while another screen is shown."""
-        if self._scheduled or not self.is_current:
+        if self._scheduled or not (self.is_current or self._lens is not None):
             return
         self._scheduled = True
         wait = max(0.01, _DRAW_SECONDS - (time.monotonic() - self._drawn_at))
@@ -251,14 +259,13 @@ class DashboardScreen(ChartKeys):
         self._scheduled = False
         if not self.is_mounted or not self.is_running:
             return
-        lens = self.lens
         self._drawn_at = time.monotonic()
         board = self.board
         stale = self._stale | (board.take_changes() if board is not None else set())
-        if lens is not None and "probes" in stale:
-            lens.refresh_lens()
-        if not self.is_current and lens is None:
-            self._stale = stale
+        if self._lens is not None and "probes" in stale:
+            self._lens.refresh_lens()
+        if not self.is_current:
+            self._stale = stale  # drawn when this is seen again
             return
         now = wall_clock()
         for pane in self.query(Pane):
@@ -365,19 +372,17 @@ class DashboardScreen(ChartKeys):
 
     # The lens
 
-    @property
-    def lens(self):
-        """The lens, while it is open over this screen."""
+    def action_lens(self) -> None:
         from gladius_tui.app.lens import Lens
 
-        top = self.app.screen if self.app.screen_stack else None
-        return top if isinstance(top, Lens) and self.is_attached else None
+        if self.board is None:
+            return
 
-    def action_lens(self) -> None:
-        if self.board is not None:
-            from gladius_tui.app.lens import Lens
+        def closed(_: None) -> None:
+            self._lens = None
 
-            self.app.push_screen(Lens(self.board))
+        self._lens = Lens(self.board)
+        self.app.push_screen(self._lens, closed)
 
 
 def _key(command: AnyCommand) -> str:

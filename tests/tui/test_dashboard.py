@@ -16,6 +16,7 @@ import pytest
 from recording import recorded, write_run
 from textual.widgets import OptionList, SelectionList
 
+from engine.run.events import ProbeRead, RunEnded
 from engine.run.history import History
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
@@ -179,6 +180,19 @@ async def test_the_lens_opens_over_it(ws):
         assert app.screen is screen
 
 
+async def test_the_lens_is_read_anew_at_every_evaluation(ws):
+    readings = [e for e in EVENTS if isinstance(e, ProbeRead)]
+    write_run(ws, [e for e in EVENTS if e.step < 100 and not isinstance(e, RunEnded)])
+    async with opened(ws) as (app, pilot, screen):
+        await pilot.press("v")
+        await until(pilot, lambda: app.screen is not screen)
+        title = app.screen.query_one("#lens")
+        await until(pilot, lambda: "step 88" in str(title.border_title))
+        screen._take([msgspec.structs.replace(e, seq=0) for e in readings[-4:]])
+        await until(pilot, lambda: "step 220" in str(title.border_title))
+        assert "at step 88" in str(app.screen.query_one("#lens-body").render())  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("size", [(80, 24), (70, 17), (99, 40)])
 async def test_narrow_it_shows_one_pane_at_a_time(ws, size):
     write_run(ws, EVENTS)
@@ -269,13 +283,13 @@ async def test_a_run_started_elsewhere_is_attached_and_steered(ws, toy):
         board = await attached(pilot, screen)
         first = board.step or 0
         await until(pilot, lambda: (board.step or 0) > first + 10)
-        assert "training" in text(screen, "run")
+        await until(pilot, lambda: "training" in text(screen, "run"))
 
         await pilot.press("p")
         await until(pilot, lambda: board.status == "paused" and not screen._asked)
         stood = board.step
         await until(pilot, lambda: f"pause asked → paused at step {stood:,}" in text(screen, "log"))
-        assert "paused" in text(screen, "run")
+        await until(pilot, lambda: "paused" in text(screen, "run"))
 
         await pilot.press("p")
         await until(pilot, lambda: board.status == "training" and (board.step or 0) > stood)
@@ -294,7 +308,7 @@ async def test_a_run_started_elsewhere_is_attached_and_steered(ws, toy):
         await until(pilot, lambda: board.status == "ended")
         await until(pilot, lambda: process.poll() == 0)
         await until(pilot, lambda: not screen._attached)
-        assert "ended" in text(screen, "run")
+        await until(pilot, lambda: "ended" in text(screen, "run"))
         await pilot.press("p")
         assert not screen._asked, "there is nobody to ask"
 
