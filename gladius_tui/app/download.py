@@ -105,6 +105,8 @@ class DownloadScreen(JobScreen):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         match action:
+            case "mark" | "all":
+                return not self.live
             case "start" | "force":
                 return not self.live and not self.launching
             case "retry":
@@ -185,7 +187,7 @@ class DownloadScreen(JobScreen):
         self.query_one("#queue", Table).fill(header, rows)
         self._show_total(shelf, width)
         self._show_files()
-        said = self._log or self._hints(shelf)
+        said = self._log or ([] if self.live else self._hints(shelf))
         self.query_one("#said-text", Static).update("\n".join(said))
         self.query_one("#said", VerticalScroll).scroll_end(animate=False)
 

@@ -56,7 +56,7 @@ class Help(Dialog[None]):
             binding = active.binding
             if binding.system or not (binding.description or active.tooltip):
                 continue
-            if isinstance(active.node, App):
+            if isinstance(active.node, App) or (not binding.id and active.node is self._of):
                 name = "Everywhere"
             elif isinstance(active.node, GladiusScreen):
                 name = "On this screen"

@@ -38,8 +38,8 @@ def _bindings(app: GladiusApp, screen: GladiusScreen) -> Iterator[SystemCommand]
     told: set[str] = set()
     for active in screen.active_bindings.values():
         binding = active.binding
-        if binding.system or not binding.description or binding.action in told:
-            continue
+        if not binding.id or not binding.description or binding.action in told:
+            continue  # those without an id are Textual's own, such as tab
         if binding.action.startswith("app.mode") or not active.enabled:
             continue
         if active.node not in (screen, app):
@@ -71,8 +71,10 @@ def _commands(app: GladiusApp) -> Iterator[SystemCommand]:
         elif name == "resume":
             yield SystemCommand(title, about, partial(_launch, app, ["resume"], "dashboard"))
         elif isinstance(command, click.Group):
-            for sub in sorted(command.commands):
-                yield SystemCommand(f"{title} {sub}", about, partial(_print, app, [name, sub]))
+            for word, sub in sorted(command.commands.items()):
+                asks = ["--help"] if any(param.required for param in sub.params) else []
+                act = partial(_print, app, [name, word, *asks])
+                yield SystemCommand(f"{title} {word}", sub.get_short_help_str(90), act)
         else:
             yield SystemCommand(title, about, partial(_print, app, [name]))
 

@@ -52,6 +52,8 @@ def job_content(info: JobInfo, width: int) -> Content:
     word = _VERBS[info.job] if info.status == "running" else f"{info.job} {info.status}"
     if info.job == "train" and info.doing and info.status == "running":
         word = "preparing"  # what its share is of, the Dashboard tells
+    if info.doing.endswith("verifying") and info.status == "running":
+        word = "verifying"
     parts = [word]
     if info.job == "train" and info.step:
         parts.append(f"step {info.step:,}")
