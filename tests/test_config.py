@@ -32,10 +32,13 @@ def problems(ws: Workspace, **options) -> list[str]:
     return str(raised.value).splitlines()
 
 
-def test_the_preset_1b_is_what_the_fields_default_to(ws):
+def test_without_a_preset_it_is_1b_whose_student_is_what_the_fields_default_to(ws):
     assert {"1b", "nano"} <= set(preset_names())
-    bare = load_config(ws, overrides=["data.corpora=[]"])
-    assert bare == load_config(ws, preset="1b", overrides=["data.corpora=[]"]) == RunConfig()
+    config = load_config(ws)
+    assert config == load_config(ws, preset="1b")
+    plain = RunConfig()
+    for section in ("student", "experts", "targets", "loss", "optimizer", "checkpoint", "guards"):
+        assert getattr(config, section) == getattr(plain, section)
 
 
 def test_every_preset_is_valid_and_names_itself(ws):

@@ -101,7 +101,8 @@ class GladiusApp(App[int]):
         """By mode: the screens that were opened."""
         self.launched: list[tuple[str, ...]] = []
         """Commands that were started here and are not over yet."""
-        self._to_launch = tuple(launch)
+        self.opened_with = tuple(launch)
+        """The command that opened the app, and that it begins with; empty for none."""
         self._first = self._before = mode
         for theme in THEMES:
             self.register_theme(theme)
@@ -127,8 +128,8 @@ class GladiusApp(App[int]):
         self.switch_mode(self._first)
         self.watcher.start()
         self.read_state()
-        if self._to_launch:
-            self.launch(self._to_launch)
+        if self.opened_with:
+            self.launch(self.opened_with)
 
     def on_unmount(self) -> None:
         self.watcher.stop()

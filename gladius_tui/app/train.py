@@ -240,7 +240,8 @@ class TrainScreen(GladiusScreen):
         self._filling = False
         if not self._ready:
             self._ready = True
-            self._fill_from(self.gladius.launched)
+            # One that was refused at once is over by now, and is what is to be put right here.
+            self._fill_from([self.gladius.opened_with, *self.gladius.launched])
             presets.focus()
         self._changed()
 

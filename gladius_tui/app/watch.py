@@ -161,13 +161,17 @@ class _Line:
         self._lock = threading.Lock()
         self._waiting: deque[AnyEvent] = deque()
         self._told = False
+        self._told_up_to = 0
         self.held_back = False
         """What comes waits for the history that is to be told first."""
 
     def release(self, past: Sequence[AnyEvent]) -> None:
-        """Tell the history, then what came since."""
+        """Tell the history, then what came since.
+
+        The history may be ahead of the live events: what it told already is not told again.
+        """
         with self._lock:
-            last = past[-1].seq if past else 0
+            self._told_up_to = last = past[-1].seq if past else 0
             later = [event for event in self._waiting if event.seq > last]
             self._waiting = deque([*past, *later])
             self.held_back = False
@@ -175,7 +179,7 @@ class _Line:
 
     def put(self, events: Sequence[AnyEvent]) -> None:
         with self._lock:
-            self._waiting.extend(events)
+            self._waiting.extend(event for event in events if event.seq > self._told_up_to)
             if self._told or self.held_back or not self._waiting:
                 return
             self._told = True
