@@ -45,7 +45,8 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise ValueError('"text" is empty')
 
 
-_OPTIONAL = ("capability", "expert", "complete")
+OPTIONAL = ("capability", "expert", "family", "complete")
+"""Columns of a table that say more of its text."""
 _decoder = msgspec.json.Decoder(Example)
 _encoder = msgspec.json.Encoder()
 
@@ -69,7 +70,7 @@ def example_of(values: Mapping[str, Any], column: str) -> Example:
     ValueError where it is none.
     """
     content = values.get(column)
-    known = {k: values[k] for k in _OPTIONAL if values.get(k) is not None}
+    known = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
     if isinstance(content, list):
         # Tables give every turn all keys that any turn has.
         turns = [{"role": t.get("role"), "content": t.get("content")} for t in content]

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import msgspec
 
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.textdata import Example, decode_line, example_of, read_data_file
+from engine.textdata import OPTIONAL, Example, decode_line, example_of, read_data_file
 
 PIECE_BYTES = 1 << 20
 """Files are read in pieces of about this size; small ones share a piece."""
@@ -375,7 +375,7 @@ def text_column(names: Sequence[str], wanted: str | None, where: str) -> str:
 def _parquet_rows(file: Path, group: int, skip: int, warn: Warn) -> Iterator[Example | None]:
     opened = _open_parquet(file)
     column = _parquet_column(opened, file)
-    extra = [n for n in ("capability", "expert", "complete") if n in opened.schema_arrow.names]
+    extra = [n for n in OPTIONAL if n in opened.schema_arrow.names]
     row = 0
     for batch in opened.iter_batches(64, row_groups=[group], columns=[column, *extra]):
         if row + len(batch) <= skip:

@@ -44,8 +44,15 @@ def split_key(example: Example) -> str:
 
 
 def held_by_digest(key: str, share: float) -> bool:
-    """Whether a streamed text is held out: its digest decides, whatever other text there is."""
+    """Whether a digest is among the `share` of all that is held out."""
     return int(key[:13], 16) < share * 16**13
+
+
+def held_of_stream(example: Example, share: float) -> bool:
+    """Whether a streamed text is held out: its split key decides, whatever other text there is;
+    reserved families always are."""
+    reserved = example.family is not None and is_reserved(example.family)
+    return reserved or held_by_digest(split_key(example), share)
 
 
 def takers(

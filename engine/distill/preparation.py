@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.budget import scores_online, streamed_files
 from engine.config import RunConfig
 from engine.data.checks import VERSION as CHECKS
-from engine.data.prompts import Prompt
+from engine.data.prompts import Prompt, is_reserved
 from engine.distill import corpus
 from engine.distill.blocks import Reader
 from engine.distill.capabilities import score_expert, student_prompts
@@ -348,10 +348,12 @@ class Preparation:
         """The expert as on-policy rounds need it; nothing is loaded here."""
         prompts: dict[tuple[Message, ...], None] = {}
         if self.config.schedule.on_policy_share > 0:
-            talks = [e for e in examples if e.messages and corpus.example_key(e) not in held]
+            talks = [e for e in examples if e.messages and corpus.split_key(e) not in held]
             prompts = {prompt_of(talk): None for talk in talks}
             if not prompts:
-                prompts = {prompt.messages: None for prompt, _ in chosen_prompts(spec, self.config)}
+                chosen = chosen_prompts(spec, self.config)
+                learnt = (prompt for prompt, _ in chosen if not is_reserved(prompt.group))
+                prompts = {prompt.messages: None for prompt in learnt}
 
         def hear() -> tuple[Teacher, Reader, Projector]:
             teacher = self.pool.get(spec)

@@ -92,7 +92,7 @@ class StreamedText:
                     break
                 self._beat(f"reading {stream.text.title}")
                 key = corpus.example_key(example)
-                if key in passed or not corpus.held_by_digest(key, data.held_out):
+                if key in passed or not corpus.held_of_stream(example, data.held_out):
                     continue
                 if not self._taught_by(spec, example, stream):
                     continue
@@ -117,7 +117,7 @@ class StreamedText:
     ) -> list[tuple[str, StreamSource, float]]:
         """Each stream's feed, source and share of the expert's streamed rows.
 
-        `held`: keys of the other text that is held out, which is not to be learnt from a stream.
+        `held`: split keys of the other text that is held out, which is not to be learnt from a stream.
         """
         return [
             (s.name, self._source(spec, s, readers, teach, held), s.share) for s in self.of(spec)
@@ -136,8 +136,9 @@ class StreamedText:
         def takes(example: Example) -> bool:
             if not self._taught_by(spec, example, stream):
                 return False
-            key = corpus.example_key(example)
-            return not corpus.held_by_digest(key, share) and key not in held
+            if corpus.held_of_stream(example, share):
+                return False
+            return corpus.split_key(example) not in held
 
         size = "" if stream.text.size is None else f", {stream.text.size / 2**20:,.0f} MiB"
         self._say(f"{spec.title} streams {stream.text.title}{size}, {stream.share:.0%} of its text")

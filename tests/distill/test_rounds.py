@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from small_run import CPU, KeepingLink, make_config, make_root, make_trainer, train, weights
+from small_run import (
+    CPU,
+    KeepingLink,
+    make_config,
+    make_root,
+    make_trainer,
+    prepare,
+    train,
+    weights,
+)
 
+from engine.data.prompts import is_reserved, load_prompts
 from engine.distill.feeds import Cursor
 from engine.distill.losses import OwnTargets, SoftTargets, distillation_loss
 from engine.distill.rounds import PASSES, OwnSource
@@ -145,6 +156,30 @@ def test_what_the_student_writes_follows_from_its_weights_seed_and_step(ws):
         assert all(torch.equal(x[1].mass, y[1].mass) for x, y in zip(a, b, strict=True))
         assert all(torch.equal(x[1].ids, y[1].ids) for x, y in zip(a, b, strict=True))
         assert all(x[1].text_weight == 0.0 for x in a)
+
+
+def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
+    """Neither where text that is there has families, nor where the prompts themselves are asked."""
+    families = [f"family {n}" for n in range(160)]
+    with open(ws.root / "text.jsonl", "w") as file:
+        for family in families:
+            for n in range(3):
+                turns = [("user", f"{family}, {n}: what is it?"), ("assistant", "A river. " * 4)]
+                messages = [{"role": role, "content": text} for role, text in turns]
+                file.write(json.dumps({"family": family, "messages": messages}) + "\n")
+    _, parts = prepare(ws, make_config(ws, **OWN))
+    asked = Counter(p[0].content.partition(",")[0] for p in parts["tiny"].judge.prompts)
+    assert len(asked) > 120 and set(asked.values()) == {3}
+    assert not any(is_reserved(family) for family in asked)
+
+    (ws.root / "text.jsonl").write_text('{"text": "A river and a town on its bank."}\n' * 9)
+    reserved = {p.messages for p in load_prompts(["math"]) if is_reserved(p.group)}
+    config = make_config(ws, **OWN, **{"data__capabilities": '["math"]', "data__held_out": 0.3})
+    with open(ws.root / "text.jsonl", "a") as file:
+        file.writelines(json.dumps({"text": f"The river {n} " * 5}) + "\n" for n in range(30))
+    _, parts = prepare(ws, config)
+    prompts = set(parts["tiny"].judge.prompts)
+    assert reserved and prompts and reserved.isdisjoint(prompts)
 
 
 @pytest.mark.parametrize(

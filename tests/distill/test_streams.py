@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,9 @@ import msgspec
 import pytest
 from small_run import KeepingLink, make_config, make_root, make_trainer, prepare, train, weights
 
+from engine.data.prompts import family_digest, is_reserved
 from engine.distill import corpus
+from engine.distill.corpus import held_by_digest
 from engine.distill.feeds import Cursor, Place, cursors_from_json, cursors_to_json
 from engine.distill.scoring import CachedSource
 from engine.distill.streams import Order, StreamSource, open_texts
@@ -115,6 +118,33 @@ def test_windows_hold_all_text_but_what_is_held_out(ws):
     held = sum(corpus.held_by_digest(key, 0.1) for key in keys)
     assert 15 < held < 80 and len(seen) == 400 - held
     assert source.counts.examples == 400
+
+
+def test_variants_are_streamed_to_learn_from_or_to_measure_on_together(ws):
+    """Of a reserved family nothing is learnt, however little is held out; of all others all is."""
+    families = [f"family {n}" for n in range(160)]
+    small = {f for f in families if held_by_digest(family_digest(f), 0.02)}
+    held = {f for f in families if is_reserved(f)}
+    assert small < held
+    lines = [{"family": f, "text": f"{f}: the {word}"} for f in families for word in WORDS[:5]]
+    random.Random(0).shuffle(lines)
+    (ws.root / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    tokenizer, parts = prepare(ws, make_config(ws, **{**STREAM, "data__held_out": 0.02}))
+    (source,) = (s for s, _ in parts["tiny"].feeds.values() if isinstance(s, StreamSource))
+
+    def family_of(ids: Any) -> str:
+        return re.findall(r"family \d+(?=:)", tokenizer.decode(ids))[0]
+
+    place, learnt, number = Place(), Counter[str](), 0
+    while place.turn == 0:
+        source.forget(number)
+        window = source.window(number, place)
+        learnt.update(family_of(source.row(n, number).ids) for n in range(len(window.lengths)))
+        place, number = window.ends, number + 1
+    store = parts["tiny"].held_out
+    measured = {family_of(store.row(n).ids) for n in range(len(store))}
+    assert set(learnt) == set(families) - held and set(learnt.values()) == {5}
+    assert measured and measured <= held
 
 
 def test_a_row_is_there_until_its_window_is_forgotten(ws):
