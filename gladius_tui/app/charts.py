@@ -14,6 +14,7 @@ from rich.text import Text
 from textual import work
 from textual.color import Color
 from textual.geometry import Size
+from textual.message import Message
 from textual_plotext import Plot, PlotextPlot
 
 from gladius_tui.app.curves import (
@@ -77,6 +78,9 @@ class Chart(PlotextPlot):
     Chart { width: 1fr; height: 1fr; min-height: 4; }
     """
 
+    class Resized(Message):
+        """It has another width or height."""
+
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self.theme = "textual-clear"
@@ -110,6 +114,7 @@ class Chart(PlotextPlot):
 
     def on_resize(self) -> None:
         self._want()
+        self.post_message(self.Resized())
 
     def render(self) -> Text:
         """What was drawn last."""

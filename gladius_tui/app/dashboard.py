@@ -142,11 +142,7 @@ class DashboardScreen(ChartKeys):
         self.call_after_refresh(self._redraw)
 
     def on_resize(self) -> None:
-        self.call_after_refresh(self._resized)
-
-    def _resized(self) -> None:
-        self._redraw()
-        self.read_curves()
+        self.call_after_refresh(self._redraw)
 
     def command_line(self) -> list[str]:
         return ["dashboard"]

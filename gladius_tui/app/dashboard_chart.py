@@ -70,6 +70,8 @@ class ChartKeys(GladiusScreen):
         self._live: list[tuple[str, int, float | None]] = []
         """Live values that came while the curves were being read."""
         self._busy = False
+        self._columns = 0
+        """Columns that the last reading was for."""
 
     chart: Chart | None = None
     """None before the first paint, which does not wait for plotext."""
@@ -110,6 +112,7 @@ class ChartKeys(GladiusScreen):
         self._reading += 1
         self._busy = True
         self._live = []
+        self._columns = chart.plot_columns
         self._read_curves(
             self._reading,
             self.board.run_id,
@@ -117,8 +120,13 @@ class ChartKeys(GladiusScreen):
             tuple(self._titles),
             self.view.bounds(self.newest),
             self.newest,
-            chart.plot_columns,
+            self._columns,
         )
+
+    def on_chart_resized(self) -> None:
+        """A curve has a column for each of the chart's; it may be laid out after it was read."""
+        if self.chart is not None and self.chart.size and self.chart.plot_columns != self._columns:
+            self.read_curves()
 
     @work(thread=True, group="curves", exit_on_error=False)
     def _read_curves(
