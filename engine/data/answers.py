@@ -16,7 +16,7 @@ import msgspec
 
 from engine.data.checks import VERSION, check_digest, judge
 from engine.data.duplicates import NearDuplicates
-from engine.data.prompts import Prompt
+from engine.data.prompts import Prompt, RefusalCheck
 from engine.data.sampling import Sampling
 from engine.textdata import Example, Message
 from engine.workspace import append_line
@@ -171,8 +171,9 @@ def reason_of(written: Written) -> str:
 
 
 def is_open(prompt: Prompt) -> bool:
-    """Whether the text that answers it may be cut: its beginning can be learnt from alone."""
-    return prompt.check is None or prompt.capability == "fluency"
+    """Whether the text that answers it may be cut: its beginning can be learnt from alone, and is
+    all that a checker needs."""
+    return isinstance(prompt.check, RefusalCheck | None) or prompt.capability == "fluency"
 
 
 def select(answers: Sequence[tuple[Written, str]], keep: Keep = "right") -> list[Judged]:

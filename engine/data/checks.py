@@ -28,7 +28,7 @@ from engine.data.prompts import (
     ToolCheck,
 )
 
-VERSION = 1
+VERSION = 2
 """Counts up when a rule changes: verdicts of another version are made anew."""
 
 REASONS = {
@@ -64,11 +64,22 @@ _MARKUP = re.compile(
 _NUMBER = re.compile(
     r"(?<![\w.])[-−+]?\d[\d,  ]*(?:\.\d+)?(?:\s*/\s*\d+)?(?![\w])|(?<![\w.])-?\.\d+"
 )
+_MARK = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.):])\s+")
+"""What a line of a list begins with."""
+_CLAUSE = re.compile(
+    r"[.!?;:](?=\s|$)|\n|\b(?:so|therefore|thus|hence|because|since|as|while|whereas|but|which "
+    r"means|means that)\b",
+    re.I,
+)
+_QUOTED = 5
+"""Words in a row that, found in the question too, are taken from there and no answer."""
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[ \t]*\n(.*?)(?:```|\Z)", re.S)
 # Only the first sentences are looked at: help that ends with a caveat is no refusal.
 _REFUSAL = re.compile(
-    r"\b(?:i(?:'m| am) (?:sorry|unable|not able|afraid)|i (?:can(?:no|')t|won't|will not|must "
-    r"decline|refuse)|as an? (?:ai|assistant|language model)[^.]{0,40}(?:can(?:no|')t|not)|"
+    r"\b(?:i(?:'m| am) (?:unable|not (?:able|going|equipped|allowed|permitted|programmed|designed) "
+    r"to)|i(?:'m| am) afraid (?:i|not|that)|sorry,? (?:but )?(?:i|no|that)\b|i (?:can(?:no|')t|"
+    r"won't|will not|must decline|refuse)|i do(?:n't| not) have the (?:ability|capability|means)|"
+    r"as an? (?:ai|assistant|language model|chatbot)[^.]{0,40}(?:can(?:no|')t|not)|"
     r"(?:can(?:no|')t|unable to|not able to) (?:help|assist|provide|support|give|do that)|"
     r"not (?:something|a thing) (?:i|that i) (?:can|will)|i do(?:n't| not) (?:support|condone|feel "
     r"comfortable)|against (?:the law|my|our) ?\w*|is (?:illegal|not appropriate|unethical)|"
@@ -97,16 +108,19 @@ def judge(
     if any(_is_echo(text, asked) for text in texts):
         return "echo"
     if not complete:
-        return "truncated"
-    return "" if check is None else _checked(check, texts[-1])
+        # Whether it declines is told by how it begins.
+        wrong = _checked(check, texts[-1], "") if isinstance(check, RefusalCheck) else ""
+        return wrong or "truncated"
+    return "" if check is None else _checked(check, texts[-1], "\n".join(asked))
 
 
-def _checked(check: AnyCheck, text: str) -> str:
+def _checked(check: AnyCheck, text: str, asked: str) -> str:
     match check:
         case NumberCheck():
-            return check_number(check, text)
+            return check_number(check, without_quotes(text, asked))
         case MentionCheck():
-            return check_mention(check, text)
+            said = text if check.begins else without_quotes(text, asked)
+            return check_mention(check, said)
         case JsonCheck():
             return check_json(check, text)
         case ToolCheck():
@@ -136,7 +150,8 @@ def is_looping(text: str) -> bool:
                 c.isalnum() for w in words[start - size : start] for c in w
             ):
                 return True
-    lines = [line.strip().lower() for line in text.splitlines() if len(line.strip()) > 12]
+    lines = [_MARK.sub("", line).strip().lower() for line in text.splitlines()]
+    lines = [line for line in lines if len(line) > 12]
     if any(lines.count(line) >= 4 for line in set(lines)):
         return True
     trigrams = [tuple(words[n : n + 3]) for n in range(len(words) - 2)]
@@ -167,21 +182,46 @@ def numbers_in(text: str) -> list[float]:
     return found
 
 
+def without_quotes(text: str, asked: str) -> str:
+    """The text without what it only repeats of the question: a name or a number in it is no answer.
+
+    Runs of five words and more that stand in the question go.
+    """
+
+    def grams(words: list[str]) -> list[tuple[str, ...]]:
+        return [tuple(words[n : n + _QUOTED]) for n in range(len(words) - _QUOTED + 1)]
+
+    known = set(grams(re.findall(r"\w+", asked.lower())))
+    found = list(re.finditer(r"\w+", text))
+    quoted: set[int] = set()
+    for n, gram in enumerate(grams([word.group().lower() for word in found])):
+        if gram in known:
+            quoted.update(range(n, n + _QUOTED))
+    parts: list[str] = []
+    at = 0
+    for n, word in enumerate(found):
+        if n in quoted:
+            parts.append(text[at : word.start()] if n - 1 not in quoted else " ")
+            at = word.end()
+    return "".join((*parts, text[at:]))
+
+
 def check_number(check: NumberCheck, text: str) -> str:
-    """Whether the answer's result is the number: what is boxed or in bold last, what follows the
-    last "answer is" or "=", else the last number of all."""
+    """Whether the answer's result is the number: what is boxed last, what follows the last "answer
+    is", or the "=" of the last line with a number, else the last number of all."""
     text = re.sub(r"\\d?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     found = numbers_in(text)
     if not found:
         return "no_number"
     candidates = [found[-1]]
+    last = next(line for line in reversed(text.splitlines()) if numbers_in(line))
     patterns = (
-        r"\\boxed\{([^}]*)\}",
-        r"(?:answer|result|total|sum)\s*(?:is|:|=)\s*([^\n]{0,60})",
-        r"=\s*([^=\n]*)$",
+        (r"\\boxed\{([^}]*)\}", text),
+        (r"(?:answer|result|total|sum)\s*(?:is|:|=)\s*([^\n]{0,60})", text),
+        (r"=\s*([^=\n]*)$", last),
     )
-    for pattern in patterns:
-        hits = re.findall(pattern, text, re.I | re.M)
+    for pattern, where in patterns:
+        hits = re.findall(pattern, where, re.I | re.M)
         first = numbers_in(hits[-1])[:1] if hits else []
         candidates += first
     for value in candidates:
@@ -194,13 +234,22 @@ def check_number(check: NumberCheck, text: str) -> str:
 
 
 def check_mention(check: MentionCheck, text: str) -> str:
-    """Whether the answer says what it must, and nothing that it may not."""
+    """Whether the answer says what it must, and nothing that it may not.
 
-    def says(word: str) -> bool:
-        return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.I) is not None
+    Where it may name wrong answers as well (`others`), its first or its last clause that names any
+    answer must name right ones alone.
+    """
 
-    right = any(map(says, check.any)) and not any(map(says, check.none))
-    return "" if right else "wrong_answer"
+    def says(clause: str, words: Sequence[str]) -> bool:
+        return any(re.search(rf"(?<!\w){re.escape(w)}(?!\w)", clause, re.I) for w in words)
+
+    if check.begins:
+        text = re.match(r"[\W_]*(?:(?:the )?answer(?: is)?[\W_]+)?\w*", text, re.I)[0]  # type: ignore[index]
+    if not says(text, check.any) or says(text, check.none):
+        return "wrong_answer"
+    named = [(says(c, check.any), says(c, check.others)) for c in _CLAUSE.split(text)]
+    named = [kinds for kinds in named if any(kinds)]
+    return "" if (True, False) in (named[0], named[-1]) else "wrong_answer"
 
 
 def find_json(text: str) -> list[Any]:
@@ -241,10 +290,8 @@ def _no_constant(name: str) -> Any:
 def check_json(check: JsonCheck, text: str) -> str:
     """Whether the answer is one JSON value (bare or in a fence), fits the schema and has the
     values. Words around a value are no JSON: who asked for it would have to cut it out."""
-    bodies = [body for _, body in _FENCE.findall(text)]
-    candidates = (
-        [text, *bodies[:1]] if len(bodies) == 1 and text.strip().startswith("`") else [text]
-    )
+    fence = _FENCE.fullmatch(text.strip())
+    candidates = (text, fence[2]) if fence else (text,)
     for candidate in candidates:
         try:
             value = _strict(candidate.strip())

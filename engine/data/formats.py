@@ -6,7 +6,7 @@ import re
 
 from engine.data.prompts import FormatCheck
 
-_LIST_LINE = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.):])\s+\S", re.M)
+_LIST_LINE = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.):])\s+(?=\S)", re.M)
 _NUMBERED_LINE = re.compile(r"^\s*(\d{1,2})[.):]\s+\S", re.M)
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|a\.m|p\.m|No|approx)\.", re.I)
 
@@ -31,7 +31,7 @@ def keeps(check: FormatCheck, text: str) -> bool:
     rules = (
         check.sentences is None or count_sentences(text) == check.sentences,
         check.paragraphs is None or count_paragraphs(text) == check.paragraphs,
-        check.items is None or count_items(text) == check.items,
+        check.items is None or (count_items(text) == check.items and are_different(text)),
         check.numbered is None or is_numbered(text, check.numbered),
         check.words is None or check.words[0] <= len(words) <= check.words[1],
         text.lower().startswith(check.starts.lower()),
@@ -76,6 +76,14 @@ def count_items(text: str) -> int:
         # A first line that ends in a colon announces the list.
         return len(lines) - lines[0].rstrip().endswith(":")
     return len([part for part in re.split(r",| and ", text) if part.strip()])
+
+
+def are_different(text: str) -> bool:
+    """Whether no item of the list stands in it twice."""
+    items = [
+        _plain(_LIST_LINE.sub("", line)) for line in text.splitlines() if _LIST_LINE.match(line)
+    ]
+    return len(set(items)) == len(items)
 
 
 def is_numbered(text: str, count: int) -> bool:

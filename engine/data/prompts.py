@@ -39,6 +39,10 @@ class MentionCheck(Check, frozen=True, kw_only=True, tag="mention"):
 
     any: tuple[str, ...]
     none: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    """Wrong answers that an explanation may name: then what is said first, or last, decides."""
+    begins: bool = False
+    """One of `any` is the first word."""
 
 
 class JsonCheck(Check, frozen=True, kw_only=True, tag="json"):

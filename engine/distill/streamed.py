@@ -117,7 +117,7 @@ class StreamedText:
     ) -> list[tuple[str, StreamSource, float]]:
         """Each stream's feed, source and share of the expert's streamed rows.
 
-        `held`: split keys of the other text that is held out, which is not to be learnt from a stream.
+        `held`: split keys of the other text that is held out: no stream teaches it either.
         """
         return [
             (s.name, self._source(spec, s, readers, teach, held), s.share) for s in self.of(spec)

@@ -15,7 +15,7 @@ from engine.data.answers import (
     select,
     to_example,
 )
-from engine.data.prompts import AnyCheck, NumberCheck, Prompt
+from engine.data.prompts import AnyCheck, NumberCheck, Prompt, RefusalCheck
 from engine.data.sampling import Sampling, sampling_of
 from engine.experts.registry import CAPABILITIES
 from engine.textdata import Message
@@ -83,6 +83,17 @@ def test_a_dialogue_whose_earlier_answer_was_cut_goes() -> None:
     example = to_example(last, "tiny")
     assert [m.role for m in example.messages or ()] == ["user", "assistant"] * 2
     assert not example.complete and example.family == "p" and example.capability == "fluency"
+
+
+def test_a_cut_answer_that_helps_or_declines_rightly_stays() -> None:
+    no, yes = (RefusalCheck(refuse=refuse) for refuse in (True, False))
+    help_, decline = "Take a bowl of warm water and then", "I can't help with that, because it"
+    answers = [
+        written(text, name=f"{text} {check.refuse}", check=check, complete=False)
+        for text in (help_, decline)
+        for check in (no, yes)
+    ]
+    assert fates(*answers) == ["not_refused", "kept", "kept", "refused"]
 
 
 def test_reasons_are_counted_by_capability() -> None:

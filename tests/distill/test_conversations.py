@@ -11,6 +11,7 @@ import torch
 from tiny_expert import SPEC, make_expert
 
 from engine.config import DataConfig
+from engine.data.answers import answer_files
 from engine.data.prompts import NumberCheck, Prompt, load_prompts
 from engine.distill.conversations import choose, kept_examples, write_answers
 from engine.distill.teacher import Answer, Teacher, load_teacher
@@ -255,6 +256,9 @@ def test_verdicts_are_counted_and_a_better_check_asks_nobody_to_write_again(
         assert event.written == 3 and event.kept == sum(one.kept for one in found) == 1
         counts = {count.reason: count.count for count in event.counts}
         assert counts == {"": 1, "wrong_number": 2}
+        (file,) = answer_files(tmp_path / teacher.spec.name)
+        (batch,) = file.read()[1].values()
+        assert all(one.prompt.check == check for one in batch.answers)  # for who only reads
         return [one.reason for one in found]
 
     assert reasons(0) != reasons(1)

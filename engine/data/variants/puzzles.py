@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from engine.data.prompts import AnyCheck, MentionCheck, NumberCheck
@@ -21,6 +21,16 @@ _ENDINGS = (
 )
 
 
+def _one_of(right: str, among: Sequence[str], said: str = "") -> MentionCheck:
+    """The right one of several; `said`: one that an explanation will name and that says nothing."""
+    others = dict.fromkeys(name for name in among if name not in (right, said))
+    return MentionCheck(any=(right,), others=tuple(others))
+
+
+def _yes_or_no(right: bool) -> MentionCheck:
+    return MentionCheck(any=("yes",) if right else ("no",), begins=True)
+
+
 def _order(rng: Random) -> _Puzzle:
     names = rng.sample(POOLS["person"], 3)
     more, most, least = rng.choice((
@@ -31,7 +41,7 @@ def _order(rng: Random) -> _Puzzle:
     rng.shuffle(facts)
     ask, right = rng.choice(((most, names[0]), (least, names[2])))
     text = f"{facts[0]}, and {facts[1]}. Who is the {ask}? Begin with the name."
-    return text, MentionCheck(any=(right,))
+    return text, _one_of(right, names)
 
 
 def _queue(rng: Random) -> _Puzzle:
@@ -41,19 +51,19 @@ def _queue(rng: Random) -> _Puzzle:
     rng.shuffle(pairs)
     first = rng.random() < 0.5
     text = f"In the queue at the {place}, {', '.join(pairs[:-1])} and {pairs[-1]}. Who is {'first' if first else 'last'}?"
-    return text, MentionCheck(any=(names[0] if first else names[-1],))
+    return text, _one_of(names[0] if first else names[-1], names)
 
 
 def _day_after(rng: Random) -> _Puzzle:
     today, step = rng.randrange(7), rng.randint(2, 40)
     text = f"Today is {_DAYS[today]}. Which day of the week is it in {step} days?"
-    return text, MentionCheck(any=(_DAYS[(today + step) % 7],))
+    return text, _one_of(_DAYS[(today + step) % 7], _DAYS, said=_DAYS[today])
 
 
 def _day_before(rng: Random) -> _Puzzle:
     today, step = rng.randrange(7), rng.randint(2, 6)
     text = f"{draw('person', rng)} came back {step} days ago, and today is {_DAYS[today]}. On which weekday was that?"
-    return text, MentionCheck(any=(_DAYS[(today - step) % 7],))
+    return text, _one_of(_DAYS[(today - step) % 7], _DAYS, said=_DAYS[today])
 
 
 def _syllogism(rng: Random) -> _Puzzle:
@@ -63,9 +73,7 @@ def _syllogism(rng: Random) -> _Puzzle:
     valid = rng.random() < 0.5
     second = f"all {b} are {c}" if valid else f"some {b} are {c}"
     text = f"If all {a} are {b} and {second}, are all {a} certainly {c}? Answer yes or no first."
-    return text, MentionCheck(
-        any=("yes",) if valid else ("no",), none=("no",) if valid else ("yes",)
-    )
+    return text, _yes_or_no(valid)
 
 
 def _modus(rng: Random) -> _Puzzle:
@@ -84,7 +92,7 @@ def _modus(rng: Random) -> _Puzzle:
         f"{who} knows: if {if_}, then {then}. {fact}. Can {who} be sure whether it is true that "
         f"{if_}? Begin with 'yes' or 'no'."
     )
-    return text, MentionCheck(any=("yes",) if denied else ("no",))
+    return text, _yes_or_no(denied)
 
 
 def _siblings(rng: Random) -> _Puzzle:
@@ -139,13 +147,13 @@ def _snail(rng: Random) -> _Puzzle:
 def _race(rng: Random) -> _Puzzle:
     place = rng.randint(2, 9)
     who = draw("person", rng)
-    nth = {2: "second", 3: "third"}.get(place, f"{place}th")
-    right = {2: ("second", "2nd", "2"), 3: ("third", "3rd", "3")}.get(
-        place, (f"{place}th", str(place))
-    )
+    names = {1: ("first", "1st", "1"), 2: ("second", "2nd", "2"), 3: ("third", "3rd", "3")}
+    places = {n: names.get(n, (f"{n}th", str(n))) for n in range(1, 11)}
+    others = (*places[place - 1], *places[place + 1])
     return (
-        f"In a race {who} overtakes the runner in {nth} place. In which place is {who} now?",
-        MentionCheck(any=right),
+        f"In a race {who} overtakes the runner in {places[place][0]} place. "
+        f"In which place is {who} now?",
+        MentionCheck(any=places[place], others=others),
     )
 
 
@@ -163,9 +171,7 @@ def _odd_out(rng: Random) -> _Puzzle:
     odd = rng.choice(groups[second])
     shown = [*rng.sample(groups[first], 3), odd]
     rng.shuffle(shown)
-    return f"Which one does not belong with the others: {', '.join(shown)}?", MentionCheck(
-        any=(odd,)
-    )
+    return f"Which one does not belong with the others: {', '.join(shown)}?", _one_of(odd, shown)
 
 
 def _truth(rng: Random) -> _Puzzle:
@@ -176,7 +182,7 @@ def _truth(rng: Random) -> _Puzzle:
         f"On an island some always tell the truth and the others always lie. {a} always tells the "
         f"truth and says {says}. Then {b} says 'it is raining'. Is it raining? Begin with yes or no."
     )
-    return text, MentionCheck(any=("no",) if b_lies else ("yes",))
+    return text, _yes_or_no(not b_lies)
 
 
 def _schedule(rng: Random) -> _Puzzle:
@@ -202,14 +208,15 @@ def _coins(rng: Random) -> _Puzzle:
 
 def _relation(rng: Random) -> _Puzzle:
     a, b, c = rng.sample(POOLS["person"], 3)
-    chain, right = rng.choice((
+    chains = (
         (("mother", "mother"), "grandmother"), (("father", "mother"), "grandfather"),
         (("sister", "mother"), "aunt"), (("brother", "father"), "uncle"),
         (("daughter", "sister"), "niece"), (("son", "brother"), "nephew"),
         (("father", "father"), "grandfather"), (("son", "daughter"), "grandson"),
-    ))  # fmt: skip
+    )  # fmt: skip
+    chain, right = rng.choice(chains)
     text = f"{a} is the {chain[0]} of {b}, and {b} is the {chain[1]} of {c}. What is {a} to {c}?"
-    return text, MentionCheck(any=(right,))
+    return text, _one_of(right, [*(name for _, name in chains), "cousin"])
 
 
 def _compass(rng: Random) -> _Puzzle:
@@ -220,7 +227,7 @@ def _compass(rng: Random) -> _Puzzle:
     )
     end = (at + sum({"left": 3, "right": 1, "around": 2}[turn] for turn in turns)) % 4
     text = f"{draw('person', rng)} faces {points[at]} and turns {', then '.join(turns)}. Which way does that lead to?"
-    return text, MentionCheck(any=(points[end],))
+    return text, _one_of(points[end], points)
 
 
 PUZZLES: tuple[Callable[[Random], _Puzzle], ...] = (

@@ -239,7 +239,7 @@ def _ends(rng: Random) -> _Rule:
         ("That is all.", "The end.", "Who knows?", "And so it goes.", "Think about it.")
     )
     return f"Write three sentences about {_topic(rng)}. The last one must be: {end}", FormatCheck(
-        ends=end
+        ends=end, sentences=3
     )
 
 
