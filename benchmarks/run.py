@@ -24,6 +24,7 @@ from benchmarks import (
     app_history,
     app_live,
     cached_step,
+    export,
     loss_memory,
     online_step,
     projection_share,
@@ -47,6 +48,7 @@ class Run:
     @property
     def figures(self) -> dict[str, Callable[[], dict[str, Figure]]]:
         return {
+            "export": lambda: export.measure(self.folder),
             "status_start": lambda: status_start.measure(self.folder),
             "loss_memory": loss_memory.measure,
             "projection_share": lambda: projection_share.measure(self.bench),

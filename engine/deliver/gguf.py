@@ -126,7 +126,7 @@ class ExportJob:
         temporary = _temporary(path, kind.name)
         try:
             self._write(temporary, source, weights, tokenizer, kind)
-            checks = self._verify(temporary, source)
+            checks = self._verify(temporary, source, kind)
             try:
                 os.replace(temporary, path)
                 fsync_dir(path.parent)
@@ -182,10 +182,10 @@ class ExportJob:
             if target != temporary:
                 target.unlink(missing_ok=True)
 
-    def _verify(self, temporary: Path, source: Source) -> list[CheckDone]:
+    def _verify(self, temporary: Path, source: Source, kind: GgufType) -> list[CheckDone]:
         """The rows of the comparison; GladiusError when one of them fails."""
         checks: list[CheckDone] = []
-        for check in parity_checks(temporary, source.folder, self.reporter):
+        for check in parity_checks(temporary, source.folder, self.reporter, kind):
             self.link.emit(check)
             checks.append(check)
             if check.verdict == "fail":

@@ -86,9 +86,9 @@ def judge_logits(row: CheckDone, measured: dict[str, float], kind: GgufType | No
         and measured["top1"] >= kind.top1
         and measured["perplexity"] <= kind.perplexity
     )
-    # What a quantised file loses is its type's doing; one that says nothing like its model is ours.
-    broken = kind.tensor_error == 0 or measured["kl"] > 10 * kind.kl
-    verdict = "pass" if holds else "fail" if broken else "warn"
+    # The tensors were compared by themselves: a little more than usual is the type's doing in this
+    # model, but a file that says nothing like its model has something else wrong.
+    verdict = "pass" if holds else "fail" if measured["kl"] > 10 * kind.kl else "warn"
     return replace(row, verdict=verdict, value=told, detail=detail, number=measured["kl"])
 
 

@@ -51,8 +51,12 @@ def _nothing(doing: str, done: float, total: float | None) -> None:
     """The report of a caller that has none."""
 
 
-def parity_checks(gguf: Path, folder: Path, report: Report = _nothing) -> Iterator[CheckDone]:
+def parity_checks(
+    gguf: Path, folder: Path, report: Report = _nothing, wanted: GgufType | None = None
+) -> Iterator[CheckDone]:
     """Compare a GGUF file with the model in `folder`, a row at a time.
+
+    wanted: the type that it should be of; None where any will do.
 
     Rows, in this order: `gguf_structure` (metadata against config.json and tokenizer.json),
     `gguf_tensors` (every tensor against the safetensors), `gguf_tokens` (token ids on nasty
@@ -63,7 +67,7 @@ def parity_checks(gguf: Path, folder: Path, report: Report = _nothing) -> Iterat
     Raises GladiusError when either side can't be read at all.
     """
     comparison = Comparison(gguf, folder, report)
-    structure = comparison.structure()
+    structure = comparison.structure(wanted)
     yield structure
     if structure.verdict == "fail":
         return
@@ -93,12 +97,15 @@ class Comparison:
             (entry for entry in GGUF_TYPES.values() if entry.file_type == number), None
         )
 
-    def structure(self) -> CheckDone:
+    def structure(self, kind: GgufType | None = None) -> CheckDone:
         """Metadata, names and shapes against what the model asks for."""
         self.report("comparing structure", 0, None)
+        expected = expected_metadata(self.weights.config, self.tokenizer)
+        if kind is not None:
+            expected["general.file_type"] = kind.file_type
         wrong = [
             f"{key} is {_short(found)}, should be {_short(wanted)}"
-            for key, wanted in expected_metadata(self.weights.config, self.tokenizer).items()
+            for key, wanted in expected.items()
             if not _same(found := self._field(key), wanted)
         ]
         placed = {tensor.name: tensor for tensor in self.weights.placed()}
@@ -110,8 +117,8 @@ class Comparison:
                 wrong.append(f"tensor {name} is {shape}, should be {placed[name].shape}")
             elif self._end(self.there[name]) > self.path.stat().st_size:
                 wrong.append(f"tensor {name} ends after the file does")
-        kind = self.type.name if self.type else "unknown type"
-        value = f"{kind}, {len(self.there)} tensors, {len(self.reader.fields)} keys"
+        told = self.type.name if self.type else "unknown type"
+        value = f"{told}, {len(self.there)} tensors, {len(self.reader.fields)} keys"
         return CheckDone(
             group="structural",
             name="gguf_structure",
