@@ -62,7 +62,8 @@ compare: setup
 faults: setup
 	$(PYTEST) -m "slow or not slow" tests/faults tests/run tests/e2e tests/experts \
 		tests/distill/test_checkpoint.py tests/distill/test_guards.py \
-		tests/distill/test_trainer.py tests/tui/test_clean.py tests/tui/test_terminal.py
+		tests/distill/test_trainer.py tests/tui/test_clean.py tests/tui/test_terminal.py \
+		tests/deliver/test_export_job.py
 
 pictures: setup
 	@./gladius_train --no-ui --quiet download smollm2

@@ -27,6 +27,8 @@ from engine.deliver.parity import parity_checks
 from engine.deliver.push import Push, check_access, push
 from engine.deliver.source import Source, open_source
 from engine.deliver.weights import Weights, lossless_type
+from engine.distill.model_record import RECORD
+from engine.distill.tensor_files import hash_file
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.gguf_types import DEFAULT_TYPE, GgufType, gguf_type
 from engine.run.events import (
@@ -79,6 +81,8 @@ class ExportJob:
         self.wanted = msgspec.json.decode(request.config, type=ExportRequest)
         self.reporter = _Reporter(link)
         self.began = time.monotonic()
+        self.delivered: Path | None = None
+        """The file, once it is in its place."""
 
     def run(self) -> int:
         transformers_logging.disable_progress_bar()
@@ -102,6 +106,9 @@ class ExportJob:
             ) as source:
                 path = self._export(source, kind)
         except _Stopped:
+            if self.delivered is not None:
+                reason = f"stopped while it was uploaded; {self.delivered} is done"
+                return self._ended("stopped", reason, self.delivered)
             return self._ended("stopped", "stopped; nothing of the export is left")
         return self._ended("completed", "", path)
 
@@ -118,6 +125,7 @@ class ExportJob:
                 f"can't write in {path.parent}: {error.strerror}; choose another --output"
             ) from error
         weights = Weights(source.folder)
+        self._refuse_damaged(source)
         tokenizer = read_gguf_tokenizer(source.folder, weights.config["vocab_size"])
         for note in tokenizer.notes:
             self._say(note, "warning")
@@ -226,6 +234,7 @@ class ExportJob:
                 beside=(modelfile.path.name, card.path.name),
             )
         )
+        self.delivered = path
         if self.wanted.push:
             url = push(
                 Push(self.wanted.push, self.wanted.private),
@@ -234,6 +243,19 @@ class ExportJob:
                 lambda doing: self.reporter(doing, 0, None),
             )
             self._say(f"uploaded to {url}")
+
+    def _refuse_damaged(self, source: Source) -> None:
+        """Weights that changed since they were saved would make a file that verifies all the same
+        (a checkpoint's are verified when it is chosen)."""
+        for name, saved in (source.record.files if source.record else {}).items():
+            path = source.folder / name
+            if not name.endswith(".safetensors") or not path.is_file():
+                continue
+            if hash_file(path, lambda: self._tick("reading")) != saved.sha256:
+                raise GladiusError(
+                    f"{path} is damaged (its SHA-256 is not what {RECORD} says): put it back, or "
+                    f"export with --checkpoint latest (remove {RECORD} if you changed it yourself)"
+                )
 
     def _warn_of_rows(self, weights: Weights, kind: GgufType) -> None:
         if kind.block == 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,24 @@ from gguf import GGUFReader, TokenType
 from engine.errors import GladiusError
 from engine.experts.gguf_source import GGUFExpert
 
+Reading = Callable[[str, bool], list[int]]
+"""Token ids of a text; the second: with the marks of its beginning and end."""
 
-def own_ids(path: Path, texts: Sequence[str], *, special: bool) -> list[list[int]]:
-    """Token ids of each text; `special`: with the marks of its beginning and end.
+
+def open_reading(path: Path, reader: GGUFReader | None = None) -> Reading:
+    """How the file in `path` reads text; `reader`: the same file, where it is open already.
 
     GladiusError for a pre-tokenizer that isn't known here.
     """
-    reader = GGUFReader(path)
+    reader = reader or GGUFReader(path)
     fields = {name: field for name, field in reader.fields.items() if name.startswith("token")}
     kind = fields["tokenizer.ggml.model"].contents()
     if kind == "llama":
-        reading = _Pieces(fields)
-        return [reading.ids(text, special) for text in texts]
+        return _Pieces(fields).ids
     if kind != "gpt2":
         raise GladiusError(f"{path}: tokenizer {kind} can't be read here")
     backend = GGUFExpert(path).tokenizer().backend_tokenizer
-    return [backend.encode(text, add_special_tokens=special).ids for text in texts]
+    return lambda text, special: backend.encode(text, add_special_tokens=special).ids
 
 
 class _Pieces:

@@ -22,7 +22,7 @@ from engine.deliver import llama_runtime
 from engine.deliver.gguf_tokenizer import GgufTokenizer, read_gguf_tokenizer
 from engine.deliver.llama_runtime import LlamaCppFailed
 from engine.deliver.logits import compare_logits, judge_logits, logit_bound, probe_sequences
-from engine.deliver.own_reading import own_ids
+from engine.deliver.own_reading import open_reading
 from engine.deliver.reference import reference_logits
 from engine.deliver.texts import nasty_texts
 from engine.deliver.weights import Placed, Weights, head_dim, restore, rope
@@ -298,16 +298,20 @@ class Comparison:
         python = llama_runtime.find_python()
         self.report("comparing token ids", 0, None)
         found: dict[bool, list[list[int]]] = {}
+        if python is None:
+            read = open_reading(self.path, self.reader)
+            for special in (True, False):
+                found[special] = [read(text, special) for text in texts]
+            return "our own reading of the file (llama.cpp is not here)", found
         for special in (True, False):
-            if python is None:
-                found[special] = own_ids(self.path, texts, special=special)
-            else:
-                tick = lambda: self.report("asking llama.cpp for token ids", 0, None)  # noqa: E731
-                found[special] = llama_runtime.token_ids(
-                    python, self.path, texts, special=special, tick=tick
-                )
-        by = "llama.cpp" if python else "our own reading of the file (llama.cpp is not here)"
-        return by, found
+            found[special] = llama_runtime.token_ids(
+                python,
+                self.path,
+                texts,
+                special=special,
+                tick=lambda: self.report("asking llama.cpp for token ids", 0, None),
+            )
+        return "llama.cpp", found
 
 
 def expected_metadata(config: dict[str, Any], tokenizer: GgufTokenizer) -> dict[str, Any]:

@@ -11,17 +11,19 @@ from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
-    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
+from huggingface_hub.utils import disable_progress_bars
 
-from engine.errors import GladiusError, UsageError
+from engine.errors import GladiusError, MissingError, UsageError
+from engine.experts.refusals import hub_token
 
 _MODEL_FILES = (
+    "README.md",
     "config.json",
     "generation_config.json",
     "model*.safetensors",
@@ -47,6 +49,7 @@ def check_access(repo: str) -> None:
     """Make sure, before minutes of work, that somebody is signed in and the name is a name."""
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UsageError(f"--push {repo}: give an owner and a name, such as me/my-student")
+    hub_token()  # one that can't be sent is told of here: the transport would print it
     with _told(repo):
         HfApi().whoami()
 
@@ -54,7 +57,7 @@ def check_access(repo: str) -> None:
 def push_files(folder: Path, extra: Sequence[Path]) -> dict[str, Path]:
     """What goes to the Hub, by its path there: the model's own files and `extra`."""
     files = {path.name: path for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern))}
-    # A card that the user wrote stays; ours then lies beside it under another name.
+    # A card that the user wrote goes too; ours then lies beside it under another name.
     files.update({path.name: path for path in extra})
     return files
 
@@ -66,25 +69,26 @@ def push(where: Push, folder: Path, extra: Sequence[Path], tick: Callable[[str],
     """
     api = HfApi()
     files = push_files(folder, extra)
-    with _told(where.repo):
-        url = _ticking(
-            lambda: api.create_repo(where.repo, private=where.private, exist_ok=True),
-            lambda: tick("asking the Hub"),
-        )
-        operations = [
-            CommitOperationAdd(path_in_repo=name, path_or_fileobj=path)
-            for name, path in files.items()
-        ]
-        _ticking(
-            lambda: api.create_commit(
-                where.repo, operations, commit_message="A student distilled with GLADIUS"
-            ),
-            lambda: tick(f"uploading {len(files)} files"),
-        )
+    disable_progress_bars()
+    url = _ticking(
+        where.repo,
+        lambda: api.create_repo(where.repo, private=where.private, exist_ok=True),
+        lambda: tick("asking the Hub"),
+    )
+    operations = [
+        CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
+    ]
+    _ticking(
+        where.repo,
+        lambda: api.create_commit(
+            where.repo, operations, commit_message="A student distilled with GLADIUS"
+        ),
+        lambda: tick(f"uploading {len(files)} files"),
+    )
     return str(url)
 
 
-def _ticking(work: Callable[[], Any], tick: Callable[[], None]) -> Any:
+def _ticking(repo: str, work: Callable[[], Any], tick: Callable[[], None]) -> Any:
     """The result of `work`, done in a thread, while `tick` is called twice a second.
 
     When `tick` raises, the thread is left behind: it ends with the process.
@@ -93,7 +97,8 @@ def _ticking(work: Callable[[], Any], tick: Callable[[], None]) -> Any:
 
     def run() -> None:
         try:
-            outcome["result"] = work()
+            with _told(repo):
+                outcome["result"] = work()
         except BaseException as error:
             outcome["error"] = error
 
@@ -110,23 +115,32 @@ def _ticking(work: Callable[[], Any], tick: Callable[[], None]) -> Any:
 @contextmanager
 def _told(repo: str) -> Iterator[None]:
     """Turn what the Hub's client raises into one line with the remedy (never with the token)."""
-    sign_in = "sign in with `hf auth login`, or give a token that may write in HF_TOKEN"
     try:
         yield
     except GladiusError:
         raise
-    except LocalTokenNotFoundError as error:
-        raise GladiusError(f"nobody is signed in to the Hub: {sign_in}") from error
-    except HFValidationError as error:
-        raise UsageError(f"{repo!r} is no name for a repository; such as me/my-student") from error
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise GladiusError(f"{repo} can't be reached with this token: {sign_in}") from error
-    except OfflineModeIsEnabled as error:
-        raise GladiusError("the Hub is switched off here (HF_HUB_OFFLINE); unset it") from error
-    except HfHubHTTPError as error:
-        code = getattr(error.response, "status_code", None)
-        remedy = sign_in if code in (401, 403) else "try again later; the file here is done"
-        raise GladiusError(f"the Hub answered {code} for {repo}; {remedy}") from error
-    except (OSError, RuntimeError) as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise GladiusError(f"the Hub can't be reached ({why}); check the network") from error
+    except Exception as error:
+        # Its own, its transport's and the disk's: they have no common base.
+        raise _complaint(repo, error) from error
+
+
+def _complaint(repo: str, error: Exception) -> GladiusError:
+    sign_in = "sign in with `hf auth login`, or give a token that may write in HF_TOKEN"
+    if isinstance(error, LocalTokenNotFoundError):
+        return MissingError(f"nobody is signed in to the Hub: {sign_in}")
+    if isinstance(error, HFValidationError):
+        return UsageError(f"{repo!r} is no name for a repository; such as me/my-student")
+    if isinstance(error, OfflineModeIsEnabled):
+        return GladiusError("the Hub is switched off here (HF_HUB_OFFLINE); unset it")
+    if isinstance(error, HfHubHTTPError):
+        code = error.response.status_code
+        if code in (401, 403) or isinstance(error, RepositoryNotFoundError):
+            return MissingError(
+                f"the Hub lets nobody write {repo} with this token ({code}): {sign_in}"
+            )
+        return GladiusError(f"the Hub answered {code} for {repo}; try again later")
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        why = " ".join(str(error).split())[:200]
+        return GladiusError(f"the Hub refuses the model card ({why}); correct its header")
+    why = " ".join(f"{type(error).__name__}: {error}".split()).partition("?")[0][:200]
+    return GladiusError(f"the Hub can't be reached ({why}); check the network, then try again")

@@ -162,7 +162,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
-            raise GladiusError(f"{path} has {key}, which the export doesn't know; it is left out")
+            raise GladiusError(f"{path} has {key}, which the export doesn't know")
     if (kind := rope(config).get("rope_type", "default")) != "default":
         raise GladiusError(f"{path} has RoPE scaled by {kind}, which the export doesn't know")
     if config.get("hidden_act", "silu") != "silu":

@@ -63,5 +63,5 @@ def _ask(repo: str, private: bool) -> None:
         raise UsageError("--push asks before it uploads, and nobody is here: add --yes")
     what = "a private repository" if private else "a PUBLIC repository, unless it is there already"
     if not click.confirm(f"Upload the model and its GGUF file to {repo} ({what})?", err=True):
-        narrate("nothing is uploaded")
-        raise click.Abort
+        narrate("nothing is exported and nothing uploaded; leave out --push for the file alone")
+        raise click.exceptions.Exit(1)

@@ -222,7 +222,7 @@ def test_q4_k_m_from_start_to_end(root, monkeypatch) -> None:
     assert any("no multiple of 256" in line.text for line in link.of(LogLine))
 
 
-@pytest.mark.parametrize("part", ["shard", "corrupt", "nan"])
+@pytest.mark.parametrize("part", ["shard", "short", "flipped", "nan"])
 def test_sources_that_are_not_whole_are_one_line(root: Workspace, part: str) -> None:
     weights = root.model_dir / "model.safetensors"
     if part == "shard":
@@ -233,10 +233,16 @@ def test_sources_that_are_not_whole_are_one_line(root: Workspace, part: str) -> 
             msgspec.json.encode({"weight_map": placed})
         )
         error, why = MissingError, "model-00001-of-00002.safetensors is missing"
-    elif part == "corrupt":
+    elif part == "short":
         weights.write_bytes(weights.read_bytes()[:-1000])
         error, why = GladiusError, "is damaged"
+    elif part == "flipped":
+        data = bytearray(weights.read_bytes())
+        data[-1000] ^= 1
+        weights.write_bytes(data)
+        error, why = GladiusError, "is damaged.*--checkpoint latest"
     else:
+        (root.model_dir / "gladius.json").unlink()
         tensors = load_file(weights)
         tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
         save_file(tensors, weights, {"format": "pt"})

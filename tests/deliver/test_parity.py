@@ -15,7 +15,7 @@ from transformers import LlamaForCausalLM
 
 from engine.deliver import gguf_tokenizer, llama_runtime
 from engine.deliver.logits import compare_logits
-from engine.deliver.own_reading import own_ids
+from engine.deliver.own_reading import open_reading
 from engine.deliver.parity import Comparison, parity_checks
 from engine.deliver.reference import reference_logits
 from engine.deliver.texts import nasty_texts
@@ -125,10 +125,11 @@ def test_our_own_reading_of_a_file_gives_the_tokenizers_ids(family, tmp_path: Pa
     model = make_model(tmp_path / "m", tokenizer, num_hidden_layers=1)
     path = write(model, tmp_path / "x.gguf")
     backend = Tokenizer.from_file(str(model / "tokenizer.json"))
-    texts = nasty_texts(350, tokenizer.all_special_tokens, seed=3)
+    texts = nasty_texts(2100, tokenizer.all_special_tokens, seed=3)
+    read = open_reading(path)
     for special in (True, False):
         expected = [backend.encode(t, add_special_tokens=special).ids for t in texts]
-        assert own_ids(path, texts, special=special) == expected
+        assert [read(text, special) for text in texts] == expected
 
 
 def test_scores_of_the_reference_converter_would_be_found_out(tmp_path, monkeypatch) -> None:

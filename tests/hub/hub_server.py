@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from uploads import Uploads
+
 _PIECE = 1 << 16
 
 
@@ -122,7 +124,9 @@ class Hub:
         asked: every request, as (method, path, headers).
         sent: bytes of file bodies that were sent, in all.
         rate: bytes a second of every body; None: as fast as it goes.
-        tokens: tokens that are valid; those in `licensed` may read gated repositories.
+        tokens: tokens that are valid; those in `licensed` may read gated repositories, those in
+            `readers` may not write.
+        objects: large files that were uploaded, by their SHA-256.
     """
 
     def __init__(self, rate: float | None = None, port: int = 0) -> None:
@@ -133,6 +137,8 @@ class Hub:
         self.rate = rate
         self.tokens: set[str] = set()
         self.licensed: set[str] = set()
+        self.readers: set[str] = set()
+        self.objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._live: set[socket.socket] = set()
         self._servers = [_serve(self, _HubHandler, port), _serve(self, _StoreHandler, 0)]
@@ -183,7 +189,7 @@ def _serve(hub: Hub, handler: type[_Handler], port: int) -> ThreadingHTTPServer:
     return server
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
 
@@ -210,10 +216,17 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._handle()
 
+    def do_POST(self) -> None:
+        self._handle()
+
+    def do_PUT(self) -> None:
+        self._handle()
+
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.asked.append((self.command, self.path, dict(self.headers.items())))
         fault = self.hub.fault(self.command, path)
+        self.received = self.body() if self.command in ("POST", "PUT") else b""
         with contextlib.suppress(ConnectionError):
             if fault is not None and fault.status:
                 self.answer(fault.status, b"", fault.headers)
@@ -228,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def refuse(self, status: int, code: str, message: str) -> None:
@@ -297,6 +310,10 @@ class _HubHandler(_Handler):
     """The API, and files by name."""
 
     def serve(self, path: str, fault: Fault) -> None:
+        if self.command == "POST" or path == "/api/whoami-v2":
+            status, told = self.receive(path, self.received)
+            self.answer(status, json.dumps(told).encode(), {"Content-Type": "application/json"})
+            return
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path)
         file = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
@@ -345,9 +362,14 @@ class _HubHandler(_Handler):
 
 
 class _StoreHandler(_Handler):
-    """Large files, at signed addresses; like other stores it refuses a token besides."""
+    """Large files, at signed addresses; like other stores it refuses a token besides. What is put
+    here is kept by its SHA-256."""
 
     def serve(self, path: str, fault: Fault) -> None:
+        if self.command == "PUT":
+            time.sleep(fault.hang)
+            self.answer(self.store(path, self.received), b"")
+            return
         match = re.fullmatch(r"/([^/]+/[^/]+)/(.+)", path)
         repo = self.hub.repos.get(match[1]) if match else None
         if self.headers.get("Authorization"):
