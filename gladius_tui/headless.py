@@ -37,6 +37,7 @@ from engine.run.events import (
     StepDone,
     encode,
 )
+from engine.units import size
 
 PROGRESS_SECONDS = 5.0
 """Least time between two lines of the same task."""
@@ -65,15 +66,6 @@ def duration(seconds: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600}h{whole % 3600 // 60:02d}"
     return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-
-
-def size(count: float) -> str:
-    """Bytes with a binary unit: `78.2 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
 
 
 def wants_colour(stream: IO[str]) -> bool:

@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from engine.config import RunConfig
-from engine.doctor.check import Check, gib
+from engine.doctor.check import Check
 from engine.errors import GladiusError
-from engine.experts.registry import ExpertSpec, ExpertStatus, expert_path
+from engine.experts.registry import VERIFY, ExpertSpec, ExpertStatus, expert_path
 from engine.run.events import TokenizersAudited
+from engine.units import size
 from engine.workspace import Workspace
 
 HUB_SECONDS = 15.0
@@ -98,13 +99,16 @@ def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception 
     """One expert of the run: whether it is here, and what gets it here."""
     topic = spec.name
     if state.state == "ready":
-        return Check(topic=topic, status="ok", figure=f"ready, {gib(state.present_bytes)}")
-    size = answer if isinstance(answer, int) else state.expected_bytes
-    figure = f"missing, {gib(size)}" if size else "missing"
+        return Check(topic=topic, status="ok", figure=f"ready, {size(state.present_bytes)}")
+    whole = answer if isinstance(answer, int) else state.expected_bytes
+    figure = f"missing, {size(whole)}" if whole else "missing"
     if state.state == "partial":
-        figure = f"{gib(state.present_bytes)} of {gib(size)}: {state.detail}"
+        figure = f"{size(state.present_bytes)} of {size(whole)}: {state.detail}"
     if spec.source in ("folder", "gguf"):
-        remedy = f"nothing lies at {spec.repo}: mend the path in gladius.toml"
+        what = "put the model" if state.state == "missing" else "put it right"
+        remedy = f"{what} at {spec.repo}, or mend the path in gladius.toml"
+    elif VERIFY in state.detail:
+        figure, remedy = figure.partition("; ")[0], VERIFY
     elif isinstance(answer, GladiusError) and _is_answer(answer):
         remedy = " ".join(str(answer).split()).removeprefix(f"{spec.name}: ")
     else:

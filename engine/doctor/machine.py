@@ -247,7 +247,7 @@ def check_tools() -> list[Check]:
     rows = (
         ("llama-quantize", quantizer, "for k-quants; build llama.cpp in ~/llama.cpp"),
         ("llama-cpp-python", runtime, "checks exports in llama.cpp; make llama-cpp"),
-        ("hf-xet", xet and "installed", "quicker downloads; pip install hf-xet"),
+        ("hf-xet", xet and "installed", "quicker uploads (export --push); pip install hf-xet"),
     )
     return [
         Check(

@@ -23,6 +23,7 @@ from engine.experts.refusals import Hiccup, disk_error
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.verify import matches_manifest, verify_expert
 from engine.run.events import JobRequest, LogLine, Progress, RunEnded, RunStarted
+from engine.units import size
 from engine.workspace import Workspace, tree_bytes
 
 _LISTING_TRIES = 3
@@ -241,10 +242,10 @@ def _check_room(
     for place, count in rooms.items():
         free = shutil.disk_usage(place).free
         if count and count + _RESERVE > free:
-            each = ", ".join(f"{name} {size / 1e9:.2f}" for name, size in needed.items())
+            each = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in needed.items())
             few = "; or name fewer experts" if len(needed) > 1 else ""
             raise GladiusError(
-                f"{count / 1e9:.2f} GB are to be written ({each}) and {free / 1e9:.2f} GB are free "
+                f"{size(count)} are to be written ({each}) and {size(free)} are free "
                 f"at {place}; make room there, or choose another --root{few}"
             )
 
@@ -261,18 +262,18 @@ def _fetch_wheel(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> Path:
 
 
 def _tell_ready(spec: ExpertSpec, folder: Path, helm: Helm) -> None:
-    size = tree_bytes(folder)
+    count = tree_bytes(folder)
     helm.link.emit(
         Progress(
             task=f"download:{spec.name}",
             label=spec.title,
-            done=size,
-            total=size,
+            done=count,
+            total=count,
             unit="B",
             finished=True,
         )
     )
-    helm.link.emit(LogLine(text=f"{spec.title} is ready: {size / 1e6:,.0f} MB, verified"))
+    helm.link.emit(LogLine(text=f"{spec.title} is ready: {size(count)}, verified"))
 
 
 class _Reporter:
@@ -328,27 +329,30 @@ def _check(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Hel
     return attempts.failures
 
 
+def _check_type(spec: ExpertSpec, model_type: object) -> None:
+    from engine.experts.loadable import check_architecture
+
+    check_architecture(spec, model_type)
+
+
 def _check_one(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
     if spec.source == "hub":
         listing = _patiently(spec, lambda: list_files(spec), helm)
         model_type = _patiently(spec, lambda: fetch_config(spec, listing), helm).get("model_type")
-        with helm.link.busy("loading transformers"):
-            from engine.experts.loadable import check_architecture
-
-            check_architecture(spec, model_type)
-        size = listing.total
+        helm.call(lambda: _check_type(spec, model_type), "loading transformers")
+        count = listing.total
     else:
         path = Path(spec.repo)
         if not path.exists():
             raise UsageError(f"{path} doesn't exist; give a folder, a .gguf file or a Hub id")
         verify_expert(workspace, spec, helm)
-        size = tree_bytes(path)
+        count = tree_bytes(path)
     helm.link.emit(
         Progress(
             task=f"check:{spec.name}",
             label=f"{spec.title}: checked",
-            done=size,
-            total=size,
+            done=count,
+            total=count,
             unit="B",
             finished=True,
         )

@@ -68,6 +68,7 @@ def gather(
         except GladiusError as error:
             outcome = error
         except OSError as error:
+            error.filename = error.filename or str(workspace.downloads_dir)
             refusal = told(gathering.spec, error)
             outcome = refusal if isinstance(refusal, GladiusError) else GladiusError(str(refusal))
         if outcome is not None:
@@ -304,11 +305,7 @@ class _Gathering:
                 f"{spec.name}: {problem}; it is as the Hub has it and is not kept; choose another "
                 "repository or revision"
             )
-        with self._helm.link.busy(f"loading the tokenizer of {spec.name}"):
-            # Imported here: it brings transformers and torch, which take seconds.
-            from engine.experts.loadable import check_loadable
-
-            check_loadable(self._workspace, spec, self._files)
+        self._helm.call(self._check_loadable, f"loading the tokenizer of {spec.name}")
         self._helm.serve(f"publishing {spec.name}")
         # A file of the Hub's that is verified by its sha256 has it; small ones are hashed here.
         known = {file.name: file.sha256 for file in self._listing.files if file.sha256}
@@ -317,6 +314,12 @@ class _Gathering:
             folder = publish_expert(self._workspace, spec, self._files)
         shutil.rmtree(self._parts, ignore_errors=True)
         return folder
+
+    def _check_loadable(self) -> None:
+        # Imported here: it brings transformers and torch, which take seconds.
+        from engine.experts.loadable import check_loadable
+
+        check_loadable(self._workspace, self.spec, self._files)
 
 
 def _link(source: Path, target: Path) -> None:

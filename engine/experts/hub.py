@@ -128,8 +128,9 @@ def _check_identity(spec: ExpertSpec, name: str, size: int | None, key: str) -> 
         )
     if size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         raise GladiusError(
-            f"{spec.name}: {name} has {size / 1e9:.0f} GB, more than the Hub serves in one file "
-            "over HTTP; fetch it with the hf command and add the folder: gladius_train models add"
+            f"{spec.name}: {name} has {size / (1 << 30):.0f} GiB, more than the Hub serves in one "
+            "file over HTTP; fetch it with the hf command and add the folder: gladius_train models "
+            "add"
         )
 
 

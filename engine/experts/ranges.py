@@ -26,6 +26,7 @@ from engine.errors import GladiusError
 from engine.experts.hub import Listing, RemoteFile, file_url, request_headers
 from engine.experts.refusals import Hiccup, told
 from engine.experts.registry import ExpertSpec
+from engine.units import size
 from engine.workspace import fsync_dir, write_bytes
 
 RETRY_VARIABLE = "GLADIUS_RETRY_SECONDS"
@@ -200,7 +201,7 @@ class Transfer:
                 wait = retry_wait(tries) if trouble.wait is None else trouble.wait
                 self._say(
                     f"{self.file.name}: {trouble}; again in {wait:.0f} s, from "
-                    f"{self.done / 1e6:,.1f} MB (try {tries} of {MAX_TRIES})"
+                    f"{size(self.done)} (try {tries} of {MAX_TRIES})"
                 )
                 if self._halt.wait(wait):
                     raise Halted from None

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.experts.registry import ExpertSpec
+from engine.units import size
 
 _TOKEN = re.compile(r"[!-~]+")
 _PATIENCE = 3600.0
@@ -96,7 +97,7 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
         )
     if "ConnectError" in transport:
         way = " and HTTPS_PROXY" if getproxies() else ""
-        why = f"the Hub can't be reached ({why}); check the network{way}"
+        why = f"the Hub can't be reached at {constants.ENDPOINT} ({why}); check the network{way}"
         return Hiccup(why, unreachable=True)
     if "TransportError" in transport:
         return Hiccup("the connection broke off")
@@ -188,9 +189,10 @@ def _retry_after(error: HfHubHTTPError) -> float | None:
 def disk_error(spec: ExpertSpec, error: OSError) -> GladiusError:
     """What the disk refused, as one line with the remedy."""
     place = str(error.filename or "the root")
+    free = _free(place) if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return GladiusError(
-            f"{spec.name}: the disk is full{_free(place)}; make room, then the same command goes on"
+            f"{spec.name}: the disk is full{free}; make room, then the same command goes on"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return GladiusError(
@@ -203,7 +205,7 @@ def disk_error(spec: ExpertSpec, error: OSError) -> GladiusError:
 
 def _free(place: str) -> str:
     try:
-        return f" ({shutil.disk_usage(Path(place).parent).free / 1e9:.2f} GB free)"
+        return f" ({size(shutil.disk_usage(Path(place).parent).free)} free)"
     except OSError:
         return ""
 

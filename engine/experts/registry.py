@@ -17,6 +17,7 @@ from msgspec import Meta
 from engine.errors import UsageError
 from engine.experts import folder as folders
 from engine.structs import Problem, convert, nearest, problems_text
+from engine.units import size
 from engine.workspace import Workspace, assets_dir, tree_bytes
 
 CAPABILITIES = (
@@ -31,7 +32,9 @@ CAPABILITIES = (
 )
 
 MANIFEST = "manifest.json"
-_CHECK = "check it with: gladius_train models --verify"
+VERIFY = "gladius_train models --verify"
+"""The command in the detail of an expert that is all here, of which only a hash can say more."""
+_CHECK = f"check it with: {VERIFY}"
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"(?:{_HUB_NAME}/)?{_HUB_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,249}")
@@ -252,7 +255,7 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
         downloads = workspace.downloads_dir / spec.name
         coming = tree_bytes(downloads) if downloads.exists() else 0
         if coming and not present:
-            share = f"{min(coming / expected, 0.99):.0%}" if expected else f"{coming / 1e6:,.0f} MB"
+            share = f"{min(coming / expected, 0.99):.0%}" if expected else size(coming)
             lacking = f"{share} downloaded"
         present += coming
         state = "partial" if present else "missing"

@@ -75,11 +75,13 @@ def matches_manifest(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> bool
 
 
 def _load(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
-    # Imported here: it brings transformers and torch, which take seconds.
-    with helm.link.busy(f"loading the tokenizer of {spec.name}"):
+    def load() -> None:
+        # Imported here: it brings transformers and torch, which take seconds.
         from engine.experts.loadable import check_loadable
 
         check_loadable(workspace, spec)
+
+    helm.call(load, f"loading the tokenizer of {spec.name}")
 
 
 def _compare(

@@ -291,9 +291,10 @@ def hold_lock(ws: Workspace, job: str, socket: str = "") -> Iterator[Owner]:
 
 def _locked(owner: Owner) -> str:
     since = datetime.fromtimestamp(owner.since).strftime("%Y-%m-%d %H:%M:%S")
+    which = "" if owner.job == "train" else f" --job {owner.job}"
     return (
-        f"{owner.job} already runs here (pid {owner.pid}, since {since}); "
-        "watch it with `gladius_train dashboard`, end it with `gladius_train stop`"
+        f"{owner.job} already runs here (pid {owner.pid}, since {since}); watch it with: "
+        f"gladius_train dashboard --follow{which}; end it with: gladius_train stop{which}"
     )
 
 

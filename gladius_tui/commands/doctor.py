@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--experts", metavar="A,B", help="Experts, in the order of their phases.")
 @click.option("--hours", type=float, help="Training time of the whole run.")
 @click.option(
-    "--data", metavar="FILE", multiple=True, help="JSON Lines to learn from (repeatable)."
+    "--data", metavar="SOURCE", multiple=True, help="Text to learn from, as of train (repeatable)."
 )
 @click.option("--listen", is_flag=True, help="Run the experts over the sample too (minutes).")
 @overrides_option

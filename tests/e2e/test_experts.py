@@ -19,6 +19,7 @@ from engine.experts.publish import write_manifest
 from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
 from engine.run.events import RunResumed
 from engine.workspace import write_json
+from gladius_tui.cli import app
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
 
@@ -83,16 +84,30 @@ def test_with_the_files_there_no_command_touches_the_network(root: Root, expert,
     assert "127.0.0.1" in offline.read_text(), "the guard stands"
     offline.unlink()
     training = [word.replace("tiny", "x") for word in root.training(max_steps=2)]
-    for command in (
-        ["status"],
-        ["models"],
-        ["models", "--verify"],
-        ["download", "x", "tiny"],
-        training,
-        ["dashboard"],
-    ):
-        done = root.run("--no-ui", *command)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    commands = (
+        (0, ["status"]),
+        (0, ["models"]),
+        (0, ["models", "--verify"]),
+        (0, ["models", "add", "mine", str(expert)]),
+        (0, ["models", "remove", "mine"]),
+        (0, ["download", "x", "tiny"]),
+        (0, ["doctor", "--preset", "nano", "--experts", "x"]),
+        (0, training),
+        (0, ["resume", "--set", "schedule.max_steps=4"]),
+        (0, ["dashboard"]),
+        (0, ["export", "--type", "f32"]),
+        (0, ["validate"]),
+        (3, ["data", "inspect"]),
+        (3, ["pause"]),
+        (3, ["checkpoint"]),
+        (3, ["stop"]),
+        (0, ["clean", "--confirm"]),
+    )
+    assert {words[0] for _, words in commands} == set(app.commands), "every command is tried"
+    for code, words in commands:
+        done = root.run("--no-ui", *words)
+        assert done.returncode == code, (words, done.stdout, done.stderr)
+        assert "Traceback" not in done.stderr
     assert root.status() == "completed"
     assert not offline.exists(), offline.read_text()
 
@@ -141,7 +156,7 @@ def test_a_second_terminal_pauses_a_download_and_lets_it_go_on(
     sent = hub.sent
     time.sleep(1.0)
     assert hub.sent == sent
-    assert "MB downloaded; gladius_train download x" in root.run("models").stdout
+    assert "iB downloaded; gladius_train download x" in root.run("models").stdout
     assert "has no checkpoints" in root.error_of(2, "checkpoint")
     assert root.run("resume", "--job", "download").stdout == "going on\n"
     until(lambda: hub.sent > sent)

@@ -17,7 +17,7 @@ from downloading import CONFIG, RecordingLink, big_shards, model_files, safetens
 from hub_server import Fault
 from huggingface_hub import constants
 
-from engine.experts import gather, publish, ranges
+from engine.experts import gather, loadable, publish, ranges
 from engine.experts.registry import expert_status, load_experts
 from engine.run.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
 
@@ -250,9 +250,31 @@ def test_stopped_in_the_middle_the_next_call_goes_on(hub, repo, ws, download):
     here = part_of(ws, repo).stat().st_size
     assert 0 < here < repo.size(WEIGHTS)
     assert state(ws) == "partial"
-    assert " MB downloaded" in expert_status(ws, load_experts(ws)["x"]).detail
+    assert "iB downloaded" in expert_status(ws, load_experts(ws)["x"]).detail
     assert download().ended.status == "completed"
     assert weights_requests(hub)[-1]["Range"] == f"bytes={here}-"
+
+
+def test_stopped_while_the_tokenizer_is_loaded_it_ends_at_once(
+    hub, repo, ws, download, monkeypatch
+):
+    link = RecordingLink()
+    over = threading.Event()
+
+    def slow(*_: object) -> None:
+        link.commands.append(Stop())
+        over.wait(30)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loadable, "check_loadable", slow)
+        began = time.monotonic()
+        assert download(link=link).ended.status == "stopped"
+        assert time.monotonic() - began < 10
+    over.set()
+    assert expert_status(ws, load_experts(ws)["x"]).state == "partial"
+    before = len(hub.file_requests())
+    assert download().ended.status == "completed"
+    assert len(hub.file_requests()) == before, "nothing came twice"
 
 
 def test_several_experts_come_at_the_same_time_within_the_connections(hub, ws, download):
@@ -405,7 +427,7 @@ def test_a_disk_too_small_is_refused_before_the_first_byte_with_both_figures(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
     link = download()
     assert link.ended.exit_code == 1
-    assert "0.00 GB are to be written (x 0.00) and 0.05 GB are free" in link.ended.reason
+    assert "2.9 MiB are to be written (x 2.9 MiB) and 47.7 MiB are free" in link.ended.reason
     assert not hub.file_requests() and not (ws.downloads_dir / "x").exists()
 
 

@@ -134,7 +134,7 @@ def test_without_a_network_not_every_expert_is_waited_for(hub, ws, download, mon
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     link = download("qwen", "phi", "x")
     reason = one_line(link)
-    assert reason.startswith("3 of 3 failed (qwen, phi, x): the Hub can't be reached (")
+    assert reason.startswith("3 of 3 failed (qwen, phi, x): the Hub can't be reached at http")
     assert reason.count("can't be reached") == 1
     assert sum("again in" in line for line in link.lines) == 2
 
@@ -181,6 +181,11 @@ def test_offline_mode_is_named(hub, repo, ws, download, monkeypatch):
 def test_what_the_disk_refuses_is_one_line(number, said):
     text = str(disk_error(SPEC, OSError(number, os.strerror(number), "/somewhere/part")))
     assert text.startswith("x: ") and said in text and "\n" not in text
+
+
+def test_a_full_disk_without_a_name_makes_no_claim_about_another_disk():
+    text = str(disk_error(SPEC, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    assert text == "x: the disk is full; make room, then the same command goes on"
 
 
 def test_a_signed_address_is_never_told():
