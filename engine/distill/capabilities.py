@@ -23,10 +23,9 @@ from engine.data.prompts import Prompt, nfc
 from engine.data.variants import measured
 from engine.distill.teacher import Answer, Teacher
 from engine.experts.registry import CAPABILITIES, ExpertSpec
-from engine.run.events import CapabilitiesScored, CapabilityScore
+from engine.run.events import STUDENT, CapabilitiesScored, CapabilityScore
 from engine.workspace import write_bytes
 
-STUDENT = "student"
 _BATCH = 16
 
 

@@ -178,6 +178,10 @@ class CapabilityScore(msgspec.Struct, frozen=True, kw_only=True):
     asked: int
 
 
+STUDENT = "student"
+"""Who is meant by `CapabilitiesScored.who` where it is no expert."""
+
+
 class CapabilitiesScored(Event, frozen=True, kw_only=True, tag="CapabilitiesScored"):
     """The student, or an expert (once), answered held-out prompts of each capability."""
 

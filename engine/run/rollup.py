@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from engine.run.events import EvalDone, Event, StepDone
+from engine.run.events import STUDENT, CapabilitiesScored, EvalDone, Event, StepDone
 
 FACTOR = 64
 LEVELS = 3
@@ -61,6 +61,9 @@ def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
             yield f"bits_per_byte/{score.expert}", score.bits_per_byte
             yield f"kl/{score.expert}", score.kl
             yield f"agreement/{score.expert}", score.agreement
+    elif isinstance(event, CapabilitiesScored) and event.who == STUDENT:
+        for score in event.scores:
+            yield f"able/{score.capability}", score.right / max(1, score.asked)
 
 
 def upgrade(db: sqlite3.Connection) -> None:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from engine.run.events import (
+    STUDENT,
     AnyEvent,
+    CapabilitiesScored,
     CheckpointRejected,
     CheckpointSaved,
     DataReady,
@@ -86,7 +88,7 @@ class Board:
     """A run as its events tell it; None wherever nothing was told.
 
     `changed` names what the events since the last `take_changes` have touched: run, experts,
-    hardware, parameters, sample, log, probes, step, eval.
+    hardware, parameters, sample, log, probes, step, eval, able.
     """
 
     run_id: str = ""
@@ -117,6 +119,10 @@ class Board:
     eval_step: int | None = None
     experts: dict[str, ExpertRow] = field(default_factory=dict)
     data: dict[str, DataReady] = field(default_factory=dict)
+    able: dict[str, CapabilitiesScored] = field(default_factory=dict)
+    """Held-out prompts that the student, and each expert, answered rightly when last asked."""
+    able_best: dict[str, float] = field(default_factory=dict)
+    """The student's highest share of right answers so far, by capability."""
     sample: SampleDrawn | None = None
     checkpoint: CheckpointSaved | None = None
     checkpoints: int = 0
@@ -186,6 +192,8 @@ class Board:
                 self._step(event)
             case EvalDone():
                 self._evaluated(event)
+            case CapabilitiesScored():
+                self._scored(event)
             case DataReady():
                 self.data[event.expert] = event
                 self.changed |= {"experts"}
@@ -290,6 +298,15 @@ class Board:
             if score.kl is not None:
                 row.best_kl = score.kl if row.best_kl is None else min(row.best_kl, score.kl)
         self.changed |= {"run", "experts", "eval"}
+
+    def _scored(self, event: CapabilitiesScored) -> None:
+        self.able[event.who] = event
+        if event.who == STUDENT:
+            for score in event.scores:
+                share = score.right / max(1, score.asked)
+                best = self.able_best.get(score.capability, 0.0)
+                self.able_best[score.capability] = max(best, share)
+        self.changed |= {"able"}
 
     def _work(self, event: Progress) -> None:
         if event.task == "create":

@@ -61,6 +61,8 @@ class DashboardScreen(ChartKeys):
         *ChartKeys.KEYS,
         Binding("v", "lens", "Lens", id="dashboard.lens",
                 tooltip="The student's next tokens beside the expert's, position by position"),
+        Binding("a", "abilities", "Abilities", id="dashboard.abilities",
+                tooltip="What student and experts can do, in the log's place; or the log again"),
         Binding("tab", "tab(1)", "Next pane", show=False, priority=True, id="dashboard.next_pane",
                 tooltip="The next pane, where only one has room"),
         Binding("shift+tab", "tab(-1)", "Former pane", show=False, priority=True,
@@ -88,14 +90,19 @@ class DashboardScreen(ChartKeys):
         }
         #tabs { display: none; height: 1; padding: 0 1; }
         #chart-pane { padding: 0 1 0 0; }
-        #log-pane { column-span: 3; }
+        #log-pane, #abilities-pane { column-span: 3; }
+        #abilities-pane, &.-abilities #log-pane { display: none; }
+        &.-abilities #abilities-pane { display: block; }
         &.-h30 Panes { grid-rows: 1fr 8 7; }
         &.-w160 Panes { grid-columns: 42 1fr 42; }
         &.-w160.-h30 Panes { grid-rows: 1fr 9 10; }
         &.-w60 Panes { layout: vertical; }
         &.-w60 #tabs { display: block; }
         &.-w60 .side { display: none; height: 11; }
-        &.-w60 .side.-chosen { display: block; dock: bottom; }
+        &.-w60 #abilities-pane { display: none; }
+        &.-w60 .side.-chosen, &.-w60 #log-pane.-chosen, &.-w60 #abilities-pane.-chosen {
+            display: block; dock: bottom;
+        }
         &.-w60 #tabs { dock: bottom; margin-bottom: 11; }
         &.-w60.-h16 .side { height: 9; }
         &.-w60.-h16 #tabs { margin-bottom: 9; }
@@ -248,7 +255,16 @@ class DashboardScreen(ChartKeys):
 
     def _redraw(self) -> None:
         """Draw all of it now."""
-        self._stale |= {"run", "experts", "hardware", "parameters", "sample", "log", "chart"}
+        self._stale |= {
+            "run",
+            "experts",
+            "hardware",
+            "parameters",
+            "sample",
+            "log",
+            "chart",
+            "able",
+        }
         self._draw()
 
     def _draw(self) -> None:
@@ -287,11 +303,17 @@ class DashboardScreen(ChartKeys):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "tab":
             return self.has_class("-w60")
+        if action == "abilities":
+            return not self.has_class("-w60")  # there it is one of the tabs
         return super().check_action(action, parameters)
 
     def action_tab(self, by: int) -> None:
         panes = self.query_one(Panes)
         panes.choose(panes.query_one(Tabs).next(by))
+        self.call_after_refresh(self._redraw)
+
+    def action_abilities(self) -> None:
+        self.toggle_class("-abilities")
         self.call_after_refresh(self._redraw)
 
     def on_tabs_chosen(self, _: Tabs.Chosen) -> None:

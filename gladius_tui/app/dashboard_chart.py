@@ -14,7 +14,7 @@ from textual import work
 from textual.binding import Binding
 from textual.content import Content
 
-from engine.run.events import AnyEvent, EvalDone, StepDone
+from engine.run.events import AnyEvent, CapabilitiesScored, EvalDone, StepDone
 from engine.run.rollup import Column, measurements
 from gladius_tui.app.board import Board
 from gladius_tui.app.curves import SMOOTHINGS, Curve, View, short, title_of
@@ -184,7 +184,7 @@ class ChartKeys(GladiusScreen):
         """Take live values in."""
         whole = True
         for event in events:
-            if not isinstance(event, StepDone | EvalDone):
+            if not isinstance(event, StepDone | EvalDone | CapabilitiesScored):
                 continue
             for metric, value in measurements(event):
                 if metric not in self.metrics:

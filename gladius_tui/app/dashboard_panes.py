@@ -15,6 +15,7 @@ from textual.widgets import Static
 
 from gladius_tui.app.board import Board
 from gladius_tui.app.panes import (
+    abilities_pane,
     experts_pane,
     hardware_pane,
     log_pane,
@@ -106,7 +107,7 @@ class Tabs(Static):
                 return
 
 
-SIDES = ("run", "experts", "parameters", "hardware", "sample", "log")
+SIDES = ("run", "experts", "abilities", "parameters", "hardware", "sample", "log")
 
 
 def _run(board: Board, width: int, height: int, now: float) -> Content:
@@ -118,6 +119,7 @@ _PANES: dict[str, tuple[str, set[str], Write]] = {
     "hardware": ("Hardware", {"hardware"}, lambda b, w, h, _: hardware_pane(b, w, h)),
     "parameters": ("Parameters", {"parameters"}, lambda b, w, h, _: parameters_pane(b, w)),
     "experts": ("Experts", {"experts"}, lambda b, w, h, _: experts_pane(b, w, h)),
+    "abilities": ("Abilities", {"able"}, lambda b, w, h, _: abilities_pane(b, w, h)),
     "sample": ("Sample", {"sample"}, lambda b, w, h, _: sample_pane(b)),
     "log": ("Log", {"log"}, lambda b, w, h, _: log_pane(b, w, h)),
 }
@@ -135,7 +137,7 @@ class Panes(Container):
         yield Tabs(list(SIDES), "run")
         yield pane("run")
         yield ChartPane()
-        for name in ("hardware", "parameters", "experts", "sample", "log"):
+        for name in ("hardware", "parameters", "experts", "sample", "log", "abilities"):
             yield pane(name)
 
     def on_mount(self) -> None:

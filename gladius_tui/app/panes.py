@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from engine.run.events import GpuReading, HardwareRead
+from engine.run.events import STUDENT, CapabilityScore, GpuReading, HardwareRead
 from gladius_tui.app.board import Board, ExpertRow
 from gladius_tui.headless import duration
 from gladius_tui.report import bar
@@ -376,6 +376,75 @@ def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: b
         style = MUTED if lost is None or lost < 0.05 else "$warning"
         parts.append((f"{text:>8}", style))
     return Content.assemble(*parts)
+
+
+# Abilities
+
+_LEAST_NAME = 7
+
+
+def abilities_pane(board: Board, width: int, height: int) -> Content:
+    """Held-out prompts answered rightly, by capability: the student now and at its best, and the
+    best of the experts. What the student could do and can no more is marked.
+
+    Capabilities stand side by side where they have room, else one below the other.
+    """
+    scores = {who: {s.capability: s for s in row.scores} for who, row in board.able.items()}
+    mine = scores.pop(STUDENT, {})
+    names = list(dict.fromkeys([*mine, *(n for row in scores.values() for n in row)]))
+    if not names:
+        return Content.styled("what it can do is measured at every evaluation", MUTED)
+    columns: list[list[tuple[str, str]]] = []
+    for name in names:
+        best, own = board.able_best.get(name), mine.get(name)
+        share = None if own is None else own.right / max(1, own.asked)
+        less = share is not None and best is not None and share < best
+        taught = [row[name] for row in scores.values() if name in row]
+        expert = max(taught, key=lambda s: s.right / max(1, s.asked), default=None)
+        columns.append([
+            (name.replace("_", " "), MUTED),
+            (_of_asked(own), "$warning" if less else STRONG),
+            (_of_asked(expert), ""),
+            (NONE if own is None or best is None else f"{best * own.asked:.0f}/{own.asked}", MUTED),
+        ])  # fmt: skip
+    heads = ["", "student", "expert" if len(scores) < 2 else "best expert", "student's best"]
+    label = max(map(len, heads)) + 1
+    widths = [max(len(text) for text, _ in column) + 2 for column in columns]
+    if label + sum(widths) <= width:
+        lines = [
+            Content.assemble(
+                (f"{head:<{label}}", MUTED),
+                *(
+                    (f"{column[n][0]:>{w}}", column[n][1])
+                    for column, w in zip(columns, widths, strict=True)
+                ),
+            )
+            for n, head in enumerate(heads)
+        ]
+    else:
+        room = max(_LEAST_NAME, min(max(len(c[0][0]) for c in columns), width - 23))
+        lines = [Content.styled(f"{'':<{room}}{'student':>8}{'expert':>8}{'best':>7}", MUTED)]
+        lines += [
+            Content.assemble(
+                (f"{name[0][:room]:<{room}}", MUTED),
+                *(
+                    (f"{cell:>{w}}", style)
+                    for (cell, style), w in zip(cells, (8, 8, 7), strict=True)
+                ),
+            )
+            for name, *cells in columns
+        ]
+        if len(lines) > height and 2 * (room + 23) + 2 <= width:  # in two halves
+            head, rest = lines[0], lines[1:]
+            half = (len(rest) + 1) // 2
+            left, right = [head, *rest[:half]], [head, *rest[half:]]
+            right += [Content("")] * (len(left) - len(right))
+            lines = [Content.assemble(a, "  ", b) for a, b in zip(left, right, strict=True)]
+    return _lines(lines[: max(height, 1)])
+
+
+def _of_asked(score: CapabilityScore | None) -> str:
+    return NONE if score is None else f"{score.right}/{score.asked}"
 
 
 # Sample and log

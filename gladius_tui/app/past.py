@@ -12,7 +12,10 @@ from engine.run.rollup import Column
 from engine.workspace import Workspace
 from gladius_tui.app.board import LOG_LINES, LOGGED, READINGS, Board
 
-_NEWEST = ("RunStarted", "PhaseStarted", "StepDone", "SampleDrawn", "RunPaused", "RunResumed")
+_NEWEST = (
+    *("RunStarted", "PhaseStarted", "StepDone", "SampleDrawn", "CapabilitiesScored"),
+    *("RunPaused", "RunResumed"),
+)
 _MOST_PROBES = 64
 
 
@@ -48,12 +51,18 @@ def board_of(history: History, run_id: str, up_to: int) -> Board:
     add("HardwareRead", READINGS)
     add("Progress", 50)
     add("ProbeRead", _MOST_PROBES)
+    # The experts are asked once, before the first step.
+    for event in history.events(run_id, limit=32, types=("CapabilitiesScored",), up_to=up_to):
+        events[event.seq] = event
     board.take(events[seq] for seq in sorted(events))
     board.seq = up_to
     last = (board.step or 0) + 1
     for row in board.experts.values():
         row.best_kl = _least(history.series(run_id, f"kl/{row.name}", 0, last, 2))
     board.best_bits = _least(history.series(run_id, "bits_per_byte", 0, last, 2))
+    for name in board.able_best:
+        most = [c.high for c in history.series(run_id, f"able/{name}", 0, last, 2)]
+        board.able_best[name] = max((m for m in most if m is not None), default=0.0)
     return board
 
 

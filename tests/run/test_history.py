@@ -12,7 +12,14 @@ import pytest
 from conftest import REPO
 from test_state import started, step_done
 
-from engine.run.events import EvalDone, ExpertScore, LogLine, StepDone
+from engine.run.events import (
+    CapabilitiesScored,
+    CapabilityScore,
+    EvalDone,
+    ExpertScore,
+    LogLine,
+    StepDone,
+)
 from engine.run.history import History
 
 
@@ -102,6 +109,14 @@ def test_what_each_expert_scores_is_a_series_of_its_own(history, run):
     assert values(history, "bits_per_byte/qwen") == {5: 1.5}
     assert values(history, "kl/qwen") == {}
     assert {"bits_per_byte", "agreement/qwen", "kl/qwen"} <= set(history.metrics(run))
+
+
+def test_what_the_student_can_do_is_a_series_for_each_capability(history, run):
+    scores = (CapabilityScore(capability="json", right=1, asked=4),)
+    for who in ("qwen", "student"):
+        history.append(run, 1, [CapabilitiesScored(step=5, who=who, scores=scores)])
+    assert values(history, "able/json") == {5: 0.25}
+    assert set(history.metrics(run)) == {"able/json"}
 
 
 def test_reading_where_nothing_is_creates_nothing(ws, history):

@@ -9,6 +9,8 @@ import pytest
 from recording import recorded, write_run
 
 from engine.run.events import (
+    CapabilitiesScored,
+    CapabilityScore,
     CheckpointSaved,
     EvalDone,
     ExpertScore,
@@ -131,6 +133,28 @@ def step(number: int, **changes) -> StepDone:
         "step_seconds": 1.0,
     }
     return StepDone(**values | changes)
+
+
+def test_what_it_can_do_is_read_out_of_the_history_as_it_was_watched(tmp_path):
+    """The experts' rows come once, before hundreds of the student's."""
+
+    def scored(who: str, at: int, right: int) -> CapabilitiesScored:
+        score = CapabilityScore(capability="json", right=right, asked=4)
+        return CapabilitiesScored(who=who, step=at, scores=(score,))
+
+    rows = [scored("smollm2", 0, 3), *(scored("student", n, int(n == 7)) for n in range(1, 400))]
+    began = next(event for event in EVENTS if isinstance(event, RunStarted))
+    events = [began, *rows, step(400)]
+    events = [msgspec.structs.replace(e, seq=n) for n, e in enumerate(events, start=1)]
+    watched = Board()
+    watched.take(events)
+    ws = Workspace.find(tmp_path)
+    read = read_board(ws, write_run(ws, events))
+    assert read is not None
+    for board in (watched, read):
+        assert board.able["smollm2"].scores[0].right == 3
+        assert board.able["student"].step == 399
+        assert board.able_best == {"json": 0.25}
 
 
 def test_the_status_follows_what_happens():

@@ -16,7 +16,7 @@ import pytest
 from recording import recorded, write_run
 from textual.widgets import OptionList, SelectionList
 
-from engine.run.events import ProbeRead, RunEnded
+from engine.run.events import CapabilitiesScored, CapabilityScore, ProbeRead, RunEnded
 from engine.run.history import History
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
@@ -191,6 +191,23 @@ async def test_the_lens_is_read_anew_at_every_evaluation(ws):
         screen._take([msgspec.structs.replace(e, seq=0) for e in readings[-4:]])
         await until(pilot, lambda: "step 220" in str(title.border_title))
         assert "at step 88" in str(app.screen.query_one("#lens-body").render())  # type: ignore[union-attr]
+
+
+async def test_what_it_can_do_is_shown_in_the_logs_place(ws):
+    score = CapabilityScore(capability="json", right=1, asked=4)
+    last = EVENTS[-1]
+    able = CapabilitiesScored(who="student", step=220, seq=last.seq + 1, scores=(score,))
+    write_run(ws, [*EVENTS, able])
+    async with opened(ws) as (_, pilot, screen):
+        await drawn(pilot, screen)
+        pane, log = (screen.query_one(f"#{name}-pane", Pane) for name in ("abilities", "log"))
+        assert log.display and not pane.display
+        await pilot.press("a")
+        await until(pilot, lambda: "1/4" in text(screen, "abilities"))
+        assert pane.display and not log.display
+        await pilot.press("a")
+        await pilot.pause()
+        assert log.display and not pane.display
 
 
 @pytest.mark.parametrize("size", [(80, 24), (70, 17), (99, 40)])

@@ -6,9 +6,19 @@ import msgspec
 import pytest
 from recording import recorded
 
-from engine.run.events import GpuReading, HardwareRead, RunEnded, SampleDrawn, StepDone
+from engine.experts.registry import CAPABILITIES
+from engine.run.events import (
+    CapabilitiesScored,
+    CapabilityScore,
+    GpuReading,
+    HardwareRead,
+    RunEnded,
+    SampleDrawn,
+    StepDone,
+)
 from gladius_tui.app.board import Board
 from gladius_tui.app.panes import (
+    abilities_pane,
     ago,
     amount,
     experts_pane,
@@ -57,6 +67,44 @@ def test_what_nobody_told_is_a_dash():
     assert "-" in parameters_pane(empty, 40).plain
     assert "no reading" in hardware_pane(empty, 30, 5).plain
     assert summary_line(None).startswith("no run yet")
+
+
+def able(who: str, *right: int) -> CapabilitiesScored:
+    scores = zip(CAPABILITIES, right, strict=False)
+    return CapabilitiesScored(
+        who=who,
+        scores=tuple(CapabilityScore(capability=c, right=n, asked=4) for c, n in scores),
+    )
+
+
+def test_what_the_student_can_do_stands_beside_what_the_best_expert_can():
+    seen = Board()
+    assert "measured at every evaluation" in abilities_pane(seen, 60, 6).plain
+    seen.take([able("one", 3, 2), able("two", 1, 4), able("student", 2, 1), able("student", 1, 1)])
+    lines = abilities_pane(seen, 60, 4).plain.splitlines()
+    assert lines[0].split() == ["tool", "calling", "json"]
+    assert lines[1].split() == ["student", "1/4", "1/4"]
+    assert lines[2].split() == ["best", "expert", "3/4", "4/4"]
+    assert lines[3].split() == ["student's", "best", "2/4", "1/4"]
+    narrow = abilities_pane(seen, 34, 4)
+    assert [line.split() for line in narrow.plain.splitlines()[1:]] == [
+        ["tool", "callin", "1/4", "3/4", "2/4"],
+        ["json", "1/4", "4/4", "1/4"],
+    ]
+    # What it could do before and can no more is marked.
+    assert [span.style for span in narrow.spans].count("$warning") == 1
+
+
+@pytest.mark.parametrize("width", [38, 56, 76, 116, 196])
+@pytest.mark.parametrize("height", [3, 5, 7, 9])
+def test_abilities_keep_to_their_room(width, height):
+    seen = Board()
+    seen.take([able("one", *range(5, 13)), able("student", *range(8))])
+    text = abilities_pane(seen, width, height)
+    assert max(line.cell_length for line in text.split("\n")) <= width
+    assert len(text.plain.splitlines()) <= height
+    if width >= 76 and height >= 5:
+        assert "instructions" in text.plain
 
 
 def test_a_gpu_is_shown_with_what_it_tells_and_a_dash_for_what_not():
