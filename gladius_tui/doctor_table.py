@@ -15,6 +15,17 @@ from gladius_tui.headless import paint, print_lines, wants_colour
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
 _WORDS = {"good": "green", "fair": "yellow", "poor": "red"}
 _TOPIC = 16
+_COLUMNS = (
+    ("tokens", "of the student's tokens, the share that the expert has too, byte for byte"),
+    ("aligned", "of the places in the text, those where both begin a token: heard as it is"),
+    ("inside", "those within a token of the expert's: heard as far as that token goes on"),
+    ("crossing", "those where the student's token runs past the end of the expert's"),
+    ("skipped", "pieces of text on which the two can't be laid side by side"),
+    ("weight", "how much of the expert's word counts, 1.00 at most"),
+    ("residual", "the part of it for which the student has no token"),
+    ("heard", "good, fair or poor: by the weight where it is known, else by what is aligned"),
+)
+"""What the columns of the tokenizers' table mean."""
 
 
 def print_report(
@@ -99,6 +110,12 @@ def _tokenizer_lines(
             else:
                 line = paint(line, "dim", colour)
             lines.append(line)
+        for name, meaning in _COLUMNS:
+            told = _wrapped(meaning, width - 12)
+            lines += [
+                paint(f"  {name if n == 0 else '':<10}{line}", "dim", colour)
+                for n, line in enumerate(told)
+            ]
         if any(audit.kinds for audit in done):
             lines.append(paint("aligned, by kind of text", "dim", colour))
         for audit in done:

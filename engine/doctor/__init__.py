@@ -71,9 +71,8 @@ def examine(
         )
     budget = token_budget(config, specs)
     scored = text.scored_tokens(config, specs, budget)
-    checks.append(
-        machine.check_disk(config, states, hardware.disk_free(ws.checkpoints_dir), scored)
-    )
+    ours = {spec.name: states[spec.name] for spec in specs if spec.source in ("hub", "wheel")}
+    checks.append(machine.check_disk(config, ours, hardware.disk_free(ws.checkpoints_dir), scored))
     say("measuring the disk")
     checks.append(_measured_grace(ws, config))
     missing = [

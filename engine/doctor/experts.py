@@ -79,14 +79,24 @@ def check_hub(answers: Mapping[str, int | Exception]) -> Check:
         figure = "not asked: nothing is to be fetched from it"
         return Check(topic="hub", status="note", figure=figure)
     # A GladiusError is the Hub's own answer, if not the one hoped for; anything else is the way.
-    lost = [e for e in answers.values() if isinstance(e, Exception) and not _is_answer(e)]
+    lost = [
+        " ".join(str(error).split()).removeprefix(f"{name}: ")
+        for name, error in answers.items()
+        if isinstance(error, Exception) and not _is_answer(error)
+    ]
     if lost:
+        why = lost[0]
+        figure = why.partition("; ")[0]
+        if constants.ENDPOINT not in figure:
+            figure = f"{constants.ENDPOINT}: {figure}"
+        off = "HF_HUB_OFFLINE" in why
+        way = "unset HF_HUB_OFFLINE" if off else "look at the network, HTTPS_PROXY and HF_ENDPOINT"
         return Check(
             topic="hub",
             status="fail",
-            figure=f"{constants.ENDPOINT}: {' '.join(str(lost[0]).split())}",
-            remedy="look at the network, HTTPS_PROXY and HF_ENDPOINT; offline, copy an expert's "
-            "folder to tmp/models/NAME",
+            figure=figure,
+            remedy=f"{way}; without a Hub, copy an expert's folder to tmp/models/NAME, then: "
+            f"{VERIFY}",
         )
     return Check(topic="hub", status="ok", figure=f"{constants.ENDPOINT} answers")
 

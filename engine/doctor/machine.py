@@ -120,11 +120,15 @@ def check_processor(cores: int, bf16: bool, config: RunConfig) -> Check:
     return Check(topic="processor", status="ok", figure=figure)
 
 
-def memory_needs(config: RunConfig, specs: Sequence[ExpertSpec], half: bool) -> tuple[int, int]:
+def memory_needs(
+    config: RunConfig, specs: Sequence[ExpertSpec], half: bool, online: bool | None = None
+) -> tuple[int, int]:
     """Bytes that the run takes on its device, as configured and at least; with the experts where
-    they stand beside the student, or the largest of them where it has left before."""
+    they stand beside the student (`online`; None: as the config has it), or the largest of them
+    where it has left before."""
     experts = [(2 if half else 4) * spec.parameters for spec in specs]
-    beside = sum(experts) if scores_online(config) else 0
+    online = scores_online(config) if online is None else online
+    beside = sum(experts) if online else 0
     alone = 0 if beside else max(experts, default=0)
     need = training_memory(config, half).total + beside
     return max(need, alone), max(least_memory(config, half).total + beside, alone)
@@ -157,6 +161,12 @@ def check_memory(
         remedy = f"close other programs until {gib(least)} are free{smaller}"
     else:
         remedy = f"{gib(need)} or more (at least {gib(least)}){smaller}"
+        before = memory_needs(config, specs, half, online=False)[1]
+        if scores_online(config) and total >= before:
+            remedy += (
+                f"; or let the experts score their text before ({gib(before)}): "
+                "--set data.corpora=[] --set targets.source=cached"
+            )
     if least < need:
         figure += f", {gib(least)} with activation checkpointing"
     return Check(topic=what, status="fail", figure=figure, remedy=remedy)

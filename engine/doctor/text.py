@@ -58,7 +58,7 @@ def check_speed(
     if tokens is None:
         return Check(topic="speed", status="ok", figure=figure)
     seconds = tokens / rate
-    figure += f": {_length(seconds)} for {tokens:,.0f}"
+    figure += f": {_length(seconds)} for {tokens:,.0f} tokens"
     if seconds > LONG_DAYS * 86400:
         return Check(
             topic="speed",

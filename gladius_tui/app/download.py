@@ -94,8 +94,8 @@ class DownloadScreen(JobScreen):
 
     def about(self) -> str:
         return (
-            "Fetches experts, one after the other, verified before they count as ready. What is "
-            "fetched stays when it is cancelled, and is not fetched again. The download goes on "
+            "Fetches experts, up to four files at once, verified before they count as ready. What "
+            "is fetched stays when it is cancelled, and is not fetched again. The download goes on "
             "when this app is closed."
         )
 
@@ -252,8 +252,9 @@ class DownloadScreen(JobScreen):
         full = round(share * room)
         meter = coloured(self.app, "▇" * full, "primary" if share < 1 else "success")
         meter.append("▁" * (room - full), style="dim")
-        done = progress.done if working and progress else status.present_bytes
-        of = (progress.total if working and progress else 0) or status.expected_bytes
+        told = progress if self.live else None  # what has ended now is not read anew yet
+        done = told.done if told else status.present_bytes
+        of = (told.total if told else 0) or status.expected_bytes
         cells: list[Cell] = [
             "●" if marked else coloured(self.app, "○", "dim"),
             spec.title,

@@ -81,6 +81,8 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
                 return replace(
                     self, step=event.step, doing="", progress=progress, eta=event.run_eta
                 )
+            case Progress() if event.task.count(":") == 2:
+                return self  # one file of an expert, whose own progress is told too
             case Progress():
                 if event.finished:
                     return replace(self, doing="")

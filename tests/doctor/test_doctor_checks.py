@@ -13,7 +13,7 @@ from engine.config import RunConfig, TargetsConfig, load_config
 from engine.doctor import experts, machine, text
 from engine.doctor.check import Check
 from engine.doctor.machine import check_disk, check_gpu, check_grace, check_memory, check_torch
-from engine.errors import MissingError
+from engine.errors import GladiusError, MissingError
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.events import GpuReading, KindAudit, TokenizersAudited
 from engine.sizing import GIB, checkpoint_bytes, disk_need, least_memory, training_memory
@@ -77,6 +77,15 @@ def test_memory_is_judged_by_what_training_takes_with_and_without_checkpointing(
     assert check.status == verdict
     assert f"{full / GIB:.1f} GiB" in check.figure
     assert bool(check.remedy) == (verdict != "ok")
+
+
+def test_where_the_experts_would_fit_only_before_the_student_that_is_the_remedy(tmp_path):
+    run = config(tmp_path, "1b", "targets.source=online")
+    before = max(least_memory(run, True).total, 2 * SPEC.parameters)
+    told = check_memory(run, [SPEC], total=before, available=before, half=True).remedy
+    assert "--set data.corpora=[] --set targets.source=cached" in told
+    told = check_memory(run, [SPEC], total=before - 1, available=before - 1, half=True).remedy
+    assert "targets.source" not in told
 
 
 def test_an_expert_that_stands_beside_the_student_counts_with_it(tmp_path):
@@ -161,6 +170,8 @@ def test_the_hubs_own_answer_is_told_at_the_expert_and_no_answer_at_the_hub():
     assert row.status == "fail" and row.remedy == str(gated).removeprefix("big: ")
     lost = experts.check_hub({"big": TimeoutError("no answer within 15 s")})
     assert lost.status == "fail" and "no answer" in lost.figure and "HF_ENDPOINT" in lost.remedy
+    off = experts.check_hub({"big": GladiusError("big: HF_HUB_OFFLINE is set, so no; unset it")})
+    assert off.status == "fail" and "unset HF_HUB_OFFLINE" in off.remedy
     row = experts.check_expert(SPEC, missing, TimeoutError())
     assert row.remedy == "gladius_train download big" and "1.0 GiB" in row.figure
     assert experts.check_hub({}).status == "note"
