@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shlex
 import signal
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -23,6 +23,7 @@ from textual.theme import Theme
 
 from engine.workspace import Workspace
 from gladius_tui.app import modes
+from gladius_tui.app.farewell import command, farewell
 from gladius_tui.app.screen import GladiusScreen
 from gladius_tui.app.settings import load_settings, remember_theme
 from gladius_tui.app.theme import THEMES, chart_defaults
@@ -79,11 +80,16 @@ class GladiusApp(App[int]):
         Binding("f8", "picture", "Picture", show=False, tooltip="Save an SVG of the screen",
                 id="app.picture"),
         Binding("question_mark", "help", "Help", tooltip="All keys of this screen", id="app.help"),
+        # While something is typed, `?` and `q` are letters.
+        Binding("f1", "help", "Help", tooltip="All keys of this screen", id="app.help_anywhere"),
         Binding(
             "q", "leave", "Quit", id="app.quit",
             tooltip="Leave; asks what becomes of a running job, which goes on unless you say so",
         ),
-        Binding("ctrl+q", "leave", show=False, priority=True, id="app.quit_anywhere"),
+        Binding(
+            "ctrl+q", "leave", "Quit", priority=True, id="app.quit_anywhere",
+            tooltip="Leave; asks what becomes of a running job, which goes on unless you say so",
+        ),
         Binding(
             "ctrl+c", "leave(True)", "Stop and quit", show=False, priority=True, id="app.interrupt",
             tooltip="The same, with `stop with a checkpoint` chosen; again: yes",
@@ -103,6 +109,8 @@ class GladiusApp(App[int]):
         """Commands that were started here and are not over yet."""
         self.opened_with = tuple(launch)
         """The command that opened the app, and that it begins with; empty for none."""
+        self.seen: set[Job] = set()
+        """Jobs that ran while this was open."""
         self._first = self._before = mode
         for theme in THEMES:
             self.register_theme(theme)
@@ -142,6 +150,7 @@ class GladiusApp(App[int]):
         self.screens[screen.MODE] = screen
 
     def on_jobs_changed(self, _: JobsChanged) -> None:
+        self.seen |= set(self.watcher.jobs)
         if not self.watcher.jobs:
             self.read_state()
         for screen in self.screens.values():
@@ -217,7 +226,7 @@ class GladiusApp(App[int]):
 
     def action_copy_command(self) -> None:
         if isinstance(screen := self.screen, GladiusScreen):
-            line = shlex.join(["gladius_train", *screen.command_line()])
+            line = command(self.ws, *screen.command_line())
             self.copy_to_clipboard(line)
             self.notify(line, title="Copied", markup=False)
 
@@ -299,4 +308,10 @@ def run_app(ws: Workspace, mode: str = "", launch: Sequence[str] = ()) -> int:
     """
     if not mode:
         mode = "dashboard" if ws.state_file.exists() or ws.history_file.exists() else "models"
-    return GladiusApp(ws, mode, launch).run() or 0
+    app = GladiusApp(ws, mode, launch)
+    code = app.run() or 0
+    if code != _HUNG_UP:
+        from gladius_tui.headless import print_lines
+
+        print_lines(farewell(ws, app.seen), sys.stderr)
+    return code

@@ -17,6 +17,7 @@ from engine.experts.registry import ExpertSpec, expert_status, load_experts
 from engine.hardware import available_ram, disk_free, has_bf16, total_ram
 from engine.preflight import launch_training, stored_config
 from engine.run.events import GpuReading
+from engine.run.state import read_state
 from engine.sizing import parameter_count, training_memory
 from engine.workspace import Workspace
 from gladius_tui.headless import size
@@ -48,7 +49,7 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
             words += ["--experts", ",".join(self.experts)]
         if self.hours.strip():
             words += ["--hours", self.hours.strip()]
-        for path in shlex.split(self.data):
+        for path in _split("data", self.data):
             words += ["--data", path]
         for override in self.all_overrides():
             words += ["--set", override]
@@ -57,7 +58,15 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
     def all_overrides(self) -> list[str]:
         """The overrides with the device among them."""
         device = [] if self.device == "auto" else [f"device.device={self.device}"]
-        return [*shlex.split(self.overrides), *device]
+        return [*_split("set", self.overrides), *device]
+
+
+def _split(name: str, text: str) -> list[str]:
+    """The words of a field, as a shell would read them."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise ValueError(f"{name}: a quote is open; close it") from None
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -85,7 +94,8 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
 def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessment:
     """Look at all that decides about this run; long text files take a while."""
     stored = stored_config(ws)
-    resumable = None if stored is None else (stored[0], stored[1].preset)
+    finished = stored is not None and read_state(ws).status == "completed"
+    resumable = None if stored is None or finished else (stored[0], stored[1].preset)
     try:
         hours = _hours(form.hours)
         config = load_config(
@@ -94,7 +104,7 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
             file=form.file.strip() or None,
             overrides=form.all_overrides(),
             experts=form.experts,
-            data=shlex.split(form.data),
+            data=_split("data", form.data),
             hours=hours,
         )
     except (GladiusError, ValueError) as error:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from engine.run.events import (
     STUDENT,
+    AnswersJudged,
     AnyEvent,
     CapabilitiesScored,
     CheckpointRejected,
@@ -44,7 +45,7 @@ READINGS = 120
 LOG_LINES = 500
 
 LOGGED = (
-    *("RunStarted", "PhaseStarted", "DataReady", "EvalDone", "CheckpointSaved"),
+    *("RunStarted", "PhaseStarted", "DataReady", "AnswersJudged", "EvalDone", "CheckpointSaved"),
     *("CheckpointRejected", "GuardTripped", "LogLine", "RunPaused", "RunResumed", "RunEnded"),
 )
 """Names of the events that make a line of the log."""
@@ -178,8 +179,14 @@ class Board:
 
     def gone(self) -> None:
         """Its runner is gone; without a last word it was killed."""
-        if self.alive:
+        if self.alive or self.status is None:
             self.status = "failed"
+            self.changed.add("run")
+
+    def taken_up(self, since: float) -> None:
+        """A runner has it since then (Unix time); where it had ended before, it begins again."""
+        if self.ended is not None and self.ended.time < since:
+            self.status = self.ended = None
             self.changed.add("run")
 
     def _take(self, event: AnyEvent) -> None:
@@ -197,6 +204,8 @@ class Board:
             case DataReady():
                 self.data[event.expert] = event
                 self.changed |= {"experts"}
+            case CapabilitiesScored():
+                self._scored(event)
             case SampleDrawn():
                 self.sample = event
                 self.changed |= {"sample"}
@@ -356,6 +365,9 @@ def log_entry(event: AnyEvent) -> LogEntry | None:
                 "info",
                 f"step {event.step:,}: {event.bits_per_byte:.3f} bits/byte held out{best}",
             )
+        case AnswersJudged():
+            kept = f"{event.kept:,} of {event.written:,} answers are learnt from"
+            return entry("info", f"{event.expert}: {kept}")
         case CheckpointSaved():
             asked = {"interval": "", "best": ", the best"}.get(event.reason, f", {event.reason}")
             return entry(
@@ -376,5 +388,7 @@ def log_entry(event: AnyEvent) -> LogEntry | None:
         case RunEnded():
             level = {"completed": "good", "stopped": "info", "failed": "error"}[event.status]
             text = f"{event.status} at step {event.step:,}"
-            return entry(level, f"{text}: {event.reason}" if event.reason else text)  # type: ignore[arg-type]
+            if event.reason:
+                text = event.reason if event.reason.startswith(text) else f"{text}: {event.reason}"
+            return entry(level, text)  # type: ignore[arg-type]
     return None

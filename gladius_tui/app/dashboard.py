@@ -22,9 +22,9 @@ from engine.run.events import (
     RunStarted,
     Stop,
 )
-from gladius_tui.app.board import Board, LogEntry
+from gladius_tui.app.board import Board, LogEntry, Status
 from gladius_tui.app.dashboard_chart import ChartKeys
-from gladius_tui.app.dashboard_panes import Pane, Panes, Tabs
+from gladius_tui.app.dashboard_panes import SIDES, Pane, Panes, Tabs
 from gladius_tui.app.panes import summary_line
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
 
@@ -58,6 +58,8 @@ class DashboardScreen(ChartKeys):
                 tooltip="End with a checkpoint; asks once"),
         Binding("f", "finish", "Finish", id="dashboard.finish",
                 tooltip="Decay the learning rate, then save the model; asks once"),
+        Binding("r", "resume", "Resume", id="dashboard.resume",
+                tooltip="Go on with the run that has ended, from its newest checkpoint"),
         *ChartKeys.KEYS,
         Binding("v", "lens", "Lens", id="dashboard.lens",
                 tooltip="The student's next tokens beside the expert's, position by position"),
@@ -76,10 +78,14 @@ class DashboardScreen(ChartKeys):
         &.-empty Panes { display: none; }
         Panes {
             layout: grid;
-            grid-size: 3 3;
+            grid-size: 3 4;
             grid-columns: 33 1fr 30;
-            grid-rows: 1fr 8 5;
+            grid-rows: 1fr 1fr 8 5;
         }
+        #run-pane, #chart-pane, #hardware-pane { row-span: 2; }
+        #able-pane { display: none; }
+        Panes.-able #hardware-pane { row-span: 1; }
+        Panes.-able #able-pane { display: block; }
         .part {
             height: 100%;
             padding: 0 1;
@@ -94,8 +100,12 @@ class DashboardScreen(ChartKeys):
         #abilities-pane, &.-abilities #log-pane { display: none; }
         &.-abilities #abilities-pane { display: block; }
         &.-h30 Panes { grid-rows: 1fr 8 7; }
+        #log-pane, #abilities-pane { column-span: 3; }
+        #abilities-pane, &.-abilities #log-pane { display: none; }
+        &.-abilities #abilities-pane { display: block; }
+        &.-h30 Panes { grid-rows: 1fr 1fr 8 7; }
         &.-w160 Panes { grid-columns: 42 1fr 42; }
-        &.-w160.-h30 Panes { grid-rows: 1fr 9 10; }
+        &.-w160.-h30 Panes { grid-rows: 1fr 1fr 9 10; }
         &.-w60 Panes { layout: vertical; }
         &.-w60 #tabs { display: block; }
         &.-w60 .side { display: none; height: 11; }
@@ -122,6 +132,8 @@ class DashboardScreen(ChartKeys):
         """Commands that were sent and not yet carried out: what to say of each."""
         self._drawn_at = 0.0
         self._scheduled = False
+        self._status: Status | None = None
+        """The run's, when the keys were last looked at."""
         self._stale: set[str] = set()
         """What has changed since it was drawn."""
         self._lens: Lens | None = None
@@ -200,8 +212,11 @@ class DashboardScreen(ChartKeys):
         from gladius_tui.app.past import read_board
 
         board = read_board(self.gladius.ws, run_id, seq)
-        if board is not None and seq is None and lock_owner(self.gladius.ws, "train") is None:
+        owner = lock_owner(self.gladius.ws, "train")
+        if board is not None and seq is None and owner is None:
             board.gone()
+        elif board is not None and owner is not None:
+            board.taken_up(owner.since)
         self.app.call_later(self._loaded, ticket, board)
 
     def _loaded(self, ticket: str, board: Board | None) -> None:
@@ -255,16 +270,7 @@ class DashboardScreen(ChartKeys):
 
     def _redraw(self) -> None:
         """Draw all of it now."""
-        self._stale |= {
-            "run",
-            "experts",
-            "hardware",
-            "parameters",
-            "sample",
-            "log",
-            "chart",
-            "able",
-        }
+        self._stale |= {*SIDES, "able", "chart"}
         self._draw()
 
     def _draw(self) -> None:
@@ -273,6 +279,9 @@ class DashboardScreen(ChartKeys):
             return
         self._drawn_at = time.monotonic()
         board = self.board
+        if board is not None and board.status != self._status:
+            self._status = board.status
+            self.refresh_bindings()
         stale = self._stale | (board.take_changes() if board is not None else set())
         if self._lens is not None and "probes" in stale:
             self._lens.refresh_lens()
@@ -280,6 +289,8 @@ class DashboardScreen(ChartKeys):
             self._stale = stale  # drawn when this is seen again
             return
         now = wall_clock()
+        if stale & {"able", "hardware"}:
+            self.query_one(Panes).make_room(board)
         for pane in self.query(Pane):
             if pane.shows & stale:
                 pane.show(board, now)
@@ -304,8 +315,19 @@ class DashboardScreen(ChartKeys):
         if action == "tab":
             return self.has_class("-w60")
         if action == "abilities":
-            return not self.has_class("-w60")  # there it is one of the tabs
+            # There it is one of the tabs, or stands in the grid anyway.
+            return not self.has_class("-w60") and not self.query_one(Panes).has_class("-able")
+        if action == "resume":
+            board = self.board
+            return not self._attached and board is not None and board.status in ("ended", "failed")
         return super().check_action(action, parameters)
+
+    def called(self, action: str, name: str) -> str:
+        if action in ("pause", "checkpoint", "stop", "finish") and not self._attached:
+            return ""
+        if action == "pause" and self.board is not None and self.board.status == "paused":
+            return "Go on"
+        return name
 
     def action_tab(self, by: int) -> None:
         panes = self.query_one(Panes)
@@ -319,11 +341,20 @@ class DashboardScreen(ChartKeys):
     def on_tabs_chosen(self, _: Tabs.Chosen) -> None:
         self.call_after_refresh(self._redraw)
 
+    def on_pane_sized(self, message: Pane.Sized) -> None:
+        """A pane has another size, or has only now one: it is written anew."""
+        self._stale |= message.pane.shows
+        self._schedule()
+
     def action_pause(self) -> None:
         if self.board is not None and self.board.status == "paused":
             self._ask(Resume(), "going on")
         else:
             self._ask(Pause(), "pause")
+
+    def action_resume(self) -> None:
+        self.gladius.launch(["resume"])
+        self.notify("it goes on as soon as its worker is loaded", title="Resume", markup=False)
 
     def action_checkpoint(self) -> None:
         self._ask(Checkpoint(), "checkpoint")

@@ -31,6 +31,13 @@ Write = Callable[[Board, int, int, float], Content]
 class Pane(Static):
     """A bordered box that writes one part of a board, and only when that part has changed."""
 
+    class Sized(Message):
+        """A pane has got a size."""
+
+        def __init__(self, pane: Pane) -> None:
+            self.pane = pane
+            super().__init__()
+
     def __init__(self, name: str, title: str, shows: set[str], write: Write) -> None:
         super().__init__(id=f"{name}-pane", classes="part side", markup=False)
         self.border_title = title
@@ -38,6 +45,9 @@ class Pane(Static):
         """Names of `Board.changed` that this pane tells of."""
         self._write = write
         self._said: tuple | None = None
+
+    def on_resize(self) -> None:
+        self.post_message(self.Sized(self))
 
     def show(self, board: Board | None, now: float) -> None:
         """Write the board, if it says anything new."""
@@ -120,6 +130,7 @@ _PANES: dict[str, tuple[str, set[str], Write]] = {
     "parameters": ("Parameters", {"parameters"}, lambda b, w, h, _: parameters_pane(b, w)),
     "experts": ("Experts", {"experts"}, lambda b, w, h, _: experts_pane(b, w, h)),
     "abilities": ("Abilities", {"able"}, lambda b, w, h, _: abilities_pane(b, w, h)),
+    "able": ("Abilities", {"able"}, lambda b, w, h, _: abilities_pane(b, w, h)),
     "sample": ("Sample", {"sample"}, lambda b, w, h, _: sample_pane(b)),
     "log": ("Log", {"log"}, lambda b, w, h, _: log_pane(b, w, h)),
 }
@@ -133,15 +144,32 @@ def pane(name: str) -> Pane:
 class Panes(Container):
     """All parts: a grid where there is room, else the chart above one pane at a time."""
 
+    _grid: str | None = None
+    """Heights of the grid's rows while the abilities stand below the hardware."""
+
     def compose(self) -> ComposeResult:
         yield Tabs(list(SIDES), "run")
         yield pane("run")
         yield ChartPane()
-        for name in ("hardware", "parameters", "experts", "sample", "log", "abilities"):
+        for name in ("hardware", "able", "parameters", "experts", "sample", "log", "abilities"):
             yield pane(name)
 
     def on_mount(self) -> None:
         self.choose("run")
+
+    def make_room(self, board: Board | None) -> None:
+        """In the grid, the abilities stand below the hardware where both have room, else a key
+        puts them into the log's place."""
+        rows = len(board.able_best) if board is not None else 0
+        gpus = len(board.hardware.gpus) if board is not None and board.hardware else 0
+        width, height = self.size
+        low, bottom = (9, 10) if width >= 160 else (8, 7)
+        able = rows and width >= 100 and height - low - bottom - (rows + 3) >= 8 + 3 * gpus
+        grid = f"1fr {rows + 3} {low} {bottom}" if able else None
+        if grid != self._grid:
+            self._grid = grid
+            self.set_class(grid is not None, "-able")
+            self.styles.grid_rows = grid
 
     def choose(self, name: str) -> None:
         """Show this pane where only one has room."""

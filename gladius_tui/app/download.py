@@ -177,7 +177,7 @@ class DownloadScreen(JobScreen):
         if shelf is None or not self.composed:
             return
         width = self.size.width
-        header = ["", "expert", "state", "", "done>"]
+        header = ["", "expert", "state", "", "size>" if width < 100 else "done>"]
         header += ["speed>", "eta>"] if width >= 80 else []
         header += ["doing"] if width >= 110 else []
         rows: dict[str, list[Cell]] = {}
@@ -260,7 +260,7 @@ class DownloadScreen(JobScreen):
             spec.title,
             coloured(self.app, mark, colour),
             meter,
-            f"{size(done)} of {size(of)}" if of else "–",
+            "–" if not of else size(of) if width < 100 else f"{size(done)} of {size(of)}",
         ]
         if width >= 80:
             cells += [rate(progress), eta(progress)] if working and progress else ["", ""]

@@ -182,9 +182,13 @@ class ExportScreen(JobScreen):
                 rows += [("there", name) for name in found.gguf]
         self.query_one("#facts", Static).update(facts(rows))
         self.query_one("#stages", Static).update(self._stages())
+        if self.live or self.ended is not None:
+            self.query_one(".stages", VerticalScroll).scroll_end(animate=False)
 
     def _stages(self) -> Content:
         """A bar a stage, what was said, and how it ended."""
+        if (self.live or self.launching) and not self.tasks:
+            return Content.styled("the worker loads its libraries…", "$foreground 60%")
         if not self.run_id:
             return Content.styled("Nothing was exported yet. ^s starts it.", "$foreground 60%")
         room = max(8, (self.size.width // 2) - 56)

@@ -51,7 +51,7 @@ class Help(Dialog[None]):
 
     def _groups(self) -> Iterable[tuple[str, Table]]:
         """The bindings by where they hold: the focused part, the screen, everywhere."""
-        groups: dict[str, dict[str, tuple[list[str], Binding, str]]] = {}
+        groups: dict[str, dict[str, tuple[list[str], list[str], Binding, str]]] = {}
         for active in self._active:
             binding = active.binding
             if binding.system or not (binding.description or active.tooltip):
@@ -63,17 +63,21 @@ class Help(Dialog[None]):
             else:
                 name = f"In the part that has the focus ({type(active.node).__name__})"
             entry = groups.setdefault(name, {}).setdefault(
-                binding.action, ([], binding, active.tooltip or "")
+                binding.action, ([], [], binding, active.tooltip or "")
             )
-            entry[0].append(self.app.get_key_display(binding))
+            if binding.id and binding.id not in entry[1]:
+                entry[1].append(binding.id)
+            key = self.app.get_key_display(binding)
+            if key not in entry[0]:
+                entry[0].append(key)
         order = sorted(groups, key=lambda name: (name == "Everywhere", name != "On this screen"))
         for name in order:
             table = Table.grid(padding=(0, 2))
             table.add_column(width=12, no_wrap=True)
             table.add_column(width=14)
             table.add_column(ratio=1, style="dim")
-            for keys, binding, tooltip in groups[name].values():
-                known = f"  [{binding.id}]" if binding.id else ""
+            for keys, ids, binding, tooltip in groups[name].values():
+                known = "".join(f"  [{one}]" for one in ids)
                 cells = (" ".join(keys), binding.description, f"{tooltip}{known}")
                 table.add_row(*(Text(cell) for cell in cells))
             yield name, table

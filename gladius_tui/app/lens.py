@@ -90,7 +90,7 @@ def sentence_lines(reading: ProbeRead, cursor: int, width: int) -> list[Content]
         sign = mark(position)
         kl = position.kl
         level = 0 if kl is None else max(1, min(8, round(kl / _KL_TOP * 8)))
-        colour = {"=": "$success", "~": "$warning", "≠": "$error"}.get(sign, MUTED)
+        colour = {"=": "$text-success", "~": "$text-warning", "≠": "$text-error"}.get(sign, MUTED)
         marks.append(Content.assemble((f"{sign}{_BLOCKS[level]}", colour), " " * (room - 1)))
         used += room + 1
     flush()
@@ -149,10 +149,10 @@ def verdict(position: ProbePosition, former: ProbePosition | None, title: str) -
     if expert is None:
         said = Content.styled(f"{title} is not heard here: cross-entropy alone", MUTED)
     elif student == expert:
-        said = Content.assemble(("= ", "$success bold"), "both would write ", _quoted(student))
+        said = Content.assemble(("= ", "$text-success bold"), "both would write ", _quoted(student))
     else:
         said = Content.assemble(
-            ("≠ ", "$error bold"),
+            ("≠ ", "$text-error bold"),
             ("the student would write ", ""),
             _quoted(student),
             (f", {title} ", ""),

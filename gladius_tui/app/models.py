@@ -212,7 +212,7 @@ class ModelsScreen(GladiusScreen):
             coloured(self.app, f"{mark}{share}", colour),
             spec.title,
             size(status.expected_bytes) if status.expected_bytes else "–",
-            f"{spec.weight:g}",
+            f"{spec.weight:.2f}".removesuffix("0"),
         ]
         if broad:
             cells.append(spec.repo)

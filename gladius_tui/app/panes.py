@@ -18,17 +18,17 @@ from gladius_tui.report import bar
 NONE = "-"
 MUTED = "$foreground 60%"
 STRONG = "bold"
-MILESTONES = ((250e6, "250M"), (500e6, "500M"), (1e9, "1B"))
+MILESTONES = ((100e6, "100M"), (250e6, "250M"), (500e6, "500M"), (750e6, "750M"), (1e9, "1B"))
 
 STATUS = {
     "preparing": ("◌", "preparing", "$accent"),
-    "training": ("●", "training", "$success"),
-    "paused": ("‖", "paused", "$warning"),
-    "stalled": ("!", "stalled", "$error"),
-    "stopped": ("!", "stopped by a signal", "$error"),
-    "completed": ("✓", "completed", "$success"),
-    "ended": ("■", "ended, can be resumed", "$warning"),
-    "failed": ("✗", "failed", "$error"),
+    "training": ("●", "training", "$text-success"),
+    "paused": ("‖", "paused", "$text-warning"),
+    "stalled": ("!", "stalled", "$text-error"),
+    "stopped": ("!", "stopped by a signal", "$text-error"),
+    "completed": ("✓", "completed", "$text-success"),
+    "ended": ("■", "ended, can be resumed", "$text-warning"),
+    "failed": ("✗", "failed", "$text-error"),
 }
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -106,7 +106,7 @@ def spark(values: Sequence[float | None], top: float, width: int) -> str:
 
 def status_part(board: Board) -> tuple[str, str]:
     """The status with its sign, and its style."""
-    sign, word, style = STATUS.get(board.status or "", ("○", "no run", MUTED))
+    sign, word, style = STATUS.get(board.status or "", ("◌", "starting", "$accent"))
     return f"{sign} {word}", style
 
 
@@ -120,9 +120,11 @@ def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> 
     lines: list[Content | str | Sequence[Part]] = [
         _pair([(status, f"{style} bold")], [(board.preset, MUTED)], width)
     ]
+    if board.status is None:
+        lines.append([("the worker loads its libraries"[:width], MUTED)])
     if board.status in ("failed", "ended"):
         reason = board.ended.reason if board.ended else "its runner is gone; resume goes on"
-        lines.append(Content.styled(reason, "$error" if board.status == "failed" else MUTED))
+        lines.append(Content.styled(reason, "$text-error" if board.status == "failed" else MUTED))
     room = max(0, width - 8 - len(phase))
     lines.append([("phase ", MUTED), (phase, STRONG), f"  {board.phase_name[:room]}"])
     work = next(iter(board.work.values()), None)
@@ -134,6 +136,8 @@ def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> 
         lines.append(_pair(step, [(percent(board.phase_progress), MUTED)], width))
         lines.append(progress_bar(board.phase_progress, width))
     facts = _facts(board, now, mfu)
+    if board.status in ("completed", "ended", "failed"):
+        del facts[3]  # nothing is left
     if width < 64:
         return _lines([*lines, *(_pair(left, right, width) for left, right in facts)])
     half = width // 2 - 2
@@ -162,7 +166,10 @@ def _facts(
         ),
         (
             [(number(last.tokens_per_sec if last else None), STRONG), (" tok/s", MUTED)],
-            [("MFU ", MUTED), percent(mfu)],
+            # Utilisation is known of few devices; how long a step takes, of all.
+            [("MFU ", MUTED), percent(mfu)]
+            if mfu is not None or last is None
+            else [f"{last.step_seconds:.3g}", (" s/step", MUTED)],
         ),
         (
             [("ETA phase ", MUTED), clock(left.phase_eta if left else None)],
@@ -181,11 +188,8 @@ def _facts(
 
 def _work_lines(work, width: int) -> list[Content | str | Sequence[Part]]:
     share = work.done / work.total if work.total else None
-    left = f"eta {clock(work.eta)}" if work.eta is not None else ""
-    return [
-        _pair([work.label[: width - 6]], [(percent(share), MUTED)], width),
-        progress_bar(share, width - len(left) - 1 if left else width, left),
-    ]
+    left = percent(share) + (f"  {clock(work.eta)}" if work.eta is not None else "")
+    return [work.label[:width], progress_bar(share, width - len(left) - 1, left)]
 
 
 def progress_bar(share: float | None, width: int, after: str = "") -> Content:
@@ -279,7 +283,10 @@ def parameters_pane(board: Board, width: int) -> Content:
         )
     )
     reached = [f"{name} {'✓' if board.current_params >= n else '○'}" for n, name in MILESTONES]
-    lines.append([("milestones ", MUTED), " ".join(reached)])
+    if width < 34:
+        reached = [*reached[1:3], reached[-1]]
+    called = "milestones " if width < 34 or width >= 46 else ""
+    lines.append([(called, MUTED), " ".join(reached)])
     heads, shared = student.get("num_attention_heads"), student.get("num_key_value_heads")
     lines.append(
         _pair(
@@ -357,7 +364,7 @@ def _heard(board: Board, name: str, width: int) -> str:
 def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: bool) -> Content:
     done = row.phase is not None and (board.status == "completed" or (board.phase or 0) > row.phase)
     now = row.phase is not None and row.phase == board.phase and not done
-    mark, style = ("✓", "$success") if done else ("◆", "$accent") if now else ("○", MUTED)
+    mark, style = ("✓", "$text-success") if done else ("◆", "$accent") if now else ("○", MUTED)
     parts: list[Part] = [
         (f"{mark} ", style),
         (f"{row.title[:names]:<{names}}", STRONG if now else ""),
@@ -373,7 +380,7 @@ def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: b
     if forgot:
         lost = row.forgotten
         text = NONE if lost is None else f"{lost:.0%}"
-        style = MUTED if lost is None or lost < 0.05 else "$warning"
+        style = MUTED if lost is None or lost < 0.05 else "$text-warning"
         parts.append((f"{text:>8}", style))
     return Content.assemble(*parts)
 
@@ -385,7 +392,7 @@ _LEAST_NAME = 7
 
 def abilities_pane(board: Board, width: int, height: int) -> Content:
     """Held-out prompts answered rightly, by capability: the student now and at its best, and the
-    best of the experts. What the student could do and can no more is marked.
+    best of the experts. What the student could do and can no more is marked (↓).
 
     Capabilities stand side by side where they have room, else one below the other.
     """
@@ -403,7 +410,7 @@ def abilities_pane(board: Board, width: int, height: int) -> Content:
         expert = max(taught, key=lambda s: s.right / max(1, s.asked), default=None)
         columns.append([
             (name.replace("_", " "), MUTED),
-            (_of_asked(own), "$warning" if less else STRONG),
+            ("↓" * less + _of_asked(own), "$text-warning" if less else STRONG),
             (_of_asked(expert), ""),
             (NONE if own is None or best is None else f"{best * own.asked:.0f}/{own.asked}", MUTED),
         ])  # fmt: skip
@@ -422,19 +429,24 @@ def abilities_pane(board: Board, width: int, height: int) -> Content:
             for n, head in enumerate(heads)
         ]
     else:
-        room = max(_LEAST_NAME, min(max(len(c[0][0]) for c in columns), width - 23))
-        lines = [Content.styled(f"{'':<{room}}{'student':>8}{'expert':>8}{'best':>7}", MUTED)]
+        cells_of = ((8, "student"), (8, "expert"), (7, "best"))
+        if width < _LEAST_NAME + 23:
+            cells_of = ((6, "now"), (7, "expert"))
+        taken = sum(w for w, _ in cells_of)
+        room = max(_LEAST_NAME, min(max(len(c[0][0]) for c in columns), width - taken))
+        heading = "".join(f"{word:>{w}}" for w, word in cells_of)
+        lines = [Content.styled(f"{'':<{room}}{heading}", MUTED)]
         lines += [
             Content.assemble(
                 (f"{name[0][:room]:<{room}}", MUTED),
                 *(
                     (f"{cell:>{w}}", style)
-                    for (cell, style), w in zip(cells, (8, 8, 7), strict=True)
+                    for (cell, style), (w, _) in zip(cells, cells_of, strict=False)
                 ),
             )
             for name, *cells in columns
         ]
-        if len(lines) > height and 2 * (room + 23) + 2 <= width:  # in two halves
+        if len(lines) > height and 2 * (room + taken) + 2 <= width:  # in two halves
             head, rest = lines[0], lines[1:]
             half = (len(rest) + 1) // 2
             left, right = [head, *rest[:half]], [head, *rest[half:]]
@@ -468,7 +480,7 @@ def sample_pane(board: Board) -> Content:
     )  # fmt: skip
 
 
-_LEVELS = {"info": "", "good": "$success", "warning": "$warning", "error": "$error"}
+_LEVELS = {"info": "", "good": "$text-success", "warning": "$text-warning", "error": "$text-error"}
 _SIGNS = {"info": "", "good": "", "warning": "! ", "error": "✗ "}
 
 

@@ -17,6 +17,8 @@ _NEWEST = (
     *("RunPaused", "RunResumed"),
 )
 _MOST_PROBES = 64
+_MOST_SCORED = 3000
+"""Rows of the capability table: those of a million steps, and the experts', which come first."""
 
 
 def read_board(ws: Workspace, run_id: str = "", up_to: int | None = None) -> Board | None:
@@ -51,9 +53,7 @@ def board_of(history: History, run_id: str, up_to: int) -> Board:
     add("HardwareRead", READINGS)
     add("Progress", 50)
     add("ProbeRead", _MOST_PROBES)
-    # The experts are asked once, before the first step.
-    for event in history.events(run_id, limit=32, types=("CapabilitiesScored",), up_to=up_to):
-        events[event.seq] = event
+    add("CapabilitiesScored", _MOST_SCORED)
     board.take(events[seq] for seq in sorted(events))
     board.seq = up_to
     last = (board.step or 0) + 1

@@ -121,6 +121,10 @@ class GladiusScreen(Screen[None]):
         jobs = jobs_content(self.gladius.watcher.jobs, self.gladius.state, self.size.width - 10)
         return Content("GLADIUS ").append(jobs)
 
+    def called(self, action: str, name: str) -> str:
+        """What the last line calls one of its keys just now; "": it is not shown there."""
+        return name
+
     def launch_begun(self, argv: Sequence[str]) -> None:
         """A command was started (`app.launch`)."""
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.run.events import Job
     from engine.run.state import RunState
     from gladius_tui.app.app import GladiusApp
+    from gladius_tui.app.screen import GladiusScreen
     from gladius_tui.app.watch import JobInfo
 
 # A sign and a colour for each state; the word says it too.
@@ -52,6 +53,8 @@ def job_content(info: JobInfo, width: int) -> Content:
     word = _VERBS[info.job] if info.status == "running" else f"{info.job} {info.status}"
     if info.job == "train" and info.doing and info.status == "running":
         word = "preparing"  # what its share is of, the Dashboard tells
+    if info.job == "train" and not info.preset and not info.step:
+        word = "starting"
     if info.doing.endswith("verifying") and info.status == "running":
         word = "verifying"
     parts = [word]
@@ -178,17 +181,19 @@ class KeyBar(Line):
         items: dict[str, tuple[str, str, str, bool]] = {}
         last: dict[str, tuple[str, str, str, bool]] = {}
         for node, binding, enabled, _ in self.screen.active_bindings.values():
-            if not binding.show or binding.action in items or binding.action in last:
+            if not binding.show or binding.action in items:
                 continue
             key = self.app.get_key_display(binding)
-            action = binding.action
+            action, called = binding.action, binding.description
             if node is self.app:
-                last[action] = (key, binding.description, f"app.{action}", enabled)
-            else:
-                name = action if node is self.screen else f"focused.{action}"
-                items[action] = (key, binding.description, name, enabled)
+                if action not in last or len(key) < len(last[action][0]):
+                    last[action] = (key, called, f"app.{action}", enabled)
+            elif node is not self.screen:
+                items[action] = (key, called, f"focused.{action}", enabled)
+            elif called := cast("GladiusScreen", self.screen).called(action, called):
+                items[action] = (key, called, action, enabled)
         palette = ("^p", "Commands", "app.command_palette", True)
-        ends = list(last.values())
+        ends = [last[action] for action in sorted(last)]  # help, leave
         return [*items.values(), *ends[:1], palette, *ends[1:]]
 
     @staticmethod

@@ -159,7 +159,9 @@ class TrainScreen(GladiusScreen):
                     yield Label("experts")
                     yield ExpertList()
                 yield from field("hours", line("hours", "no limit"))
-                yield from field("data", line("data", "JSON Lines files of your own"))
+                yield from field(
+                    "data", line("data", "files or folders of your own text, or hf:org/name")
+                )
                 devices = [(name, name) for name in _DEVICES]
                 yield from field(
                     "device",
@@ -360,7 +362,7 @@ class TrainScreen(GladiusScreen):
 
             command = shlex.join(["gladius_train", *found.form.argv()])
         except ValueError as error:
-            command = f"{error}; close the quote"
+            command = str(error)
         self.query_one("#command", Static).update(Text(command))
         self.refresh_bindings()
 
@@ -372,6 +374,10 @@ class TrainScreen(GladiusScreen):
         if action in ("start", "fresh", "resume"):
             return "train" not in self.gladius.watcher.jobs and not self._launching
         return super().check_action(action, parameters)
+
+    def called(self, action: str, name: str) -> str:
+        found = self._assessment
+        return "" if action == "resume" and found is not None and found.stored is None else name
 
     # Starting
 
@@ -391,7 +397,7 @@ class TrainScreen(GladiusScreen):
         what = (
             f"The run of {stored[1]} (step {stored[0]:,}) is moved aside, not deleted."
             if stored is not None
-            else "There is no former run here; it begins at step 0 anyway."
+            else "It begins at step 0. What a former run has left here is moved aside, not deleted."
         )
         self.app.push_screen(
             Choice("Start fresh", what, [("keep", "Keep the former run"), ("fresh", "Begin anew")]),

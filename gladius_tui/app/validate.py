@@ -62,7 +62,7 @@ class ValidateScreen(JobScreen):
     #checks #table { width: 3fr; }
     #checks #reading { width: 2fr; }
     .-w60 #checks { layout: vertical; }
-    .-w60 #checks > * { width: 100%; height: 1fr; }
+    .-w60 #checks #table, .-w60 #checks #reading { width: 100%; height: 1fr; }
     #verdict { height: auto; max-height: 5; }
     """
     BINDINGS: ClassVar = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import click
 import pytest
@@ -14,6 +15,7 @@ from textual.widgets import Input, OptionList
 
 from engine.run.control import running_jobs
 from engine.run.state import read_state
+from gladius_tui.app.farewell import farewell
 from gladius_tui.app.help import Help
 from gladius_tui.app.leave import Leave
 from gladius_tui.app.modes import MODES
@@ -106,10 +108,36 @@ async def test_a_command_without_a_screen_prints_into_one(root):
 async def test_y_copies_the_command_line_and_f8_saves_a_picture(root):
     async with opened(root, "models") as (app, pilot):
         await pilot.press("y")
-        assert app.clipboard == "gladius_train models"
+        assert app.clipboard == f"gladius_train --root {root.root} models"
         await pilot.press("f8")
         (picture,) = await until(pilot, lambda: list((root.tmp / "pictures").glob("*.svg")))
         assert picture.read_text().lstrip().startswith("<svg")
+
+
+async def test_while_one_types_the_footer_names_keys_that_are_no_letters(root):
+    async with opened(root, "models") as (app, pilot):
+        await until(pilot, lambda: "Qwen" in text_of(app.screen))
+        assert "? Help" in text_of(app.screen) and "q Quit" in text_of(app.screen)
+        await pilot.press("slash")
+        await until(pilot, lambda: "^q Quit" in text_of(app.screen))
+        await pilot.press("f1")
+        await until(pilot, lambda: isinstance(app.screen, Help))
+
+
+def test_what_comes_next_is_told_where_the_app_was_closed(root, monkeypatch):
+    monkeypatch.chdir(root.root)
+    assert farewell(root, {"train"}) == [], "nothing was ever begun"
+    with toy_run(root, steps=3, seconds=1):
+        lines = farewell(root, ())
+        assert "goes on (pid" in lines[0]
+        assert lines[1].strip().startswith("gladius_train dashboard ")
+        assert lines[2].strip().startswith("gladius_train stop ")
+        while running_jobs(root):
+            time.sleep(0.05)
+    assert farewell(root, ()) == [], "what was not seen is not told"
+    assert "completed, at step 3" in farewell(root, {"train"})[0]
+    monkeypatch.chdir("/")
+    assert f"gladius_train --root {root.root} validate" in farewell(root, {"train"})[1]
 
 
 async def test_the_theme_is_remembered_beside_the_users_keys(root, home):

@@ -207,6 +207,16 @@ def test_what_is_forgotten_is_measured_against_the_best():
     assert row.forgotten is None
 
 
+def test_a_run_that_is_taken_up_again_is_starting_not_ended():
+    board = folded([*EVENTS[:250], RunEnded(status="stopped", step=90, time=100.0)])
+    board.taken_up(since=50.0)
+    assert board.status == "ended", "its runner is still there, at its last word"
+    board.taken_up(since=200.0)
+    assert board.status is None and "starting" in run_pane(board, 60, 0.0).plain
+    board.gone()
+    assert board.status == "failed"
+
+
 def test_a_new_phase_begins_at_nothing():
     board = folded([*EVENTS[:135], step(1, phase=1, phase_progress=0.9)])
     assert board.phase_progress == 0.9

@@ -24,6 +24,7 @@ from gladius_tui.app.board import Board
 from gladius_tui.app.dashboard import DashboardScreen
 from gladius_tui.app.dashboard_panes import SIDES, Pane
 from gladius_tui.app.pick import Pick
+from gladius_tui.app.topbar import KeyBar
 
 REPO = Path(__file__).parent.parent.parent
 TOY = REPO / "tests" / "run" / "toy.py"
@@ -198,7 +199,7 @@ async def test_what_it_can_do_is_shown_in_the_logs_place(ws):
     last = EVENTS[-1]
     able = CapabilitiesScored(who="student", step=220, seq=last.seq + 1, scores=(score,))
     write_run(ws, [*EVENTS, able])
-    async with opened(ws) as (_, pilot, screen):
+    async with opened(ws, (120, 24)) as (_, pilot, screen):
         await drawn(pilot, screen)
         pane, log = (screen.query_one(f"#{name}-pane", Pane) for name in ("abilities", "log"))
         assert log.display and not pane.display
@@ -208,6 +209,34 @@ async def test_what_it_can_do_is_shown_in_the_logs_place(ws):
         await pilot.press("a")
         await pilot.pause()
         assert log.display and not pane.display
+
+
+async def test_what_it_can_do_stands_in_the_grid_where_there_is_room(ws):
+    score = CapabilityScore(capability="json", right=1, asked=4)
+    able = CapabilitiesScored(who="student", step=220, scores=(score,))
+    write_run(ws, [*EVENTS, able])
+    async with opened(ws, (120, 40)) as (_, pilot, screen):
+        await until(pilot, lambda: screen.query_one("#able-pane").display)
+        await until(pilot, lambda: "json" in text(screen, "able") and "1/4" in text(screen, "able"))
+        await pilot.resize_terminal(100, 24)
+        await until(pilot, lambda: not screen.query_one("#able-pane").display)
+        await until(pilot, lambda: "disk" in text(screen, "hardware"))
+
+
+async def test_the_footer_offers_what_can_be_done(ws, toy):
+    def footer() -> str:
+        return str(screen.query_one(KeyBar).render())
+
+    toy("--quiet", seconds=0.02)
+    async with opened(ws) as (app, pilot, screen):
+        await attached(pilot, screen)
+        await until(pilot, lambda: "p Pause  c Checkpoint  s Stop  f Finish" in footer())
+        await pilot.press("p")
+        await until(pilot, lambda: "p Go on" in footer())
+        await pilot.press("s", "s")
+        await until(pilot, lambda: "r Resume" in footer() and "Stop" not in footer())
+        await pilot.press("r")
+        assert app.launched == [("resume",)]
 
 
 @pytest.mark.parametrize("size", [(80, 24), (70, 17), (99, 40)])

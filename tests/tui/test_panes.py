@@ -83,19 +83,19 @@ def test_what_the_student_can_do_stands_beside_what_the_best_expert_can():
     seen.take([able("one", 3, 2), able("two", 1, 4), able("student", 2, 1), able("student", 1, 1)])
     lines = abilities_pane(seen, 60, 4).plain.splitlines()
     assert lines[0].split() == ["tool", "calling", "json"]
-    assert lines[1].split() == ["student", "1/4", "1/4"]
+    assert lines[1].split() == ["student", "↓1/4", "1/4"]
     assert lines[2].split() == ["best", "expert", "3/4", "4/4"]
     assert lines[3].split() == ["student's", "best", "2/4", "1/4"]
     narrow = abilities_pane(seen, 34, 4)
     assert [line.split() for line in narrow.plain.splitlines()[1:]] == [
-        ["tool", "callin", "1/4", "3/4", "2/4"],
+        ["tool", "callin", "↓1/4", "3/4", "2/4"],
         ["json", "1/4", "4/4", "1/4"],
     ]
     # What it could do before and can no more is marked.
-    assert [span.style for span in narrow.spans].count("$warning") == 1
+    assert [span.style for span in narrow.spans].count("$text-warning") == 1
 
 
-@pytest.mark.parametrize("width", [38, 56, 76, 116, 196])
+@pytest.mark.parametrize("width", [26, 38, 56, 76, 116, 196])
 @pytest.mark.parametrize("height", [3, 5, 7, 9])
 def test_abilities_keep_to_their_room(width, height):
     seen = Board()

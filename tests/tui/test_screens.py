@@ -215,7 +215,7 @@ async def test_train_names_every_problem_while_one_types(root):
         await until(pilot, lambda: "loss.alpha" in said_problems(screen))
         assert "optimizer.lr" in said_problems(screen)
         screen.query_one("#overrides", Input).value = "'open"
-        await until(pilot, lambda: "close the quote" in said(screen, "#command"))
+        await until(pilot, lambda: "close it" in said(screen, "#command"))
         screen.query_one("#hours", Input).value = "soon"
         screen.query_one("#overrides", Input).value = ""
         await until(pilot, lambda: "'soon' is no number" in said_problems(screen))
