@@ -32,10 +32,10 @@ def read_all(ws: Workspace, expert: str | None, keep: str) -> list[Answers]:
     root = ws.experts_cache_dir
     folders = sorted(p for p in root.glob("*") if p.is_dir()) if root.is_dir() else []
     names = [p.name for p in folders]
-    if expert is not None and expert not in names:
+    if expert is not None and names and expert not in names:
         raise UsageError(
             f"{expert!r} has written nothing here; "
-            f"there are answers of: {', '.join(names) or 'nobody'}"
+            f"there are answers of: {', '.join(names)}"
         )
     for folder in folders:
         if expert is None or folder.name == expert:

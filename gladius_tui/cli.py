@@ -63,6 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         name = "gladius_train"
         return app(args=arguments, obj=tuple(rest), prog_name=name, standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        narrate(error.format_message())  # a group of commands without one: its help, whole
+        return ExitCode.USAGE
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         path = context.command_path if context is not None else "gladius_train"

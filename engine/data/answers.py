@@ -235,4 +235,4 @@ def count_reasons(judged: Collection[Judged]) -> dict[str, dict[str, int]]:
         row = table.setdefault(one.written.prompt.capability, {})
         word = "kept" if one.kept else one.reason
         row[word] = row.get(word, 0) + 1
-    return table
+    return dict(sorted(table.items()))

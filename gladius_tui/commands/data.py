@@ -147,10 +147,15 @@ def export(
     from pathlib import Path
 
     from engine.data.answers import to_example
+    from engine.experts.registry import CAPABILITIES
     from engine.textdata import encode_example
     from engine.workspace import write_bytes
     from gladius_tui.answers import read_all
 
+    if unknown := set(capabilities) - set(CAPABILITIES):
+        raise UsageError(
+            f"unknown capability {', '.join(sorted(unknown))}; known: {', '.join(CAPABILITIES)}"
+        )
     target = Path(path).expanduser()
     if target.exists() and not force:
         raise UsageError(f"{target} is there already; choose another name, or give --force")
