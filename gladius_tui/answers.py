@@ -34,8 +34,7 @@ def read_all(ws: Workspace, expert: str | None, keep: str) -> list[Answers]:
     names = [p.name for p in folders]
     if expert is not None and names and expert not in names:
         raise UsageError(
-            f"{expert!r} has written nothing here; "
-            f"there are answers of: {', '.join(names)}"
+            f"{expert!r} has written nothing here; there are answers of: {', '.join(names)}"
         )
     for folder in folders:
         if expert is None or folder.name == expert:

@@ -34,6 +34,7 @@ from engine.deliver.checks_tokenizer import (
     check_template,
 )
 from engine.deliver.parity import parity_checks
+from engine.deliver.quality_abilities import check_abilities
 from engine.deliver.quality_held_out import check_held_out, open_held_out
 from engine.deliver.quality_writer import Writer
 from engine.deliver.report import (
@@ -290,6 +291,14 @@ class Validation:
                 "valid_tool_calls",
                 "valid tool calls",
                 lambda: quality_answers.check_tool_calls(writer, self.generations),
+            )
+        )
+        self._tell(
+            guarded(
+                "quality",
+                "abilities",
+                "abilities",
+                lambda: check_abilities(writer, self.workspace, loaded.context, serve),
             )
         )
         self._tell(

@@ -10,6 +10,7 @@ from validated import copy_model, trained_root, validate
 
 from engine.deliver import quality_tasks
 from engine.deliver.checks import guarded, row
+from engine.deliver.quality_abilities import asked_in_run
 from engine.deliver.quality_answers import load_questions, repetition
 from engine.deliver.quality_held_out import Subset
 from engine.deliver.toolcalls import ToolPrompt, as_chat, judge, load_prompts, load_tools
@@ -17,7 +18,17 @@ from engine.distill.model_record import RECORD
 from engine.distill.steering import Interrupted
 from engine.distill.targets import ShardKey, TargetStore
 from engine.errors import UsageError
-from engine.run.events import CheckDone, ReportDone, RunEnded, Stop
+from engine.run.events import (
+    CapabilitiesScored,
+    CapabilityScore,
+    CheckDone,
+    ReportDone,
+    RunEnded,
+    RunStarted,
+    Stop,
+)
+from engine.run.history import History
+from engine.workspace import Workspace
 
 PROMPT = ToolPrompt(
     id="x",
@@ -83,6 +94,30 @@ def test_every_answer_is_in_the_report_in_full(outcome):
     assert 0 < routing.tokens <= 96
     assert outcome.rows["routing"].detail.startswith(f"> {routing.prompt}\n")
     assert outcome.rows["capabilities"].detail.startswith("> What are your capabilities?\n")
+
+
+def test_abilities_are_told_for_each_capability_and_not_judged(outcome):
+    made = outcome.rows["abilities"]
+    assert (made.bound, made.verdict) == ("", "pass") and 0 <= made.number <= 1
+    assert " of " in made.value
+
+
+def test_abilities_stand_beside_the_experts_of_the_run(tmp_path):
+    ws = Workspace.find(tmp_path)
+    ws.create()
+    assert asked_in_run(ws) == (4, 64, None, {})
+    history = History(ws.history_file)
+    history.begin_run("r", "train", b"{}")
+    score = CapabilityScore(capability="json", right=3, asked=9)
+    config = {"schedule": {"capability_prompts": 9, "capability_tokens": 33}}
+    events = [
+        RunStarted(run_id="r", job="train", attempt=1, pid=1, config=config),
+        CapabilitiesScored(who="qwen", scores=(score,)),
+        CapabilitiesScored(who="student", scores=(score,)),
+    ]
+    history.append("r", history.begin_attempt("r"), events)
+    history.close()
+    assert asked_in_run(ws) == (9, 33, None, {"qwen": {"json": score}})
 
 
 def test_speeds_are_told_and_not_judged(outcome):

@@ -103,7 +103,11 @@ def test_models_as_json_are_specs_with_states(ws):
         (["train", "--preset", "nanno"], 2, ["unknown preset 'nanno'", "'nano'"]),
         (["train", "--experts", "qwem"], 2, ["unknown expert 'qwem'", "'qwen'"]),
         (["train", "--preset", "nano"], 3, ["no expert is ready", "download smollm2"]),
-        (["data", "export", "x.jsonl", "--capability", "juggling"], 2, ["juggling", "known: tool_"]),
+        (
+            ["data", "export", "x.jsonl", "--capability", "juggling"],
+            2,
+            ["juggling", "known: tool_"],
+        ),
         (["data", "inspect"], 3, ["data make"]),
         (["data", "inspect", "--expert", "qwen"], 3, ["data make"]),
         (["data", "make", "--count", "0"], 2, ["--count"]),
