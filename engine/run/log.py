@@ -70,13 +70,18 @@ def describe(event: AnyEvent) -> str | None:
         case LogLine():
             return event.text if event.level == "info" else f"{event.level}: {event.text}"
         case RunPaused():
-            return f"paused at step {event.step:,} ({event.reason})"
+            return f"paused{_at(event)} ({event.reason})".removesuffix(" ()")
         case RunResumed():
-            return f"going on at step {event.step:,}"
+            return f"going on{_at(event)}"
         case RunEnded():
             reason = f": {event.reason}" if event.reason else ""
-            return f"{event.status} at step {event.step:,}{reason}"
+            return f"{event.status}{_at(event)}{reason}"
     return None
+
+
+def _at(event: AnyEvent) -> str:
+    """` at step N`; empty for jobs that take no steps, and before the first."""
+    return f" at step {event.step:,}" if event.step else ""
 
 
 def _number(value: float | None) -> str:
