@@ -315,9 +315,9 @@ def _verify(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: He
     attempts = _Attempts(helm)
     for spec in specs:
         if expert_path(workspace, spec).exists():
-            attempts.do(spec, lambda s=spec: verify_expert(workspace, s, helm))
-            if spec.name not in attempts.failures:
-                helm.link.emit(LogLine(text=f"{spec.title}: every file is intact"))
+            found = attempts.do(spec, lambda s=spec: verify_expert(workspace, s, helm))
+            if found is not None:
+                helm.link.emit(LogLine(text=f"{spec.title}: {found}"))
     return attempts.failures
 
 

@@ -25,22 +25,25 @@ from engine.run.events import Progress
 from engine.workspace import Workspace, tree_bytes, write_json
 
 _PIECE = 1 << 20
+_BY_FORM = "its form is whole and its tokenizer loads; there were no hashes to compare"
 
 
-def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
+def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> str:
     """Verify what lies here of the expert, offline; GladiusError names the first thing wrong.
 
     The files of an expert that was fetched are hashed and compared with what the Hub said then;
-    one that was put there by hand gets a manifest with the hashes that it has.
+    one that was put there by hand gets a manifest with the hashes that it has. Returns what was
+    found, in words.
     """
     path = expert_path(workspace, spec)
     if not path.exists():
         raise GladiusError(f"{spec.name}: nothing is there to verify ({path})")
     if spec.source == "gguf":
         _load(workspace, spec, helm)
-        return
+        return _BY_FORM
     own = spec.source == "folder"
     manifest = None if own else read_manifest(path)
+    known = manifest is not None
     problem = folders.lacking(path)
     files: dict[str, ManifestFile] = {}
     if problem is None and manifest is not None:
@@ -59,6 +62,9 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
         _record(path, manifest, manifest.files if problem else files, problem or "")
     if error is not None:
         raise error
+    if own:
+        return _BY_FORM
+    return "every file is intact" if known else f"{_BY_FORM}; they are kept from now on"
 
 
 def matches_manifest(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> bool:

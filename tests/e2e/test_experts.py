@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from engine.run.events import RunResumed
 from engine.workspace import write_json
 from gladius_tui.cli import app
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
+for folder in ("hub", "experts"):
+    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
-from hub_server import Hub
+from downloading import safetensors  # noqa: E402
+from hub_server import Hub  # noqa: E402
 
 TOKEN = "hf_averysecrettokenindeed"
 
@@ -164,6 +167,31 @@ def test_a_second_terminal_pauses_a_download_and_lets_it_go_on(
     assert running.end() == 0
     assert any(isinstance(event, RunResumed) for event in running.events())
     assert list(root.ws.downloads_dir.rglob("*.part"))
+
+
+def test_each_signal_ends_a_download_in_order_and_the_next_call_goes_on(
+    root: Root, expert, hub, monkeypatch
+):
+    files = {path.name: path.read_bytes() for path in expert.iterdir()}
+    size = 24_000_000
+    hub.add("me/x", files | {"model.safetensors": safetensors(size)})
+    hub.rate = 4_000_000
+    (root.path / "gladius.toml").write_text('[experts.x]\nrepo = "me/x"\n')
+    for name, value in (("HF_ENDPOINT", hub.url), ("NO_PROXY", "*"), ("no_proxy", "*")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        sent = hub.sent
+        running = root.start("download", "x")
+        until(lambda: hub.sent > sent + 1_000_000)  # noqa: B023
+        running.process.send_signal(signal.SIGHUP)
+        until(lambda: hub.sent > sent + 3_000_000)  # noqa: B023
+        assert running.end(number) == code
+        assert "the same command goes on with it" in running.events()[-1].reason
+    hub.rate = None
+    assert root.start("download", "x").end() == 0
+    assert expert_status(root.ws, load_experts(root.ws)["x"]).state == "ready"
+    assert hub.sent <= 1.1 * size
 
 
 def test_ones_own_experts_are_checked_added_and_removed(root: Root, expert, tmp_path):
