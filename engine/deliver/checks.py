@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
 from engine.distill.steering import Interrupted
+from engine.errors import GladiusError
 from engine.run.events import CheckDone
 
 Group = Literal["structural", "quality"]
@@ -69,8 +70,9 @@ def guarded(
 
 
 def short(error: BaseException, most: int = 240) -> str:
-    """An error in one line."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+    """An error in one line; ours need no name."""
+    name = "" if isinstance(error, GladiusError) else f"{type(error).__name__}: "
+    text = " ".join(f"{name}{error}".split())
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -244,11 +244,11 @@ class Comparison:
                 self.path,
                 sequences,
                 threads=threads,
-                tick=tick("asking llama.cpp for logits"),
+                tick=tick("llama.cpp's logits"),
             )
         except LlamaCppFailed as error:
             return _changed(row, verdict="skip" if error.crashed else "fail", told=str(error))
-        ours = reference_logits(self.folder, sequences, tick("asking transformers for logits"))
+        ours = reference_logits(self.folder, sequences, tick("transformers' logits"))
         measured = compare_logits(ours, theirs, sequences)
         return judge_logits(row, measured, kind)
 
@@ -309,7 +309,7 @@ class Comparison:
                 self.path,
                 texts,
                 special=special,
-                tick=lambda: self.report("asking llama.cpp for token ids", 0, None),
+                tick=lambda: self.report("llama.cpp's token ids", 0, None),
             )
         return "llama.cpp", found
 

@@ -33,8 +33,8 @@ _MODEL_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "gladius.json",
-    "validation.json",
 )
+"""Not validation.json: it names folders of this machine, and the card tells its rows."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 
-from engine.run.events import AnyEvent, CheckDone, Exported, LogLine, RunEnded
+from engine.run.events import AnyEvent, CheckDone, Exported, LogLine, RunEnded, RunStarted
 from gladius_tui.app.delivered import Deliverable, find_deliverable, has_command, sources
 from gladius_tui.app.formfields import choice, choose_among, field, line
 from gladius_tui.app.jobscreen import JobScreen
@@ -74,6 +74,8 @@ class ExportScreen(JobScreen):
         super().__init__()
         self._found: Deliverable | None = None
         self._there = True
+        self._made = ""
+        """The type that the shown run makes, until the form has taken it over."""
         self._log: list[tuple[str, str]] = []
         self._checks: list[CheckDone] = []
         self._exported: Exported | None = None
@@ -136,6 +138,7 @@ class ExportScreen(JobScreen):
             return
         self._found, self._there = message.found, message.there
         choose_among(self.query_one("#type", Select), message.types)
+        self._choose_made()
         choose_among(self.query_one("#source", Select), sources(message.found))
         self.refresh_bindings()
         self.show()
@@ -155,12 +158,24 @@ class ExportScreen(JobScreen):
 
     def take(self, event: AnyEvent) -> None:
         match event:
+            case RunStarted():
+                self._made = str(event.config.get("type", ""))
+                self._choose_made()
             case LogLine():
                 self._log = [*self._log[-_LINES:], (event.level, event.text)]
             case CheckDone():
                 self._checks.append(event)
             case Exported():
                 self._exported = event
+
+    def _choose_made(self) -> None:
+        """The form says what the shown run makes, wherever that was started."""
+        if not self.composed or self._found is None:
+            return  # the form is still to come, or has no types to choose from
+        select = self.query_one("#type", Select)
+        if self._made in [value for _, value in select._options]:
+            select.value = self._made
+        self._made = ""
 
     def show(self) -> None:
         if not self.composed:

@@ -59,11 +59,13 @@ def root(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worksp
 
 
 def test_model_file_and_card_come_to_the_hub_as_they_are_here(root: Workspace, hub: Hub) -> None:
+    (root.model_dir / "validation.json").write_text('{"model": {"path": "/home/me"}}')
     link = export(root, push="me/student", private=True)
     there = hub.repos["me/student"]
     assert there.private
     assert {"gladius-model.gguf", "Modelfile", "README.md", "model.safetensors"} <= set(there.files)
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= set(there.files)
+    assert "validation.json" not in there.files, "it names folders of this machine"
     for name, content in there.files.items():
         assert content == (root.model_dir / name).read_bytes(), name
     assert any(f"uploaded to {hub.url}/me/student" in line.text for line in link.of(LogLine))

@@ -33,7 +33,8 @@ def record(ws: Workspace, job, *events: AnyEvent) -> None:
     run_id = f"{job}-1"
     history.begin_run(run_id, job, b"{}")
     attempt = history.begin_attempt(run_id)
-    started = Started(run_id=run_id, job=job, attempt=attempt, pid=1)
+    config = {"type": "q8_0"} if job == "export" else {}
+    started = Started(run_id=run_id, job=job, attempt=attempt, pid=1, config=config)
     history.append(run_id, attempt, [started, *events])
     history.close()
 
@@ -311,3 +312,5 @@ async def test_export_shows_the_stages_of_the_last_export(root):
         await until(pilot, lambda: "writing tensors" in text_of(app.screen))
         shown = text_of(app.screen)
         assert "! rows of 48" in shown and "models/x.gguf" in shown and "✓ done in 3s" in shown
+        kind = app.screen.query_one("#type", Select)
+        await until(pilot, lambda: kind.value == "q8_0")  # as that run had it
