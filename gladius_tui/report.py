@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.experts.registry import VERIFY, ExpertSpec, ExpertStatus
+from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.events import EvalDone, HardwareRead
 from engine.run.state import RunState
 from gladius_tui.headless import duration, size
@@ -113,7 +113,7 @@ def _how_to_mend(spec: ExpertSpec, status: ExpertStatus) -> str:
     """What of an expert is lacking, and the command or the place that helps."""
     if spec.source in ("folder", "gguf"):
         return f"{status.detail}, at {spec.repo}"
-    if VERIFY in status.detail:
+    if status.unverified:
         return status.detail  # nothing is to be fetched before that has been said
     fetch = f"gladius_train download {spec.name}"
     return fetch if status.state == "missing" else f"{status.detail}; {fetch}"

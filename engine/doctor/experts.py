@@ -117,7 +117,7 @@ def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception 
     if spec.source in ("folder", "gguf"):
         what = "put the model" if state.state == "missing" else "put it right"
         remedy = f"{what} at {spec.repo}, or mend the path in gladius.toml"
-    elif VERIFY in state.detail:
+    elif state.unverified:
         figure, remedy = figure.partition("; ")[0], VERIFY
     elif isinstance(answer, GladiusError) and _is_answer(answer):
         remedy = " ".join(str(answer).split()).removeprefix(f"{spec.name}: ")

