@@ -28,10 +28,11 @@ from gladius_tui.app.curves import (
     title_of,
     unit_of,
 )
+from gladius_tui.app.partly import Partly, changed_lines
 from gladius_tui.app.theme import chart_colours
 
-LEAST_INTERVAL = 0.25
-"""Seconds between two drawings, at least."""
+LEAST_INTERVAL = 1.0
+"""Seconds between two drawings of a chart that grows, at least; a key redraws it at once."""
 MOST_SHARE = 0.03
 """Of the time that drawing may take; a dear chart is drawn less often."""
 
@@ -69,7 +70,7 @@ class Drawing:
         return Drawing(series, self.lo, self.hi, self.log, self.smoothing)
 
 
-class Chart(PlotextPlot):
+class Chart(Partly, PlotextPlot):
     """Curves over steps. `show` gives it what to draw; it is drawn in a thread, one at a time, and
     what was drawn before stays until that is done."""
 
@@ -89,6 +90,7 @@ class Chart(PlotextPlot):
         """That the last drawing took."""
         self._drawn_at = 0.0
         self._text = Text("")
+        self._rows: list[tuple] = []
         self._wanted = False
         self._sketching = False
 
@@ -138,9 +140,12 @@ class Chart(PlotextPlot):
             self.app.call_later(self._drawn, text, time.perf_counter() - began)
 
     def _drawn(self, text: Text, seconds: float) -> None:
+        rows = [(line.plain, tuple(line.spans)) for line in text.split("\n", allow_blank=True)]
+        changed = changed_lines(self._rows, rows, self.size.width)
         self._text, self.seconds, self._drawn_at = text, seconds, time.monotonic()
-        self._sketching = False
-        self.refresh()
+        self._rows, self._sketching = rows, False
+        if changed != []:
+            self.refresh(*(changed or ()))
         if self._wanted:
             self._want()
 

@@ -26,6 +26,7 @@ from gladius_tui.app.board import Board, LogEntry, Status
 from gladius_tui.app.dashboard_chart import ChartKeys
 from gladius_tui.app.dashboard_panes import SIDES, Pane, Panes, Tabs
 from gladius_tui.app.panes import summary_line
+from gladius_tui.app.partly import is_behind
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ wall_clock = time.time
 """What ages are measured by."""
 _DRAW_SECONDS = 0.25
 """Between two drawings, at least."""
+_MOST_SECONDS = 4.0
+"""Between two drawings where the line is slow."""
 _AGE_SECONDS = 10.0
 """After which ages such as `6 min ago` are looked at, when nothing else is new."""
 
@@ -131,6 +134,7 @@ class DashboardScreen(ChartKeys):
         self._asked: dict[str, str] = {}
         """Commands that were sent and not yet carried out: what to say of each."""
         self._drawn_at = 0.0
+        self._interval = _DRAW_SECONDS
         self._scheduled = False
         self._status: Status | None = None
         """The run's, when the keys were last looked at."""
@@ -256,12 +260,24 @@ class DashboardScreen(ChartKeys):
     # What is drawn
 
     def _schedule(self) -> None:
-        """Draw soon: at most four times a second, and not while another screen is shown."""
+        """Draw soon: at most four times a second, less often over a slow line, and not while
+        another screen is shown."""
         if self._scheduled or not (self.is_current or self._lens is not None):
             return
         self._scheduled = True
-        wait = max(0.01, _DRAW_SECONDS - (time.monotonic() - self._drawn_at))
-        self.set_timer(wait, self._draw)
+        wait = max(0.01, self._interval - (time.monotonic() - self._drawn_at))
+        self.set_timer(wait, self._draw_in_turn)
+
+    def _draw_in_turn(self) -> None:
+        """Draw, unless the terminal is still busy with what it was sent before."""
+        self._scheduled = False
+        if is_behind(self.app):
+            self._interval = min(2 * self._interval, _MOST_SECONDS)
+            self._drawn_at = time.monotonic()
+            self._schedule()
+            return
+        self._interval = max(_DRAW_SECONDS, 0.8 * self._interval)
+        self._draw()
 
     def _grow_older(self) -> None:
         if self.board is not None and self.is_current:

@@ -24,11 +24,12 @@ from gladius_tui.app.panes import (
     run_pane,
     sample_pane,
 )
+from gladius_tui.app.partly import Partly, changed_lines
 
 Write = Callable[[Board, int, int, float], Content]
 
 
-class Pane(Static):
+class Pane(Partly, Static):
     """A bordered box that writes one part of a board, and only when that part has changed."""
 
     class Sized(Message):
@@ -45,6 +46,7 @@ class Pane(Static):
         """Names of `Board.changed` that this pane tells of."""
         self._write = write
         self._said: tuple | None = None
+        self._rows: list[tuple] = []
 
     def on_resize(self) -> None:
         self.post_message(self.Sized(self))
@@ -57,11 +59,18 @@ class Pane(Static):
         content = self._write(board, width, height, now) if board is not None else Content("")
         said = (content.plain, tuple(content.spans), self.size)
         if said != self._said:
-            self._said = said
-            self.update(content, layout=False)
+            same_size = self._said is not None and self._said[-1] == self.size
+            lines = content.split("\n", allow_blank=True)
+            rows = [(line.plain, tuple(line.spans)) for line in lines]
+            changed = changed_lines(self._rows, rows, width) if same_size else None
+            if any(line.cell_length > width for line in lines):
+                changed = None  # it is wrapped
+            self._said, self._rows = said, rows
+            with self.painting(changed or ()):
+                self.update(content, layout=False)
 
 
-class ChartPane(Vertical):
+class ChartPane(Partly, Vertical):
     """The chart, its legend in the border. plotext is imported with the first chart."""
 
     def __init__(self) -> None:
@@ -71,10 +80,11 @@ class ChartPane(Vertical):
     def entitle(self, title: Content, subtitle: str) -> None:
         """Say which curves are drawn, and how."""
         text = title.markup
-        if text != self.border_title:
-            self.border_title = text
-        if subtitle != self.border_subtitle:
-            self.border_subtitle = subtitle
+        with self.painting(self.edges()):
+            if text != self.border_title:
+                self.border_title = text
+            if subtitle != self.border_subtitle:
+                self.border_subtitle = subtitle
 
 
 class Tabs(Static):

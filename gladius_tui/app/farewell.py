@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from collections.abc import Collection
+from pathlib import Path
 
 from engine.workspace import Workspace
 
 
 def command(ws: Workspace, *words: str) -> str:
     """The command line of `gladius_train WORDS` on this root, from the folder one is in."""
+    beside = shutil.which("gladius_train") is None and Path("gladius_train").is_file()
     here = Workspace.find().root == ws.root
-    return shlex.join(["gladius_train", *([] if here else ["--root", str(ws.root)]), *words])
+    root = [] if here else ["--root", str(ws.root)]
+    return shlex.join(["./gladius_train" if beside else "gladius_train", *root, *words])
 
 
 def farewell(ws: Workspace, seen: Collection[str]) -> list[str]:

@@ -108,7 +108,7 @@ async def test_a_command_without_a_screen_prints_into_one(root):
 async def test_y_copies_the_command_line_and_f8_saves_a_picture(root):
     async with opened(root, "models") as (app, pilot):
         await pilot.press("y")
-        assert app.clipboard == f"gladius_train --root {root.root} models"
+        assert app.clipboard.endswith(f"gladius_train --root {root.root} models")
         await pilot.press("f8")
         (picture,) = await until(pilot, lambda: list((root.tmp / "pictures").glob("*.svg")))
         assert picture.read_text().lstrip().startswith("<svg")

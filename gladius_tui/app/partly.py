@@ -1,0 +1,65 @@
+"""Owns painting no more than what has changed: a live chart would fill a slow line (ssh, a serial
+console) otherwise, and keys would wait behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from textual.app import App
+from textual.geometry import Region
+from textual.widget import Widget
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+class Partly(Widget):
+    """A widget that can be told which of its lines are new."""
+
+    _only: tuple[Region, ...] = ()
+
+    def refresh(
+        self,
+        *regions: Region,
+        repaint: bool = True,
+        layout: bool = False,
+        recompose: bool = False,
+    ) -> Self:
+        return super().refresh(
+            *(regions or self._only), repaint=repaint, layout=layout, recompose=recompose
+        )
+
+    @contextmanager
+    def painting(self, regions: Sequence[Region]) -> Iterator[None]:
+        """Whatever asks for a refresh meanwhile gets these parts painted (none named: all)."""
+        self._only = tuple(regions)
+        try:
+            yield
+        finally:
+            self._only = ()
+
+    def edges(self) -> list[Region]:
+        """The first and the last line, where titles stand in the border."""
+        (x, y), (width, height) = self.content_offset, self.outer_size
+        return [Region(-x, -y, width, 1), Region(-x, height - 1 - y, width, 1)]
+
+
+def changed_lines(
+    before: Sequence[Hashable], now: Sequence[Hashable], width: int
+) -> list[Region] | None:
+    """The lines that differ, as regions; None where all are to be painted."""
+    if len(before) != len(now):
+        return None
+    return [
+        Region(0, y, width, 1) for y, (a, b) in enumerate(zip(before, now, strict=True)) if a != b
+    ]
+
+
+def is_behind(app: App) -> bool:
+    """Whether the terminal has not taken yet what was written for it."""
+    thread = getattr(app._driver, "_writer_thread", None)
+    queue = getattr(thread, "_queue", None)
+    return queue is not None and not queue.empty()
