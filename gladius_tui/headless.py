@@ -455,6 +455,8 @@ class Printer:
             lines = self._renderer.lines(event)
             if self._quiet and not isinstance(event, RunEnded):
                 return
+            if self._quiet:
+                lines = [line for line in lines if line]  # nothing stands above it
         if lines:
             self._broken = not print_lines(lines, self._stream)
 

@@ -114,7 +114,10 @@ def remove(options: Options, name: str) -> None:
 @click.option("--force", is_flag=True, help="Again, even what is ready.")
 @click.pass_obj
 def download(options: Options, names: tuple[str, ...], every: bool, force: bool) -> None:
-    """Fetch experts; without names, the required ones. What was interrupted is gone on with."""
+    """Fetch experts by name (`models` lists them); without names, the required ones.
+
+    What was interrupted goes on where it was.
+    """
     if options.wants_screen:
         open_screen(options, "download", start=True)
     import msgspec
