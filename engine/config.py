@@ -235,6 +235,8 @@ class GuardsConfig(Section, frozen=True, kw_only=True):
     """A gradient norm over this many times its running median is a spike: the step is skipped."""
     spike_window: Positive = 64
     """Steps of the running median; no spike is called before a quarter of them."""
+    max_spikes: Positive = 3
+    """Spikes skipped in a row; with a longer row it is the weights that have to move."""
 
 
 class DeviceConfig(Section, frozen=True, kw_only=True):

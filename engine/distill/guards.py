@@ -25,9 +25,10 @@ class GradGuard:
     a rollback restores an older state of this guard) has reached `max_rollbacks`.
 
     A spike is a gradient norm over `spike_factor` times the median of the last `spike_window`
-    accepted ones; no spike is called before a quarter of them is known. Spikes do not enter the
-    median, but a quarter of a window of spikes in a row is the new normal: the median begins anew
-    with them, and the last of them is accepted.
+    accepted ones; no spike is called before a quarter of them is known. After `max_spikes` in a row
+    further ones are accepted: it is not a batch that is odd then but the place where the weights
+    stand, and only a step (clipped) leads away from it. Spikes do not enter the median, but a
+    quarter of a window of them in a row is the new normal: the median begins anew with them.
     """
 
     def __init__(
@@ -74,13 +75,14 @@ class GradGuard:
         median = self.median
         if median is not None and grad_norm > self.config.spike_factor * median:
             self._spikes.append(grad_norm)
-            if len(self._spikes) < self._quarter:
+            if len(self._spikes) >= self._quarter:
+                self._norms, self._spikes = self._spikes, []
+            elif len(self._spikes) <= self.config.max_spikes:
                 self.skipped_spikes += 1
                 return "spike"
-            self._norms = self._spikes
         else:
             self._norms = [*self._norms, grad_norm][-self.config.spike_window :]
-        self._spikes = []
+            self._spikes = []
         return "ok"
 
 

@@ -80,6 +80,17 @@ def test_a_quarter_of_a_window_of_spikes_is_the_new_normal() -> None:
     assert guard.judge(2.0, 501.0) == "spike"
 
 
+def test_a_row_of_spikes_is_skipped_three_times_and_then_stepped_out_of() -> None:
+    guard = GradGuard(GuardsConfig(max_spikes=3, spike_window=64))
+    for _ in range(16):
+        guard.judge(2.0, 1.0)
+    verdicts = [guard.judge(8.0, 70.0) for _ in range(5)]
+    assert verdicts == ["spike", "spike", "spike", "ok", "ok"]
+    assert guard.median == 1.0 and guard.skipped_spikes == 3
+    assert guard.judge(2.0, 1.0) == "ok"
+    assert guard.judge(8.0, 70.0) == "spike"
+
+
 def test_the_median_follows_the_last_window_only() -> None:
     guard = settled(norm=1.0)
     for _ in range(9):
