@@ -113,10 +113,10 @@ class TokenBudget:
 
     def sentence(self) -> str:
         """The figures in a few words, with what to do where there is too little text."""
-        had = "of unknown size" if self.to_be_had is None else f"about {_words(self.to_be_had)}"
+        had = "of unknown size" if self.to_be_had is None else f"about {in_words(self.to_be_had)}"
         if self.to_be_used is None:
             return f"text: {had} tokens to be had; how many are used depends on how long it runs"
-        text = f"text: {had} tokens to be had, {_words(self.to_be_used)} to be used"
+        text = f"text: {had} tokens to be had, {in_words(self.to_be_used)} to be used"
         if self.epochs is not None:
             text += (
                 f", {self.epochs:,.0f} epochs"
@@ -193,7 +193,8 @@ def shipped_prompts() -> dict[str, int]:
     return counts
 
 
-def _words(tokens: float) -> str:
+def in_words(tokens: float) -> str:
+    """A number of tokens, short: 1.3 billion."""
     for size, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
         if tokens >= size:
             return f"{tokens / size:.3g} {word}"

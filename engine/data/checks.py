@@ -28,7 +28,7 @@ from engine.data.prompts import (
     ToolCheck,
 )
 
-VERSION = 2
+VERSION = 3
 """Counts up when a rule changes: verdicts of another version are made anew."""
 
 REASONS = {
@@ -137,8 +137,8 @@ def _checked(check: AnyCheck, text: str, asked: str) -> str:
 def is_looping(text: str) -> bool:
     """Whether a run of words (or characters) repeats itself over and over.
 
-    Six times a phrase of one to twelve words in a row, the same line four times, or less than a
-    quarter of different trigrams in sixty words and more.
+    Six times a phrase of one to twelve words in a row, eight times a part of a word, the same line
+    four times, or less than a quarter of different trigrams in sixty words and more.
     """
     words = text.lower().split()
     for size in range(1, 13):
@@ -157,7 +157,11 @@ def is_looping(text: str) -> bool:
     trigrams = [tuple(words[n : n + 3]) for n in range(len(words) - 2)]
     if len(trigrams) >= 60 and len(set(trigrams)) < len(trigrams) / 4:
         return True
-    return re.search(r"([^\s.\-=_*#])\1{24,}", text) is not None
+    if re.search(r"([^\s.\-=_*#])\1{24,}", text):
+        return True
+    # a/b/a/b/…: a run without a space that repeats itself
+    runs = re.finditer(r"([^\s|]{3,40}?)\1{7,}", text)
+    return any(c.isalnum() for run in runs for c in run.group(1))
 
 
 def _is_echo(text: str, asked: Sequence[str]) -> bool:

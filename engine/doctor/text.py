@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.budget import TokenBudget, scores_online
+from engine.budget import TokenBudget, in_words, scores_online
 from engine.budget import check_text as check_run_text
 from engine.config import RunConfig
 from engine.doctor.check import Check
@@ -56,6 +56,8 @@ def check_speed(
     rate = flops / (6 * parameter_count(config.student).total)
     figure += f", so {rate:,.0f} tokens/s at the very most"
     if tokens is None:
+        if hours := config.schedule.hours:
+            figure += f": {in_words(rate * 3600 * hours)} in {hours:g} h"
         return Check(topic="speed", status="ok", figure=figure)
     seconds = tokens / rate
     figure += f": {_length(seconds)} for {tokens:,.0f} tokens"

@@ -76,6 +76,7 @@ def test_lists_tables_and_rhythm_are_no_loops(text: str) -> None:
 def test_the_same_line_again_and_again_is_a_loop() -> None:
     lines = "\n".join(f"{n}\nThe answer is in the box." for n in range(4))
     assert is_looping(lines)
+    assert is_looping('<form enctype="' + "multipart/form-data/" * 9)
     assert is_looping("\n".join(f"{n}. What is the Silk Road?" for n in range(1, 5)))
 
 
