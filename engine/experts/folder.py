@@ -59,6 +59,8 @@ def tensors_of(path: Path) -> dict[str, Any] | str:
 
     The header must describe the file's bytes without gap or overlap, up to its last byte.
     """
+    if path.exists() and not path.is_file():
+        return f"{path.name} is no file"
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
@@ -104,6 +106,8 @@ def _tensor_bytes(entry: dict[str, Any]) -> int | None:
 
 
 def _json_object(path: Path) -> dict[str, Any] | str:
+    if path.exists() and not path.is_file():
+        return f"{path.name} is no file"  # a pipe would be waited for
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:

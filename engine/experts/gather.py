@@ -169,9 +169,13 @@ class _Gathering:
 
     def _make_room(self) -> None:
         """The folders of this download, with nothing in them but what belongs to it."""
+        final = self._workspace.expert_dir(self.spec.name)
+        for path in (final, self._parts, self._files):
+            if path.is_symlink():  # said before the first byte, not when all has come
+                raise GladiusError(
+                    f"{self.spec.name}: {path} is a link; remove it, then download again"
+                )
         for path in (self._parts, self._files):
-            if path.is_symlink():
-                raise GladiusError(f"{path} is a link; remove it, then download again")
             path.mkdir(parents=True, exist_ok=True)
         keep = {f"{file.key}{end}" for file in self._listing.files for end in (".part", ".etag")}
         for entry in list(self._parts.iterdir()):

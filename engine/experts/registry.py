@@ -274,6 +274,8 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
 
 
 def _is_gguf(path: Path) -> bool:
+    if not path.is_file():
+        return False
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"GGUF"
@@ -283,6 +285,8 @@ def _is_gguf(path: Path) -> bool:
 
 def read_manifest(folder: Path) -> Manifest | None:
     """The folder's manifest; None where there is none that can be read."""
+    if not (folder / MANIFEST).is_file():
+        return None
     try:
         return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):

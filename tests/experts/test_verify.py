@@ -223,6 +223,13 @@ def test_config_and_index_that_say_nothing_are_named(tmp_path, name, content, sa
     assert lacking is not None and said in lacking
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(here, ws, name):
+    (here / name).unlink()
+    os.mkfifo(here / name)
+    assert status(ws).state == "partial"
+
+
 def test_a_folder_with_pickles_alone_says_so(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert "only safetensors are loaded" in str(fill(tmp_path, **{WEIGHTS: None}))
