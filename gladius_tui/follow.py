@@ -5,12 +5,12 @@ from __future__ import annotations
 from engine.errors import MissingError
 from engine.experts.registry import expert_status, load_experts
 from engine.run.control import attach
-from engine.run.events import EvalDone, Job
+from engine.run.events import CapabilitiesScored, EvalDone, Job
 from engine.run.history import History
 from engine.run.state import read_state
 from engine.workspace import Workspace
 from gladius_tui.headless import Printer
-from gladius_tui.report import snapshot_lines, status_lines
+from gladius_tui.report import abilities_lines, snapshot_lines, status_lines
 
 TAIL = 200
 """Events before now that following begins with."""
@@ -26,11 +26,13 @@ def snapshot(ws: Workspace) -> list[str]:
     try:
         loss = history.series(state.run_id, "loss", 0, state.step + 1, columns=48)
         evaluation = history.last(state.run_id, "EvalDone")
+        # The experts answer once, before the first step; the student at every evaluation.
+        able = history.events(state.run_id, types=("CapabilitiesScored",), limit=32)
+        able += history.tail(state.run_id, "CapabilitiesScored", 1)
     finally:
         history.close()
-    return lines + snapshot_lines(
-        state, loss, evaluation if isinstance(evaluation, EvalDone) else None
-    )
+    lines += snapshot_lines(state, loss, evaluation if isinstance(evaluation, EvalDone) else None)
+    return lines + abilities_lines([row for row in able if isinstance(row, CapabilitiesScored)])
 
 
 def follow_job(ws: Workspace, job: Job, *, as_json: bool = False, quiet: bool = False) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.experts.registry import ExpertSpec, ExpertStatus
-from engine.run.events import EvalDone, HardwareRead
+from engine.run.events import CapabilitiesScored, EvalDone, HardwareRead
 from engine.run.state import RunState
 from gladius_tui.headless import duration, size
 
@@ -184,6 +185,18 @@ def snapshot_lines(
                 score.expert, f"{score.bits_per_byte:.3f} bits/byte  KL {kl}  agreement {agreement}"
             )
         )
+    return lines
+
+
+def abilities_lines(rows: Sequence[CapabilitiesScored]) -> list[str]:
+    """Held-out prompts that student and experts answered rightly; of each who the last row."""
+    lines: list[str] = []
+    for row in {row.who: row for row in rows}.values():
+        scores = [f"{s.capability}\0{s.right}/{s.asked}" for s in row.scores]
+        label = f"{row.who} can"
+        for line in textwrap.wrap(" · ".join(scores), 66, break_on_hyphens=False):
+            lines.append(_row(label, line.replace("\0", " ")))
+            label = ""
     return lines
 
 

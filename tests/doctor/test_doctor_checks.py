@@ -16,7 +16,14 @@ from engine.doctor.machine import check_disk, check_gpu, check_grace, check_memo
 from engine.errors import GladiusError, MissingError
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.events import GpuReading, KindAudit, TokenizersAudited
-from engine.sizing import GIB, checkpoint_bytes, disk_need, least_memory, training_memory
+from engine.sizing import (
+    GIB,
+    checkpoint_bytes,
+    disk_need,
+    least_memory,
+    parameter_count,
+    training_memory,
+)
 from engine.workspace import Workspace
 
 GPU = GpuReading(index=0, name="RTX 4090", used_bytes=0, total_bytes=24 * GIB)
@@ -150,6 +157,13 @@ def test_tokens_are_those_of_the_config_or_of_the_expert_phases(tmp_path):
     assert text.least_tokens(endless, token_budget(endless, [SPEC] * 4)) == 1e9
     timed = config(tmp_path, "1b", "schedule.hours=5")
     assert text.least_tokens(timed, token_budget(timed, [SPEC] * 4)) is None
+
+
+def test_a_run_by_the_clock_is_told_how_many_tokens_that_is(tmp_path):
+    flops = 6 * parameter_count(config(tmp_path, "nano").student).total * 1000.0
+    timed = config(tmp_path, "nano", "schedule.hours=2")
+    told = text.check_speed(timed, "cpu", "bf16", flops, None)
+    assert "1,000 tokens/s at the very most: 7.2 million in 2 h" in told.figure
 
 
 def test_scored_text_takes_disk_only_where_it_is_kept(tmp_path):

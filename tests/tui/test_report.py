@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from engine.experts.registry import expert_status, load_experts
-from engine.run.events import EvalDone, ExpertScore, PhasePlan
+from engine.run.events import (
+    CapabilitiesScored,
+    CapabilityScore,
+    EvalDone,
+    ExpertScore,
+    PhasePlan,
+)
 from engine.run.rollup import Column
 from engine.run.state import RunState
 from engine.workspace import Workspace
-from gladius_tui.report import bar, models_lines, snapshot_lines, spark, status_lines
+from gladius_tui.report import (
+    abilities_lines,
+    bar,
+    models_lines,
+    snapshot_lines,
+    spark,
+    status_lines,
+)
 
 RUNNING = RunState(
     status="training",
@@ -85,6 +98,20 @@ def test_the_snapshot_adds_bars_curve_and_experts():
     assert "100M ✓  250M ✓  500M ✓  750M ✓  1B ✓" in shown
     assert "5.000 █ ▁ 2.000, steps 0 to 29" in shown
     assert "1.500 bits/byte  KL 0.810  agreement 64%" in shown
+
+
+def test_the_snapshot_tells_what_student_and_experts_can_as_they_were_asked_last():
+    def row(who: str, right: int) -> CapabilitiesScored:
+        scores = (CapabilityScore(capability="json", right=right, asked=4),) * 8
+        return CapabilitiesScored(who=who, scores=scores)
+
+    lines = abilities_lines([row("qwen", 3), row("student", 0), row("student", 1)])
+    assert [line.split()[:4] for line in lines if "can" in line] == [
+        ["qwen", "can", "json", "3/4"],
+        ["student", "can", "json", "1/4"],
+    ]
+    assert max(map(len, lines)) <= 80
+    assert abilities_lines([]) == []
 
 
 def test_curves_and_bars_bear_any_input():
