@@ -25,13 +25,20 @@ from engine.deliver.logits import compare_logits, judge_logits, logit_bound, pro
 from engine.deliver.own_reading import open_reading
 from engine.deliver.reference import reference_logits
 from engine.deliver.texts import nasty_texts
-from engine.deliver.weights import Placed, Weights, head_dim, restore, rope
+from engine.deliver.weights import Placed, Weights, head_dim, largest, restore, rope
 from engine.errors import GladiusError
 from engine.gguf_types import GGUF_TYPES, GgufType
 from engine.run.events import CheckDone
 
 NASTY_STRINGS = 600
 """How many strings are compared, each with and without the marks of beginning and end."""
+
+_EXACT = {
+    GGMLQuantizationType.F32: torch.float32,
+    GGMLQuantizationType.F16: torch.float16,
+    GGMLQuantizationType.BF16: torch.bfloat16,
+}
+"""Types that must hold the weights exactly, after rounding."""
 
 # llama.cpp takes tokens of these texts for ends of a text, whatever the file says of them.
 _CONTROL_LOOKING = frozenset(
@@ -277,12 +284,12 @@ class Comparison:
             if len(data) != len(wanted) * row_bytes:
                 return math.inf, f"{tensor.name} ends early"
             found = restore(_values(data, kind, columns), tensor.heads)
-            if not torch.isfinite(found).all():
+            if not math.isfinite(largest(found)):
                 return math.inf, f"{tensor.name} holds numbers that are not finite"
-            exact = _rounded(wanted, kind)
-            if exact is not None:
+            if kind in _EXACT:
+                exact = wanted.to(_EXACT[kind])
                 if not torch.equal(found, exact):
-                    most = (found - exact).abs().max().item()
+                    most = (found.float() - exact.float()).abs().max().item()
                     return math.inf, f"{tensor.name} differs by up to {most:.3g}"
                 continue
             wanted = wanted.float()
@@ -355,27 +362,11 @@ def _tensor_bound(kind: GgufType | None) -> float:
 
 
 def _values(data: bytes, kind: GGMLQuantizationType, columns: int) -> torch.Tensor:
-    """A tensor's bytes as float32 rows."""
+    """A tensor's bytes as rows: of an exact type as they are, of others as float32."""
     flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-    plain = {
-        GGMLQuantizationType.F32: torch.float32,
-        GGMLQuantizationType.F16: torch.float16,
-        GGMLQuantizationType.BF16: torch.bfloat16,
-    }
-    if kind in plain:
-        return flat.view(plain[kind]).float().reshape(-1, columns)
+    if kind in _EXACT:
+        return flat.view(_EXACT[kind]).reshape(-1, columns)
     return torch.from_numpy(dequantize(flat.numpy(), kind).reshape(-1, columns).copy())
-
-
-def _rounded(wanted: torch.Tensor, kind: GGMLQuantizationType) -> torch.Tensor | None:
-    """What an exact type must hold; None for a quantised one."""
-    if kind == GGMLQuantizationType.F32:
-        return wanted.float()
-    if kind == GGMLQuantizationType.F16:
-        return wanted.half().float()
-    if kind == GGMLQuantizationType.BF16:
-        return wanted.bfloat16().float()
-    return None
 
 
 def _same(found: Any, wanted: Any) -> bool:
