@@ -42,7 +42,7 @@ def find_deliverable(ws: Workspace) -> Deliverable:
     return Deliverable(
         finished=(model / "config.json").is_file(),
         steps=tuple(steps),
-        best="best" in names,
+        best=any(name.startswith("best-") for name in names),
         gguf=tuple(sorted(path.name for path in model.glob("*.gguf"))) if model.is_dir() else (),
         state=read_state(ws),
         free=disk_free(ws.root),

@@ -314,3 +314,30 @@ async def test_export_shows_the_stages_of_the_last_export(root):
         assert "! rows of 48" in shown and "models/x.gguf" in shown and "✓ done in 3s" in shown
         kind = app.screen.query_one("#type", Select)
         await until(pilot, lambda: kind.value == "q8_0")  # as that run had it
+
+
+async def test_export_offers_what_is_there_and_asks_before_an_upload(root, monkeypatch):
+    root.model_dir.mkdir(parents=True)
+    (root.model_dir / "config.json").write_text("{}")
+    for name in ("step-000000020", "best-000000010"):
+        (root.checkpoints_dir / name).mkdir()
+    launched: list[list[str]] = []
+    async with opened(root, "export") as (app, pilot):
+        monkeypatch.setattr(app, "launch", lambda argv: launched.append(list(argv)))
+        source = app.screen.query_one("#source", Select)
+        await until(pilot, lambda: source.value == "")
+        assert [value for _, value in source._options] == ["", "latest", "best", "20"]
+        screen = app.screen
+        screen.query_one("#push", Input).value = "me/student"
+        for answer in range(3):
+            screen.action_start()
+            await until(pilot, lambda: isinstance(app.screen, Choice))
+            await until(pilot, lambda: "leave this machine" in text_of(app.screen))
+            await pilot.press(*["down"] * answer, "enter")
+            await until(pilot, lambda: app.screen is screen)
+        screen.action_start()
+        await until(pilot, lambda: isinstance(app.screen, Choice))
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is screen)
+    upload = ["export", "--type", "f16", "--push", "me/student", "--yes"]
+    assert launched == [["export", "--type", "f16"], [*upload, "--private"], upload]
