@@ -13,6 +13,9 @@ import msgspec
 from benchmarks.timing import Figure, say
 from engine.run import rollup
 from engine.run.events import (
+    STUDENT,
+    CapabilitiesScored,
+    CapabilityScore,
     CheckpointSaved,
     EvalDone,
     ExpertScore,
@@ -35,6 +38,7 @@ REPETITIONS = 7
 EVERY = 500
 """Steps between two evaluations, as in the preset 1b."""
 EXPERTS = ("qwen", "llama", "phi", "tinyllama")
+CAPABILITIES = ("tool_calling", "json", "reasoning", "math")
 COLUMNS = 120
 
 
@@ -106,6 +110,14 @@ def write_history(ws: Workspace, steps: int) -> str:
         for step in range(first, min(first + EVERY * 20, steps + 1), EVERY):
             events += [
                 _evaluation(step),
+                CapabilitiesScored(
+                    who=STUDENT,
+                    step=step,
+                    scores=tuple(
+                        CapabilityScore(capability=name, right=step % 16, asked=16)
+                        for name in CAPABILITIES
+                    ),
+                ),
                 SampleDrawn(step=step, prompt="Explain the sky.", text="It is blue. " * 20),
                 CheckpointSaved(step=step, path=f"step-{step:09d}", bytes=1 << 30, seconds=9.0),
                 HardwareRead(step=step, cpu_percent=50.0, ram_used=1 << 34, ram_total=1 << 36),

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 _TERMINATED = 128 + signal.SIGTERM
 _HUNG_UP = 128 + signal.SIGHUP
+_LOOK_SECONDS = 1.0
+"""After which it is looked whether the terminal is still there."""
 
 
 class LaunchEnded(Message, bubble=False):
@@ -129,6 +131,7 @@ class GladiusApp(App[int]):
             self.notify(self._settings.trouble, severity="warning", markup=False)
         self.theme_changed_signal.subscribe(self, self._theme_changed)
         self._catch_signals()
+        self._watch_terminal()
         self.call_after_refresh(self._begin)
 
     def _begin(self) -> None:
@@ -293,6 +296,22 @@ class GladiusApp(App[int]):
         with contextlib.suppress(ValueError, RuntimeError, NotImplementedError):
             loop.add_signal_handler(signal.SIGTERM, self.exit, _TERMINATED)
             loop.add_signal_handler(signal.SIGHUP, self.exit, _HUNG_UP)
+
+    def _watch_terminal(self) -> None:
+        """A terminal that is gone ends the app, also where no signal tells of it (a lost ssh
+        connection under nohup, a pty that controls nobody): reading from it would spin."""
+        import select
+
+        if self.is_headless or sys.__stdin__ is None or not sys.__stdin__.isatty():
+            return
+        terminal = select.poll()
+        terminal.register(sys.__stdin__.fileno(), select.POLLHUP)
+
+        def look() -> None:
+            if any(event & (select.POLLHUP | select.POLLERR) for _, event in terminal.poll(0)):
+                self.exit(_HUNG_UP)
+
+        self.set_interval(_LOOK_SECONDS, look)
 
     def _release_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -9,6 +9,16 @@ from pathlib import Path
 
 from engine.workspace import Workspace
 
+NAMES = {
+    "train": "the training",
+    "download": "the download",
+    "export": "the export",
+    "validate": "the validation",
+    "audit": "the examination",
+    "data": "the making of data",
+}
+"""The jobs as they are called in a sentence."""
+
 
 def command(ws: Workspace, *words: str) -> str:
     """The command line of `gladius_train WORDS` on this root, from the folder one is in."""
@@ -23,11 +33,11 @@ def farewell(ws: Workspace, seen: Collection[str]) -> list[str]:
     from engine.run.state import lock_owner, read_state
 
     lines: list[str] = []
-    running = [job for job in ("train", "download", "export", "validate") if lock_owner(ws, job)]
+    running = [job for job in NAMES if lock_owner(ws, job)]
     for job in running:
         owner = lock_owner(ws, job)
         pid = f" (pid {owner.pid})" if owner is not None else ""
-        lines.append(f"{_NAMES[job]} goes on{pid}.")
+        lines.append(f"{NAMES[job].capitalize()} goes on{pid}.")
     if running:
         shows = "dashboard" if running[0] == "train" else ""
         lines.append(f"  {command(ws, *filter(None, [shows]))}  shows it again")
@@ -49,11 +59,3 @@ def farewell(ws: Workspace, seen: Collection[str]) -> list[str]:
                 f"  {command(ws, 'resume')}  goes on from its newest checkpoint",
             ]
     return lines
-
-
-_NAMES = {
-    "train": "The training",
-    "download": "The download",
-    "export": "The export",
-    "validate": "The validation",
-}

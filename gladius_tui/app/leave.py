@@ -8,6 +8,7 @@ from textual.widgets import Static
 
 from engine.run.events import Stop
 from gladius_tui.app.dialogs import Choice
+from gladius_tui.app.farewell import NAMES
 from gladius_tui.app.watch import CommandAnswered
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ class Leave(Choice):
 
     def on_mount(self) -> None:
         app = cast("GladiusApp", self.app)
-        jobs = " and ".join(app.watcher.jobs) or "What was started"
-        self.query_one(Static).update(f"{jobs} runs on its own; it needs no terminal.")
+        jobs = [NAMES[job] for job in app.watcher.jobs] or ["what was started"]
+        said = f"{' and '.join(jobs)} {'go on by themselves' if jobs[1:] else 'goes on by itself'}"
+        self.query_one(Static).update(f"{said[:1].upper()}{said[1:]}: no terminal is needed.")
 
     def again(self, stop: bool) -> None:
         """Ctrl+C (`stop`) or q once more."""

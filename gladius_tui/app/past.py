@@ -62,7 +62,8 @@ def board_of(history: History, run_id: str, up_to: int) -> Board:
     board.best_bits = _least(history.series(run_id, "bits_per_byte", 0, last, 2))
     for name in board.able_best:
         most = [c.high for c in history.series(run_id, f"able/{name}", 0, last, 2)]
-        board.able_best[name] = max((m for m in most if m is not None), default=0.0)
+        known = board.able_best[name]
+        board.able_best[name] = max([known, *(m for m in most if m is not None)])
     return board
 
 

@@ -22,7 +22,10 @@ REPO = Path(__file__).parents[2]
 class Terminal:
     """`gladius_train ARGV` on a pty of its own, in a session of its own."""
 
-    def __init__(self, *argv: str, columns: int = 110, rows: int = 32, **env: str) -> None:
+    def __init__(
+        self, *argv: str, columns: int = 110, rows: int = 32, controls: bool = True, **env: str
+    ) -> None:
+        """`controls`: whether it is the program's controlling terminal, whose end is a SIGHUP."""
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.sane = termios.tcgetattr(slave)
@@ -32,7 +35,9 @@ class Terminal:
         self.pid = os.fork()
         if self.pid == 0:  # the child: becomes the program, as a shell would start it
             os.setsid()
-            fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+            if controls:
+                fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
+            os.close(self.master)
             for number in (0, 1, 2):
                 os.dup2(slave, number)
             os.chdir(REPO)

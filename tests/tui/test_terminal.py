@@ -89,6 +89,8 @@ def test_q_asks_and_leaves_the_job_running(ws, job, terminal):
     app.press("\r")
     assert app.end() == 0
     assert app.is_sane() and goes_on(ws)
+    told = app.output.rpartition(b"\x1b[?1049l")[2].decode()
+    assert "The training goes on (pid" in told and "dashboard  shows it again" in told
 
 
 def test_ctrl_c_twice_stops_the_job_with_a_checkpoint(ws, job, terminal):
@@ -122,6 +124,14 @@ def test_a_signal_ends_the_app_in_order_and_not_the_job(ws, job, terminal, numbe
 
 def test_a_closed_terminal_ends_the_app_and_not_the_job(ws, job, terminal):
     app = terminal("dashboard")
+    app.wait_for("training")
+    app.hang_up()
+    assert app.end() == 128 + signal.SIGHUP
+    assert goes_on(ws)
+
+
+def test_a_terminal_that_is_gone_without_a_signal_ends_the_app_too(ws, job, terminal):
+    app = terminal("dashboard", controls=False)
     app.wait_for("training")
     app.hang_up()
     assert app.end() == 128 + signal.SIGHUP
