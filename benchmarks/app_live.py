@@ -76,8 +76,8 @@ def _training(folder: Path, expert: Path) -> Iterator[_Bench]:
     command = [
         *(sys.executable, "-m", "gladius_tui.cli", "--no-ui", "--quiet", "train"),
         *("--preset", "nano", "--data", str(assets_dir() / "conversations" / "demo.jsonl")),
-        *("--set", "data.generate=false", "--set", "data.max_teacher_tokens=10000"),
-        *("--set", "schedule.max_steps=1000000"),
+        *("--set", "data.generate=false", "--set", "data.max_teacher_tokens=4000"),
+        *("--set", "schedule.max_steps=1000000", "--set", "schedule.capability_prompts=0"),
     ]
     with open(folder / "training.log", "wb") as log:
         process = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)

@@ -169,7 +169,9 @@ class ValidateScreen(JobScreen):
         header += ["bound"] if broad else []
         # The table has three fifths of the width; what does not fit is read beside it.
         room = self.size.width * (3 if self.size.width >= 100 else 5) // 5 - 36
-        room = max(12, (room - (30 if broad else 0)) // (2 if former else 1))
+        room = max(24, room - (30 if broad else 0) - 4 * former)
+        earlier = room * 2 // 5 if former else 0
+        room -= earlier
         rows: dict[str, list[Cell]] = {}
         for name, check in self._checks.items():
             if self._filter in f"{name} {check.title} {check.value} {check.verdict}".lower():
@@ -177,7 +179,9 @@ class ValidateScreen(JobScreen):
                 value = cut(check.value or check.meaning, room)
                 value = coloured(self.app, value, "dim" if check.verdict == "skip" else "")
                 rows[name] = [coloured(self.app, sign, colour), check.title, value]
-                rows[name] += [cut(check.former, room)] if former else []
+                same = check.former == check.value
+                before = "same" if same else cut(check.former, earlier)
+                rows[name] += [coloured(self.app, before, "dim")] if former else []
                 rows[name] += [coloured(self.app, cut(check.bound, 30), "dim")] if broad else []
         table = self.query_one(Table)
         table.fill(header, rows)
