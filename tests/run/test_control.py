@@ -13,7 +13,7 @@ import threading
 import time
 
 import pytest
-from conftest import HERE, REPO, status, until
+from hosting import HERE, REPO, status, until
 from toy import ToyConfig
 
 from engine.errors import GladiusError, MissingError

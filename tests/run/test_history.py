@@ -9,7 +9,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPO
+from hosting import REPO
 from test_state import started, step_done
 
 from engine.run.events import (

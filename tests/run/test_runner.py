@@ -8,7 +8,7 @@ import sqlite3
 import time
 
 import pytest
-from conftest import gone, status, until
+from hosting import gone, status, until
 from toy import ToyConfig
 
 from engine.run.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone

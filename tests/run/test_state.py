@@ -10,7 +10,7 @@ import time
 
 import msgspec
 import pytest
-from conftest import until
+from hosting import until
 from toy import PLAN, ToyConfig
 
 from engine.errors import ExitCode, LockedError
