@@ -14,7 +14,16 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.utility import size_label
 
 from engine.deliver.gguf_tokenizer import GgufTokenizer
-from engine.deliver.weights import Placed, Weights, converted, head_dim, permute, rope, type_of
+from engine.deliver.weights import (
+    Placed,
+    Weights,
+    converted,
+    head_dim,
+    one_thread,
+    permute,
+    rope,
+    type_of,
+)
 from engine.gguf_types import gguf_type
 
 _ALIGNMENT = 32
@@ -58,14 +67,15 @@ def write_gguf(
         file = writer.fout[0]
         _pad(file)
         done = 0
-        for tensor in placed:
-            data = permute(weights.read(tensor.source), tensor.heads)
-            for piece in converted(data, type_of(tensor, wanted), tensor.source):
-                # Not numpy's tofile: it tells a full disk without its errno.
-                done += file.write(piece.numpy().reshape(-1).data)
-                report("writing", done, total)
-            del data
-            _pad(file)
+        with one_thread():
+            for tensor in placed:
+                data = permute(weights.read(tensor.source), tensor.heads)
+                for piece in converted(data, type_of(tensor, wanted), tensor.source):
+                    # Not numpy's tofile: it tells a full disk without its errno.
+                    done += file.write(piece.numpy().reshape(-1).data)
+                    report("writing", done, total)
+                del data
+                _pad(file)
         file.flush()
         os.fsync(file.fileno())
         return file.tell()

@@ -25,7 +25,16 @@ from engine.deliver.logits import compare_logits, judge_logits, logit_bound, pro
 from engine.deliver.own_reading import open_reading
 from engine.deliver.reference import reference_logits
 from engine.deliver.texts import nasty_texts
-from engine.deliver.weights import Placed, Weights, head_dim, largest, restore, rope
+from engine.deliver.weights import (
+    PIECE,
+    Placed,
+    Weights,
+    head_dim,
+    largest,
+    one_thread,
+    restore,
+    rope,
+)
 from engine.errors import GladiusError
 from engine.gguf_types import GGUF_TYPES, GgufType
 from engine.run.events import CheckDone
@@ -145,7 +154,7 @@ class Comparison:
         done = 0.0
         wrong: list[str] = []
         worst = 0.0
-        with open(self.path, "rb") as file:
+        with open(self.path, "rb") as file, one_thread():
             if hasattr(os, "posix_fadvise"):  # from the disk, not from what was just written
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             for tensor in placed:
@@ -275,7 +284,7 @@ class Comparison:
         rows = source.reshape(-1, columns)
         row_bytes = int(there.n_bytes) // len(rows)
         # Permuted rows go through a whole tensor; those are the small ones.
-        step = len(rows) if tensor.heads else max(1, (4 << 20) // columns)
+        step = len(rows) if tensor.heads else max(1, PIECE // columns)
         off = size = 0.0
         for start in range(0, len(rows), step):
             wanted = rows[start : start + step]
@@ -287,7 +296,7 @@ class Comparison:
             if not math.isfinite(largest(found)):
                 return math.inf, f"{tensor.name} holds numbers that are not finite"
             if kind in _EXACT:
-                exact = wanted.to(_EXACT[kind])
+                exact = wanted.float().to(_EXACT[kind])
                 if not torch.equal(found, exact):
                     most = (found.float() - exact.float()).abs().max().item()
                     return math.inf, f"{tensor.name} differs by up to {most:.3g}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from engine.errors import GladiusError, MissingError
 
+PIECE = 1 << 18
+"""Weights that are worked on together: what is made of them stays in a processor's cache."""
 _HALF_ENDS = 65520.0
 """The least number that f16 has no room for: below it, it is rounded to 65,504."""
 _BLOCK = (
@@ -221,28 +224,41 @@ def lossless_type(dtype: torch.dtype) -> str:
 
 
 def converted(tensor: Tensor, wanted: GGMLQuantizationType, name: str) -> Iterator[Tensor]:
-    """The tensor as the file's bytes (uint8), in pieces of some MiB.
+    """The tensor as the file's bytes (uint8), in pieces that a processor's cache holds.
 
     Raises GladiusError where half precision can't hold a weight.
     """
     rows = tensor.reshape(-1, tensor.shape[-1])
-    step = max(1, (4 << 20) // rows.shape[-1])
+    step = max(1, PIECE // rows.shape[-1])
     for start in range(0, len(rows), step):
         piece = rows[start : start + step]
-        if wanted == GGMLQuantizationType.F32:
-            piece = piece.float()
-        elif wanted == GGMLQuantizationType.BF16:
+        if wanted == GGMLQuantizationType.BF16:
             piece = piece.bfloat16()
         elif wanted == GGMLQuantizationType.F16:
+            piece = piece.float()  # from bf16 straight to f16 takes three times as long
             if _HALF_ENDS <= (most := largest(piece)) < math.inf:
                 raise GladiusError(
                     f"{name} holds a weight of {most:.3g}, and f16 ends at 65,504; export with "
                     "--type bf16"
                 )
             piece = piece.half()
+        elif wanted == GGMLQuantizationType.F32:
+            piece = piece.float()
         else:
             piece = quantize_q8_0(piece.float())
         yield piece.contiguous().view(torch.uint8)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Arithmetic by one thread: work that waits for memory and the disk is no quicker with more,
+    and where other programs want the processors too, threads that wait for each other burn them."""
+    former = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(former)
 
 
 def largest(tensor: Tensor) -> float:
