@@ -20,8 +20,9 @@ def one_thread() -> None:
 @pytest.fixture
 def few_prompts(monkeypatch):
     """For validations where what is written is not the matter: nothing is."""
-    from engine.deliver import quality_answers
+    from engine.deliver import quality_answers, validate
 
     monkeypatch.setattr(quality_answers, "load_prompts", lambda: [])
     monkeypatch.setattr(quality_answers, "load_questions", lambda: [])
     monkeypatch.setattr(quality_answers, "check_speed", lambda writer: [])
+    monkeypatch.setattr(validate, "check_abilities", lambda *_: [])
