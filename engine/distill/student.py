@@ -206,6 +206,8 @@ def save_student(
         config.save_pretrained(temporary)
     finally:
         config.use_cache, config.dtype = cached, stored
+    for file in temporary.glob("*.safetensors"):  # the library lets nobody else read them
+        file.chmod((temporary / "config.json").stat().st_mode)
     save_tokenizer(tokenizer, temporary)
     if record is not None:
         write_record(temporary, record)

@@ -111,6 +111,7 @@ def test_a_saved_student_is_loaded_by_plain_transformers(tokenizer, tmp_path, ti
     assert sum(p.numel() for p in loaded.parameters()) == parameter_count(config).total
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in model.named_parameters()}
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "others may read it all"
     assert (folder / "mine.gguf").read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert model.config.use_cache is False and model.dtype == torch.float32
