@@ -293,7 +293,8 @@ class Renderer:
         text = f"{event.expert}: {event.kept:,} of {event.written:,} answers kept"
         if dropped:
             most = sorted(dropped.items(), key=lambda item: -item[1])
-            text += "; dropped: " + ", ".join(f"{reason} {count:,}" for reason, count in most)
+            told = (f"{reason.replace('_', ' ')} {count:,}" for reason, count in most)
+            text += f"; dropped: {', '.join(told)}"
         lines = textwrap.wrap(text, self._width - 13)
         return [
             self._item("answers", line) if n == 0 else self._item("", f"{'':<10} {line}")

@@ -327,6 +327,9 @@ def run_app(ws: Workspace, mode: str = "", launch: Sequence[str] = ()) -> int:
     """
     if not mode:
         mode = "dashboard" if ws.state_file.exists() or ws.history_file.exists() else "models"
+    # Charts are drawn and histories read in threads: a key does not wait five milliseconds each
+    # time that the screen's thread wants its turn.
+    sys.setswitchinterval(0.0005)
     app = GladiusApp(ws, mode, launch)
     code = app.run() or 0
     if code != _HUNG_UP:
