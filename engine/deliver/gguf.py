@@ -116,7 +116,7 @@ class ExportJob:
         for note in source.notes:
             self._say(note, "warning")
         path = self._output(source, kind)
-        self._say(f"{source.title} becomes {path}, {kind.name}")
+        self._say(f"{source.title} becomes {path.name}, {kind.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from textual import on, work
@@ -235,7 +236,7 @@ class ExportScreen(JobScreen):
                 )
             )
         if self._exported is not None:
-            rows += ["", *_file(self._exported)]
+            rows += ["", *_file(self._exported, self.gladius.ws.root)]
         if self.ended is not None:
             rows += ["", _ended(self.ended)]
         return Content("\n").join(rows)
@@ -277,10 +278,12 @@ class ExportScreen(JobScreen):
         self.ask_stop()
 
 
-def _file(exported: Exported) -> list[Content | str]:
-    """What came out."""
+def _file(exported: Exported, root: Path) -> list[Content | str]:
+    """What came out; its place as seen from the root, where it lies below it."""
+    path = Path(exported.path)
+    where = path.relative_to(root) if path.is_relative_to(root) else path
     rows: list[Content | str] = [
-        Content.styled(f"✓ {exported.path}", "bold"),
+        Content.styled(f"✓ {where}", "bold"),
         f"  {exported.weights}, {size(exported.bytes)}, of {exported.source}",
         f"  {exported.parity}",
     ]
@@ -289,8 +292,7 @@ def _file(exported: Exported) -> list[Content | str]:
 
 def _ended(ended: RunEnded) -> Content:
     if ended.status == "completed":
-        where = f"  {ended.model_path}" if ended.model_path else ""
-        return Content.styled(f"✓ done in {duration(ended.seconds)}{where}", "$text-success")
+        return Content.styled(f"✓ done in {duration(ended.seconds)}", "$text-success")
     if ended.status == "stopped":
         return Content.styled(f"○ {ended.reason or 'stopped'}", "$text-warning")
     return Content.styled(f"✗ {ended.reason or 'failed'}", "$text-error")

@@ -128,7 +128,7 @@ class JobScreen(GladiusScreen):
         self.post_message(LastRun(record.run_id, events))
 
     def on_last_run(self, message: LastRun) -> None:
-        if not self.live and not self.run_id:
+        if not self.live and message.run_id != self.run_id:
             self._begin(message.run_id)
             self._take(message.events)
 
@@ -167,6 +167,7 @@ class JobScreen(GladiusScreen):
                 self.notice.say("")
             self.refresh_bindings()
             self.show()
+            self._read_last()  # it may have been over before it could be attached to
         return ended.job == self.JOB
 
     def _begin(self, run_id: str) -> None:

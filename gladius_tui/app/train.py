@@ -159,9 +159,7 @@ class TrainScreen(GladiusScreen):
                     yield Label("experts")
                     yield ExpertList()
                 yield from field("hours", line("hours", "no limit"))
-                yield from field(
-                    "data", line("data", "files or folders of your own text, or hf:org/name")
-                )
+                yield from field("data", line("data", "files, folders or hf:org/name"))
                 devices = [(name, name) for name in _DEVICES]
                 yield from field(
                     "device",
@@ -352,7 +350,7 @@ class TrainScreen(GladiusScreen):
                 rows.append(("" if n else title, coloured(self.app, f"✗ {problem}", "error")))
         elif "train" not in self.gladius.watcher.jobs:
             rows += [("", ""), ("ready", coloured(self.app, "✓ ^s starts it", "success"))]
-        if found.stored is not None:
+        if found.stored is not None and "train" not in self.gladius.watcher.jobs:
             step, preset = found.stored
             text = f"a run of {preset} stands at step {step:,}; ^r goes on with it"
             rows += [("", ""), ("unfinished", text)]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:  # they bring sqlite3, which the first paint does not wait for
 
 JOBS: tuple[Job, ...] = get_args(Job)
 _LOOK_SECONDS = 0.5
+_AGAIN_SECONDS = 0.2
 _BATCH_SECONDS = 0.1
 _QUIET_SECONDS = 0.5
 # The line at the top is read by people.
@@ -160,10 +161,11 @@ class _Line:
     def __init__(self, target: MessagePump, job: Job, run_id: str) -> None:
         self._target, self._run_id = target, run_id
         self._job: Job = job
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._waiting: deque[AnyEvent] = deque()
         self._told = False
         self._told_up_to = 0
+        self._last_word: Message | None = None
         self.held_back = False
         """What comes waits for the history that is to be told first."""
 
@@ -177,7 +179,17 @@ class _Line:
             later = [event for event in self._waiting if event.seq > last]
             self._waiting = deque([*past, *later])
             self.held_back = False
-        self.put(())
+            self.put(())
+            if self._last_word is not None:
+                self._target.post_message(self._last_word)
+
+    def end(self, message: Message) -> None:
+        """Send `message` once all events are told; a job can end before its history is read."""
+        with self._lock:
+            if self.held_back:
+                self._last_word = message
+                return
+        self._target.post_message(message)
 
     def put(self, events: Sequence[AnyEvent]) -> None:
         with self._lock:
@@ -193,6 +205,14 @@ class _Line:
             self._waiting.clear()
             self._told = False
         return events
+
+
+def _replay(pump: _Pump, line: _Line) -> None:
+    past: Sequence[AnyEvent] = ()
+    try:
+        past = pump.past()
+    finally:  # without its history a job is still told live, and that it ended
+        line.release(past)
 
 
 class _Subscription:
@@ -286,9 +306,10 @@ class JobWatcher:
         try:
             pump = _Pump(self, self._ws, job, attach(self._ws, job))
         except (GladiusError, OSError):
-            # It has just ended, or can't be reached; when it is still there, it is tried again.
-            self._over.wait(_LOOK_SECONDS)
+            # It begins or ends just now, or can't be reached; it is tried again while it is there.
+            self._over.wait(_AGAIN_SECONDS)
             self._held.discard(job)
+            self.look()
             return
         with self._lock:
             self._pumps[job] = pump
@@ -312,9 +333,7 @@ class JobWatcher:
                 subscription.lines[pump.job] = line
                 if subscription.replay:
                     line.held_back = True
-                    threading.Thread(
-                        target=lambda pump=pump, line=line: line.release(pump.past()), daemon=True
-                    ).start()
+                    threading.Thread(target=_replay, args=(pump, line), daemon=True).start()
 
     def _tell(self, info: JobInfo | None, job: Job) -> None:
         with self._lock:
@@ -335,8 +354,8 @@ class JobWatcher:
         with self._lock:
             del self._pumps[pump.job]
             for subscription in self._subscriptions:
-                if subscription.lines.pop(pump.job, None) is not None:
-                    subscription.target.post_message(JobDetached(pump.job, pump.run_id))
+                if (line := subscription.lines.pop(pump.job, None)) is not None:
+                    line.end(JobDetached(pump.job, pump.run_id))
             self._tell(None, pump.job)
 
 

@@ -10,7 +10,8 @@ import pytest
 from driving import opened, said, text_of, toy_run, until
 from textual.widgets import Input, Select
 
-from engine.run.events import AnyEvent, CheckDone, LogLine, Progress, ReportDone, RunEnded
+from engine.errors import GladiusError
+from engine.run.events import AnyEvent, CheckDone, Exported, LogLine, Progress, ReportDone, RunEnded
 from engine.run.events import RunStarted as Started
 from engine.run.history import History
 from engine.workspace import Workspace
@@ -156,6 +157,17 @@ async def test_a_download_that_fails_says_why_and_can_be_tried_again(root, hub):
         await until(pilot, lambda: "me/nowhere" in notice(app), 60)
         await until(pilot, lambda: "✗ Failed" in text_of(screen))
         assert screen.check_action("retry", ()) and screen.check_action("start", ())
+
+
+async def test_a_download_that_was_over_before_the_app_saw_it_is_shown(root, hub, monkeypatch):
+    def too_late(*_):
+        raise GladiusError("it has ended")
+
+    monkeypatch.setattr("engine.run.control.attach", too_late)
+    root.user_config.write_text('[experts.x]\nrepo = "me/nowhere"\n')
+    async with opened(root, "download", launch=("download", "x")) as (app, pilot):
+        await until(pilot, lambda: "me/nowhere" in notice(app), 60)
+        await until(pilot, lambda: "✗ Failed" in text_of(app.screen))
 
 
 async def test_download_shows_the_last_run_and_its_log(root):
@@ -306,12 +318,16 @@ async def test_validate_shows_the_last_report_row_by_row_and_in_full(root):
 
 async def test_export_shows_the_stages_of_the_last_export(root):
     task = Progress(task="write", label="writing tensors", done=10, total=10, finished=True)
-    ended = RunEnded(status="completed", model_path="models/x.gguf", seconds=3.0)
-    record(root, "export", task, LogLine(level="warning", text="rows of 48"), ended)
+    path = str(root.root / "models/x.gguf")
+    made = Exported(
+        path=path, weights="q8_0", bytes=2048, source="the model", parity="every tensor equal"
+    )
+    ended = RunEnded(status="completed", model_path=path, seconds=3.0)
+    record(root, "export", task, LogLine(level="warning", text="rows of 48"), made, ended)
     async with opened(root, "export") as (app, pilot):
         await until(pilot, lambda: "writing tensors" in text_of(app.screen))
         shown = text_of(app.screen)
-        assert "! rows of 48" in shown and "models/x.gguf" in shown and "✓ done in 3s" in shown
+        assert "! rows of 48" in shown and "✓ models/x.gguf" in shown and "✓ done in 3s" in shown
         kind = app.screen.query_one("#type", Select)
         await until(pilot, lambda: kind.value == "q8_0")  # as that run had it
 

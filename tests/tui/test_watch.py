@@ -8,9 +8,18 @@ import pytest
 from driving import opened, toy_run, until
 from textual.widget import Widget
 
-from engine.run.events import Checkpoint, CheckpointSaved, Pause, Resume, RunPaused, StepDone, Stop
+from engine.run.events import (
+    Checkpoint,
+    CheckpointSaved,
+    LogLine,
+    Pause,
+    Resume,
+    RunPaused,
+    StepDone,
+    Stop,
+)
 from engine.run.state import read_state
-from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
+from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents, _Line
 
 
 class Listener(Widget):
@@ -73,6 +82,29 @@ async def test_replay_gives_the_history_first_and_then_goes_on(root):
             count = len(listener.events)
             await until(pilot, lambda: len(listener.events) > count + 20)
             assert seqs(listener) == list(range(1, len(listener.events) + 1))
+
+
+class Box:
+    """Keeps what it is posted."""
+
+    def __init__(self) -> None:
+        self.posted: list = []
+
+    def post_message(self, message) -> None:
+        self.posted.append(message)
+
+
+def test_a_job_that_ends_before_its_history_is_read_is_told_as_ended_last():
+    box = Box()
+    line = _Line(box, "download", "r")
+    line.held_back = True
+    line.put([LogLine(seq=2, text="live")])
+    line.end(JobDetached("download", "r"))
+    assert box.posted == []
+    line.release([LogLine(seq=1, text="past")])
+    events, detached = box.posted
+    assert [event.text for event in events.events] == ["past", "live"]
+    assert isinstance(detached, JobDetached)
 
 
 async def test_a_busy_stream_comes_in_few_messages(root):
