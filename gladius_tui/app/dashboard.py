@@ -317,7 +317,7 @@ class DashboardScreen(ChartKeys):
         if stale & {"run", "step"}:
             self._tell_asked()
             if self.has_class("-w0") or self.has_class("-h0"):
-                self.query_one("#summary", Static).update(self.summary())
+                self.query_one("#summary", Static).update(self.summary(), layout=False)
 
     def _tell_asked(self) -> None:
         pane = self.query_one("#run-pane", Pane)

@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Container
 from textual.content import Content
+from textual.events import ScreenResume
 from textual.screen import Screen
 from textual.widgets import Input, Static
 from textual.worker import Worker, WorkerState
@@ -75,6 +76,8 @@ class GladiusScreen(Screen[None]):
         self._about = mode.about
         self._states: tuple[tuple[str, str], ...] = ()
         """The jobs that ran, and how, when the keys were last looked at."""
+        self._styled_as: tuple[str, frozenset[str]] | None = None
+        """The app's theme and pseudo-classes when it was last styled."""
 
     @property
     def gladius(self) -> GladiusApp:
@@ -94,7 +97,12 @@ class GladiusScreen(Screen[None]):
         self.gladius.opened(self)
         self.job_changed()
 
-    def on_screen_resume(self) -> None:
+    def on_screen_resume(self, event: ScreenResume) -> None:
+        look = (self.app.theme, frozenset(self.app.get_pseudo_classes()))
+        # Styling all widgets anew is half of what a screen's return takes. What changes a widget
+        # of a hidden screen styles it at once; only the app's own look passes such a screen by.
+        event.refresh_styles = event.refresh_styles and look != self._styled_as
+        self._styled_as = look
         self.job_changed()
 
     @property
@@ -149,7 +157,7 @@ class GladiusScreen(Screen[None]):
             self.refresh_bindings()
         if self.composed and self.is_current:
             self.query_one(TopBar).refresh()
-            self.query_one("#summary", Static).update(self.summary())
+            self.query_one("#summary", Static).update(self.summary(), layout=False)
 
     def on_resize(self) -> None:
         self.job_changed()

@@ -147,6 +147,7 @@ class TrainScreen(GladiusScreen):
         self._filling = False
         self._launching = False
         self._assessment: Assessment | None = None
+        self._told: tuple[list[tuple[str, Cell]], str] | None = None
         self._ready = False
 
     def compose_body(self) -> ComposeResult:
@@ -354,14 +355,16 @@ class TrainScreen(GladiusScreen):
             step, preset = found.stored
             text = f"a run of {preset} stands at step {step:,}; ^r goes on with it"
             rows += [("", ""), ("unfinished", text)]
-        self.query_one("#facts", Static).update(facts(rows))
         try:
             import shlex
 
             command = shlex.join(["gladius_train", *found.form.argv()])
         except ValueError as error:
             command = str(error)
-        self.query_one("#command", Static).update(Text(command))
+        if (rows, command) != self._told:  # the form is looked at whenever the screen comes back
+            self._told = (rows, command)
+            self.query_one("#facts", Static).update(facts(rows))
+            self.query_one("#command", Static).update(Text(command))
         self.refresh_bindings()
 
     def theme_changed(self) -> None:

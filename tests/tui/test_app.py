@@ -154,6 +154,48 @@ async def test_the_theme_is_remembered_beside_the_users_keys(root, home):
         assert keys["ctrl+y"] == "models.verify" and "v" not in keys
 
 
+def colours(screen) -> list[tuple[object, object]]:
+    """Of every widget of a screen."""
+    widgets = screen.walk_children(with_self=True)
+    return [(widget.styles.background, widget.styles.color) for widget in widgets]
+
+
+async def test_a_screen_comes_back_in_the_theme_that_was_chosen_meanwhile(root, home):
+    async with opened(root, "models") as (app, pilot):
+        dark = colours(app.screen)
+        await pilot.press("3")
+        await until(pilot, lambda: app.current_mode == "train")
+        app.theme = "textual-light"
+        await pilot.press("1")
+        await until(pilot, lambda: app.current_mode == "models")
+        await pilot.pause()
+        light = colours(app.screen)
+        app.stylesheet.update(app.screen)
+        assert colours(app.screen) == light != dark
+
+
+async def test_a_screen_that_comes_back_unchanged_is_not_styled_anew(root, home, monkeypatch):
+    async with opened(root, "models") as (app, pilot):
+        await pilot.press("6")
+        await until(pilot, lambda: app.current_mode == "validate")
+        await pilot.pause()
+        styled = []
+        whole = app.stylesheet.update_nodes
+
+        def update_nodes(nodes, animate=False):
+            nodes = list(nodes)
+            styled.extend(nodes)
+            whole(nodes, animate=animate)
+
+        monkeypatch.setattr(app.stylesheet, "update_nodes", update_nodes)
+        await pilot.press("1")
+        await until(pilot, lambda: app.current_mode == "models")
+        await pilot.pause()
+        assert app.screen not in styled
+        app.theme = "textual-light"
+        await until(pilot, lambda: app.screen in styled)
+
+
 @pytest.mark.parametrize("text", ["theme = 3", "not toml", "[keys]\nx = 1", 'theme = "nowhere"'])
 async def test_wrong_settings_never_keep_it_from_starting(root, home, text):
     (home / "gladius").mkdir(parents=True)
