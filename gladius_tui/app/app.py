@@ -114,6 +114,7 @@ class GladiusApp(App[int]):
         self.seen: set[Job] = set()
         """Jobs that ran while this was open."""
         self._first = self._before = mode
+        self._masks = True
         for theme in THEMES:
             self.register_theme(theme)
         if self._settings.theme in self.available_themes:
@@ -221,7 +222,15 @@ class GladiusApp(App[int]):
         """Show a mode."""
         if mode != self.current_mode and not self.screen.is_modal:
             self._before = self.current_mode
+            self._masks = mode not in self.screens
             self.switch_mode(mode)
+            self._masks = True
+
+    def delay_update(self, delay: float = 0.05) -> None:
+        """The toolkit shows nothing for this long when a mode changes, lest a screen be seen half
+        made; one that was shown before is whole, and is painted at once."""
+        if self._masks:
+            super().delay_update(delay)
 
     def go_back(self) -> None:
         """Show the mode that was shown before."""
