@@ -61,9 +61,9 @@ compare: setup
 
 faults: setup
 	$(PYTEST) -m "slow or not slow" tests/faults tests/run tests/e2e tests/experts \
-		tests/distill/test_checkpoint.py tests/distill/test_guards.py \
-		tests/distill/test_trainer.py tests/tui/test_clean.py tests/tui/test_terminal.py \
-		tests/deliver/test_export_job.py
+		tests/checkpoint/test_store.py tests/distill/train/test_guards.py \
+		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
+		tests/export/test_job.py
 
 pictures: setup
 	@./gladius_train --no-ui --quiet download smollm2

@@ -11,8 +11,7 @@ from pathlib import Path
 import msgspec
 
 from benchmarks.timing import Figure, say
-from engine.run import rollup
-from engine.run.events import (
+from engine.events import (
     STUDENT,
     CapabilitiesScored,
     CapabilityScore,
@@ -28,10 +27,11 @@ from engine.run.events import (
     StepDone,
     encode,
 )
+from engine.run import rollup
 from engine.run.history import History
 from engine.workspace import Workspace
-from gladius_tui.app.curves import Curve
-from gladius_tui.app.past import read_board, read_curves, read_metrics
+from gladius_tui.app.model.curves import Curve
+from gladius_tui.app.model.past_runs import read_board, read_curves, read_metrics
 
 BOUND = 0.5
 REPETITIONS = 7
@@ -61,7 +61,7 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
     from textual.geometry import Size
     from textual_plotext import Plot
 
-    from gladius_tui.app.charts import Drawing, Series, Sketch
+    from gladius_tui.app.widgets.charts import Drawing, Series, Sketch
 
     began = time.perf_counter()
     board = read_board(ws, run_id)

@@ -21,8 +21,8 @@ import psutil
 from benchmarks.terminal import Terminal
 from benchmarks.timing import Figure, ratio, say
 from engine.errors import GladiusError
+from engine.events import Pause, Resume
 from engine.run.control import attach
-from engine.run.events import Pause, Resume
 from engine.run.history import History
 from engine.workspace import Workspace, assets_dir
 

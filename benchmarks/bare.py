@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from engine.config import OptimizerConfig
-from engine.distill.feeds import Batch
+from engine.distill.data.packing import Batch
 
 IGNORED = -100
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from engine.run.events import EvalDone
+from engine.events import EvalDone
 from engine.run.history import History
 from engine.workspace import Workspace
 

@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.timing import Figure, ratio, say
+from engine.checkpoint.tensor_files import write_file
 from engine.config import StudentConfig, load_config
-from engine.deliver.gguf_file import write_gguf
-from engine.deliver.gguf_tokenizer import read_gguf_tokenizer
-from engine.deliver.parity import Comparison
-from engine.deliver.weights import Weights
 from engine.distill.student import llama_config, save_tokenizer, train_tokenizer
-from engine.distill.tensor_files import write_file
+from engine.export.gguf import write_gguf
+from engine.export.parity import Comparison
+from engine.export.tensors import Weights
+from engine.export.tokenizer import read_gguf_tokenizer
 from engine.workspace import Workspace, assets_dir
 
 COPY_BOUND = 2.0

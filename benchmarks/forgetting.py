@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engine.run.events import EvalDone, decode_event
+from engine.events import EvalDone, decode_event
 from engine.workspace import assets_dir
 
 REPO = Path(__file__).resolve().parents[1]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from benchmarks.timing import Figure, ratio, say
 from engine import hardware
-from engine.distill.losses import SoftTargets, distillation_loss
+from engine.distill.teacher.soft_targets import SoftTargets
+from engine.distill.train.losses import distillation_loss
 
 BOUND = 0.125
 POSITIONS, VOCABULARY = 8192, 32_000

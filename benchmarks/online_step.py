@@ -7,7 +7,7 @@ from __future__ import annotations
 from benchmarks.bare import BareLoop, BareTeacher, full_labels
 from benchmarks.timing import Figure, interleave, ratio
 from benchmarks.workbench import Workbench, batch_of, next_rows, take_step
-from engine.distill.scoring import OnlineSource
+from engine.distill.data.sources import OnlineSource
 
 BOUND = 1.25
 REPETITIONS = 7

@@ -16,10 +16,11 @@ import torch
 
 from benchmarks.timing import Figure, ratio
 from benchmarks.workbench import Workbench
-from engine.distill import projection
-from engine.distill.projection import Projector
-from engine.distill.scoring import Heard, OnlineSource, hear, projection_chunk
-from engine.distill.targets import sparsify, temper
+from engine.distill.align import projection
+from engine.distill.align.projection import Projector
+from engine.distill.data.sources import OnlineSource
+from engine.distill.teacher.scoring import Heard, hear, projection_chunk
+from engine.distill.teacher.targets import sparsify, temper
 
 BOUND = 0.10
 REPETITIONS = 10

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.timing import Figure, interleave, ratio
-from engine.run.events import PhasePlan
+from engine.events import PhasePlan
 from engine.run.state import RunState
 from engine.workspace import Workspace, write_json
 

@@ -16,20 +16,20 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.timing import say
 from engine import hardware
+from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, digest, load_config, to_json
-from engine.distill.checkpoint import CheckpointStore
-from engine.distill.feeds import Batch, PackedRow, make_batch
-from engine.distill.journal import Journal
-from engine.distill.phases import Schedule, plan_phases
-from engine.distill.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
-from engine.distill.session import Session
-from engine.distill.steering import Steering
+from engine.distill.align.vocabulary import ByteVocabulary
+from engine.distill.data.packing import Batch, PackedRow, make_batch
+from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
 from engine.distill.student import build_student
-from engine.distill.trainer import Parts, Trainer
-from engine.distill.vocabulary import ByteVocabulary
+from engine.distill.train.journal import Journal
+from engine.distill.train.phases import Schedule, plan_phases
+from engine.distill.train.session import Session
+from engine.distill.train.trainer import Parts, Trainer
+from engine.events import AnyCommand, Event
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel
-from engine.run.events import AnyCommand, Event
+from engine.run.job import Steering
 from engine.workspace import Workspace, assets_dir
 
 # Text that SmolLM2 scores before the cached figure: some fifteen seconds, a few packed steps.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from engine.config import CorpusConfig, DataConfig, RunConfig
 from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec
-from engine.textsources import (
+from engine.text.sources import (
     HUB,
     check_source,
     need_datasets,

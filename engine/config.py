@@ -17,7 +17,7 @@ from msgspec import Meta
 from engine.errors import UsageError
 from engine.experts.registry import CAPABILITIES, load_experts
 from engine.structs import Problem, convert, leaves, nearest, problems_text
-from engine.textsources import HUB, absolute_source
+from engine.text.sources import HUB, absolute_source
 from engine.workspace import Workspace, assets_dir
 
 # A field whose Meta says `extra={"mutable": True}` may be changed when a run is resumed.
@@ -103,7 +103,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
     generators make, tens of thousands of each capability; None: the hand-written ones alone."""
     max_answer_tokens: Positive = 384
     answer_temperature: Annotated[float, Meta(ge=0)] | None = None
-    """0 is greedy; None: by capability (engine/data/sampling.py)."""
+    """0 is greedy; None: by capability (engine/prompts/sampling.py)."""
     answer_top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     generation_batch: Positive = 16
     keep_answers: Literal["right", "sound", "all"] = "right"

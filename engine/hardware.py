@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from engine.run.events import GpuReading, HardwareRead
+from engine.events import GpuReading, HardwareRead
 
 _CGROUP = Path("/sys/fs/cgroup")
 

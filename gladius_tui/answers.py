@@ -10,9 +10,9 @@ from typing import Any, Literal, cast
 
 import msgspec
 
-from engine.data.answers import AnswerFile, Head, Judged, answer_files, count_reasons, select
-from engine.data.checks import REASONS
 from engine.errors import UsageError
+from engine.prompts.answers import AnswerFile, Head, Judged, answer_files, count_reasons, select
+from engine.prompts.checkers import REASONS
 from engine.workspace import Workspace
 
 _WIDTH = 96

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from engine.doctor.check import Check
 from engine.doctor.experts import how_heard
-from engine.run.events import TokenizersAudited
+from engine.events import TokenizersAudited
 from gladius_tui.headless import paint, print_lines, wants_colour
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warn": ("!", "yellow"), "fail": ("✗", "red")}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from engine.errors import MissingError
+from engine.events import CapabilitiesScored, EvalDone, Job
 from engine.experts.registry import expert_status, load_experts
 from engine.run.control import attach
-from engine.run.events import CapabilitiesScored, EvalDone, Job
 from engine.run.history import History
 from engine.run.state import read_state
 from engine.workspace import Workspace
 from gladius_tui.headless import Printer
-from gladius_tui.report import abilities_lines, snapshot_lines, status_lines
+from gladius_tui.status import abilities_lines, snapshot_lines, status_lines
 
 TAIL = 200
 """Events before now that following begins with."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO
 
-from engine.run.events import (
+from engine.events import (
     AnswersJudged,
     AnyEvent,
     CapabilitiesScored,

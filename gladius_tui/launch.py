@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from engine.workspace import Workspace
 
 if TYPE_CHECKING:
-    from engine.run.events import Job
+    from engine.events import Job
 
 _TAIL = 16 << 10
 

@@ -18,7 +18,7 @@ from engine.workspace import Workspace
 from gladius_tui import __version__
 
 if TYPE_CHECKING:
-    from engine.run.events import AnyCommand, AnyEvent, Job
+    from engine.events import AnyCommand, AnyEvent, Job
 
 JOBS = ("train", "download", "export", "validate", "data")
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
@@ -124,7 +124,7 @@ def run_here(
     fresh: bool = False,
 ) -> None:
     """Run a job in the foreground, printing its events, and end with its exit code."""
-    from engine.run.events import RunEnded
+    from engine.events import RunEnded
     from engine.run.runner import run_job
     from gladius_tui.headless import Printer
 
@@ -146,8 +146,8 @@ def run_here(
 
 def send(options: Options, ws: Workspace, command: AnyCommand, job: Job | None) -> None:
     """Ask the running job for `command`, and print its acknowledgement."""
+    from engine.events import encode
     from engine.run.control import attach
-    from engine.run.events import encode
     from gladius_tui.headless import acknowledgement
 
     chosen = chosen_job(ws, job)

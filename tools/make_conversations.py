@@ -12,14 +12,14 @@ import sys
 import torch
 
 from engine.config import DataConfig
-from engine.distill.blocks import Reader
-from engine.distill.conversations import choose, kept_examples, write_answers
-from engine.distill.scoring import teacher_reader
-from engine.distill.teacher import load_teacher
+from engine.distill.align.blocks import Reader
+from engine.distill.data.conversations import choose, kept_examples, write_answers
+from engine.distill.teacher.scoring import teacher_reader
+from engine.distill.teacher.teacher import load_teacher
+from engine.events import Event, Progress
 from engine.experts.registry import expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel
-from engine.run.events import Event, Progress
-from engine.textdata import Example, encode_example
+from engine.text.examples import Example, encode_example
 from engine.workspace import Workspace, assets_dir, write_bytes
 
 EXPERT = "smollm2"

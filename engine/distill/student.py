@@ -18,9 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from engine.checkpoint.model_record import ModelRecord, write_record
 from engine.config import StudentConfig
-from engine.distill.blocks import Chat, Reader
-from engine.distill.model_record import ModelRecord, write_record
+from engine.distill.align.blocks import Chat, Reader
 from engine.errors import MissingError, UsageError
 from engine.workspace import publish_dir
 

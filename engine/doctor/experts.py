@@ -13,8 +13,8 @@ from typing import Literal
 from engine.config import RunConfig
 from engine.doctor.check import Check
 from engine.errors import GladiusError
+from engine.events import TokenizersAudited
 from engine.experts.registry import VERIFY, ExpertSpec, ExpertStatus, expert_path
-from engine.run.events import TokenizersAudited
 from engine.units import size
 from engine.workspace import Workspace
 

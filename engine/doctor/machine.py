@@ -17,9 +17,9 @@ from pathlib import Path
 from engine.budget import scores_online
 from engine.config import RunConfig
 from engine.doctor.check import Check, gib
+from engine.events import GpuReading
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.programs import find_python, find_quantizer
-from engine.run.events import GpuReading
 from engine.sizing import (
     GIB,
     checkpoint_bytes,

@@ -15,6 +15,7 @@ from typing import Literal, TypeVar
 import msgspec
 
 from engine.errors import ExitCode, GladiusError, MissingError, UsageError
+from engine.events import JobRequest, LogLine, Progress, RunEnded, RunStarted
 from engine.experts.gather import bytes_lacking, gather
 from engine.experts.helm import Helm, Link, Stopped
 from engine.experts.hub import Listing, fetch_config, list_files
@@ -22,7 +23,6 @@ from engine.experts.ranges import retry_wait
 from engine.experts.refusals import Hiccup, disk_error
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.verify import matches_manifest, verify_expert
-from engine.run.events import JobRequest, LogLine, Progress, RunEnded, RunStarted
 from engine.units import size
 from engine.workspace import Workspace, tree_bytes
 

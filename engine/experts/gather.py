@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.errors import GladiusError
+from engine.events import LogLine, Progress
 from engine.experts import folder as folders
 from engine.experts.helm import Helm
 from engine.experts.hub import Listing, RemoteFile
@@ -20,7 +21,6 @@ from engine.experts.publish import publish_expert, write_manifest
 from engine.experts.ranges import Transfer, has_content
 from engine.experts.refusals import told
 from engine.experts.registry import ExpertSpec
-from engine.run.events import LogLine, Progress
 from engine.workspace import Workspace, fsync_dir, remove_entry
 
 CONNECTIONS = 4

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar
 
-from engine.run.events import AnyCommand, Event, Pause, Resume, RunPaused, RunResumed, Stop
+from engine.events import AnyCommand, Event, Pause, Resume, RunPaused, RunResumed, Stop
 
 _Result = TypeVar("_Result")
 

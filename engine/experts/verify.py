@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import GladiusError
+from engine.events import Progress
 from engine.experts import folder as folders
 from engine.experts.helm import Helm
 from engine.experts.meter import Meter
@@ -21,7 +22,6 @@ from engine.experts.registry import (
     expert_path,
     read_manifest,
 )
-from engine.run.events import Progress
 from engine.workspace import Workspace, tree_bytes, write_json
 
 _PIECE = 1 << 20

@@ -14,7 +14,7 @@ from typing import get_args
 import msgspec
 
 from engine.errors import GladiusError, MissingError
-from engine.run.events import AnyCommand, AnyEvent, Job
+from engine.events import AnyCommand, AnyEvent, Job
 from engine.run.history import History
 from engine.run.server import Answer, Ask, Hello, Watch, same_user
 from engine.run.state import lock_owner

@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import msgspec
 
+from engine.events import AnyEvent, Job, RunStarted, StepDone, decode_event, encode
 from engine.run import rollup
-from engine.run.events import AnyEvent, Job, RunStarted, StepDone, decode_event, encode
 from engine.run.rollup import Column
 
 _SCHEMA = (

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 
-from engine.run.events import (
+from engine.events import (
     AnyEvent,
     CheckpointRejected,
     CheckpointSaved,

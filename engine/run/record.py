@@ -13,7 +13,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.run.events import (
+from engine.events import (
     AnyEvent,
     HardwareRead,
     JobRequest,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from engine.run.events import STUDENT, CapabilitiesScored, EvalDone, Event, StepDone
+from engine.events import STUDENT, CapabilitiesScored, EvalDone, Event, StepDone
 
 FACTOR = 64
 LEVELS = 3

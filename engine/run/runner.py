@@ -21,7 +21,7 @@ import msgspec
 
 from engine import hardware
 from engine.errors import ExitCode, GladiusError
-from engine.run.events import (
+from engine.events import (
     AnyCommand,
     AnyEvent,
     Checkpoint,

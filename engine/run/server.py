@@ -20,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.run.events import AnyCommand, AnyEvent, Job
+from engine.events import AnyCommand, AnyEvent, Job
 
 _MAX_QUEUED_BYTES = 4 << 20
 _MAX_REQUEST_BYTES = 64 << 10

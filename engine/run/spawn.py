@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from engine.run.events import AnyCommand, JobRequest, encode
+from engine.events import AnyCommand, JobRequest, encode
 from engine.run.worker import run_worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

@@ -17,7 +17,7 @@ from typing import Literal
 import msgspec
 
 from engine.errors import GladiusError, LockedError
-from engine.run.events import (
+from engine.events import (
     AnyEvent,
     CheckpointSaved,
     EvalDone,

@@ -25,7 +25,7 @@ from typing import Any
 import msgspec
 
 from engine.errors import GladiusError
-from engine.run.events import (
+from engine.events import (
     AnyCommand,
     Event,
     Heartbeat,
@@ -37,12 +37,12 @@ from engine.run.events import (
 )
 
 JOBS = {
-    "train": "engine.distill.worker:main",
+    "train": "engine.distill.jobs.train:main",
     "download": "engine.experts.fetch:main",
-    "export": "engine.deliver.gguf:main",
-    "validate": "engine.deliver.validate:main",
-    "audit": "engine.distill.audit:main",
-    "data": "engine.distill.making:main",
+    "export": "engine.export.job:main",
+    "validate": "engine.validate.job:main",
+    "audit": "engine.distill.jobs.audit:main",
+    "data": "engine.distill.jobs.make_data:main",
 }
 """Where each job's `main(link, request) -> int` is found."""
 

@@ -22,16 +22,16 @@ from textual.screen import Screen
 from textual.theme import Theme
 
 from engine.workspace import Workspace
-from gladius_tui.app import modes
-from gladius_tui.app.farewell import command, farewell
-from gladius_tui.app.screen import GladiusScreen
+from gladius_tui.app.exit_summary import command, farewell
+from gladius_tui.app.screens import modes
+from gladius_tui.app.screens.base import GladiusScreen
 from gladius_tui.app.settings import load_settings, remember_theme
 from gladius_tui.app.theme import THEMES, chart_defaults
-from gladius_tui.app.topbar import Cover
 from gladius_tui.app.watch import CommandAnswered, JobsChanged, JobWatcher
+from gladius_tui.app.widgets.top_bar import Cover
 
 if TYPE_CHECKING:
-    from engine.run.events import AnyCommand, Job
+    from engine.events import AnyCommand, Job
     from engine.run.state import RunState
     from gladius_tui.launch import Ended
 
@@ -256,7 +256,7 @@ class GladiusApp(App[int]):
 
     def action_help(self) -> None:
         if isinstance(screen := self.screen, GladiusScreen):
-            from gladius_tui.app.help import Help
+            from gladius_tui.app.dialogs.help import Help
 
             self.push_screen(Help(screen, screen.active_bindings.values()))
 
@@ -282,7 +282,7 @@ class GladiusApp(App[int]):
 
     def action_leave(self, stop: bool = False) -> None:
         """Leave; with jobs running, ask what becomes of them."""
-        from gladius_tui.app.leave import Leave
+        from gladius_tui.app.dialogs.leave import Leave
 
         screen = self.screen
         if isinstance(screen, Leave):

@@ -13,8 +13,8 @@ from textual.app import SystemCommand
 from textual.dom import DOMNode
 from textual.screen import Screen
 
-from gladius_tui.app.modes import MODES
-from gladius_tui.app.screen import GladiusScreen
+from gladius_tui.app.screens.base import GladiusScreen
+from gladius_tui.app.screens.modes import MODES
 
 if TYPE_CHECKING:
     from gladius_tui.app.app import GladiusApp
@@ -80,7 +80,7 @@ def _commands(app: GladiusApp) -> Iterator[SystemCommand]:
 
 
 def _print(app: GladiusApp, argv: Sequence[str]) -> None:
-    from gladius_tui.app.dialogs import Printed
+    from gladius_tui.app.dialogs.choice import Printed
 
     app.push_screen(Printed(str(app.ws.root), argv))
 
@@ -92,7 +92,7 @@ def _launch(app: GladiusApp, argv: Sequence[str], mode: str) -> None:
 
 def _ask(app: GladiusApp, name: str) -> None:
     """Send a command to the job that runs, the training job first."""
-    from engine.run.events import Checkpoint, Pause, Stop
+    from engine.events import Checkpoint, Pause, Stop
 
     jobs = app.watcher.jobs
     if not jobs:

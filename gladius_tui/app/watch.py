@@ -17,7 +17,7 @@ from textual.message import Message
 from textual.message_pump import MessagePump
 
 from engine.errors import GladiusError
-from engine.run.events import (
+from engine.events import (
     AnyCommand,
     AnyEvent,
     GuardTripped,

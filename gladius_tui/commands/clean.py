@@ -59,8 +59,8 @@ def _delete(
 ) -> tuple[list[tuple[Path, int]], dict[Path, str]]:
     """Delete while every job's lock is ours, so that none runs and none starts meanwhile; what was
     found, and what could not be deleted, with the reason."""
+    from engine.events import Job
     from engine.run.control import running_jobs
-    from engine.run.events import Job
     from engine.run.state import hold_lock
     from engine.workspace import clean_targets, remove_entry
 

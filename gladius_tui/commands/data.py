@@ -146,9 +146,9 @@ def export(
     """Write the kept conversations as JSON Lines, as --data reads them."""
     from pathlib import Path
 
-    from engine.data.answers import to_example
     from engine.experts.registry import CAPABILITIES
-    from engine.textdata import encode_example
+    from engine.prompts.answers import to_example
+    from engine.text.examples import encode_example
     from engine.workspace import write_bytes
     from gladius_tui.answers import read_all
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from engine.config import RunConfig
-    from engine.run.events import AnyEvent, SpeedMeasured, TokenizersAudited
+    from engine.events import AnyEvent, SpeedMeasured, TokenizersAudited
     from engine.workspace import Workspace
 
 
@@ -159,7 +159,7 @@ class _Audit:
         return run_job(ws, job="audit", config=request, on_event=self._on_event)
 
     def _on_event(self, event: AnyEvent) -> None:
-        from engine.run.events import LogLine, RunEnded, SpeedMeasured, TokenizersAudited
+        from engine.events import LogLine, RunEnded, SpeedMeasured, TokenizersAudited
 
         match event:
             case SpeedMeasured():

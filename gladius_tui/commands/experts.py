@@ -22,7 +22,7 @@ from gladius_tui.shell import (
 )
 
 if TYPE_CHECKING:
-    from engine.run.events import AnyEvent
+    from engine.events import AnyEvent
     from engine.workspace import Workspace
 
 
@@ -148,7 +148,7 @@ def _print_models(options: Options) -> None:
     if options.json:
         print_json([plain(spec) | plain(statuses[name]) for name, spec in specs.items()])
         return
-    from gladius_tui.report import models_lines
+    from gladius_tui.status import models_lines
 
     print_out(models_lines(list(specs.values()), statuses))
 
@@ -167,7 +167,7 @@ def _run_aside(options: Options, ws: Workspace, config: dict[str, Any]) -> tuple
     the exit code, and the bytes that it counted last."""
     import msgspec
 
-    from engine.run.events import LogLine, Progress, RunEnded, RunStarted
+    from engine.events import LogLine, Progress, RunEnded, RunStarted
     from engine.run.runner import run_job
     from gladius_tui.headless import Printer
 

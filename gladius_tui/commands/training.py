@@ -22,8 +22,8 @@ from gladius_tui.shell import (
 )
 
 if TYPE_CHECKING:
+    from engine.events import Job
     from engine.preflight import Launch
-    from engine.run.events import Job
     from engine.workspace import Workspace
 
 overrides_option = click.option(
@@ -48,7 +48,7 @@ def status(options: Options) -> None:
     if options.json:
         print_json({**plain(state), "root": str(ws.root), "experts": list(experts.values())})
         return
-    from gladius_tui.report import status_lines
+    from gladius_tui.status import status_lines
 
     print_out(status_lines(state, experts))
 
@@ -107,9 +107,9 @@ def resume(
     options: Options, hours: float | None, overrides: tuple[str, ...], job: Job | None
 ) -> None:
     """Go on: a paused run at once, an ended one from its last checkpoint."""
+    from engine.events import Resume
     from engine.preflight import launch_resume
     from engine.run.control import running_jobs
-    from engine.run.events import Resume
     from engine.run.state import read_state
 
     ws = options.workspace
@@ -133,7 +133,7 @@ def resume(
 @click.pass_obj
 def pause(options: Options, job: Job | None) -> None:
     """Let the running job stand still after its current step."""
-    from engine.run.events import Pause
+    from engine.events import Pause
 
     send(options, options.workspace, Pause(), job)
 
@@ -143,7 +143,7 @@ def pause(options: Options, job: Job | None) -> None:
 @click.pass_obj
 def checkpoint(options: Options, job: Job | None) -> None:
     """Let the running job save a checkpoint after its current step."""
-    from engine.run.events import Checkpoint
+    from engine.events import Checkpoint
 
     job = chosen_job(options.workspace, job)
     if job not in (None, "train"):
@@ -157,7 +157,7 @@ def checkpoint(options: Options, job: Job | None) -> None:
 @click.pass_obj
 def stop(options: Options, finish: bool, job: Job | None) -> None:
     """End the running job with a checkpoint."""
-    from engine.run.events import Stop
+    from engine.events import Stop
 
     send(options, options.workspace, Stop(finish=finish), job)
 

@@ -11,7 +11,7 @@ from engine.errors import MissingError, UsageError
 from gladius_tui.shell import Options, command, narrate, open_screen, print_out
 
 if TYPE_CHECKING:
-    from engine.run.events import AnyEvent
+    from engine.events import AnyEvent
     from engine.workspace import Workspace
 
 
@@ -58,7 +58,7 @@ def validate(
 
 def _run(options: Options, config: bytes) -> None:
     """Run the job; under --json nothing but the report goes to standard output."""
-    from engine.run.events import LogLine, ReportDone, RunEnded
+    from engine.events import LogLine, ReportDone, RunEnded
     from engine.run.runner import run_job
     from gladius_tui.headless import Printer
 

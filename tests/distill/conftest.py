@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-import torch
 from tokenizers import Tokenizer
-from toys import ROOT, byte_level, reader, sentencepiece
 from transformers import PreTrainedTokenizerFast
 
-from engine.distill.blocks import Reader
+from engine.distill.align.blocks import Reader
+from tests.support.paths import REPO
+from tests.support.threads import one_thread  # noqa: F401
+from tests.support.toys import byte_level, reader, sentencepiece
 
 REAL_TEACHERS = ("qwen3", "llama3", "gpt2", "smollm2")
 _ENDS = {
@@ -23,12 +24,6 @@ _ENDS = {
 }
 
 
-@pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
-    """The models here are tiny: threads only cost."""
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def real_reader() -> Callable[[str], Reader]:
     """A real tokenizer's way to read text; the test is skipped where it was not fetched."""
@@ -36,7 +31,7 @@ def real_reader() -> Callable[[str], Reader]:
 
     def get(name: str) -> Reader:
         if name not in held:
-            folder = ROOT / "tmp" / ("models" if name == "smollm2" else "tokenizers") / name
+            folder = REPO / "tmp" / ("models" if name == "smollm2" else "tokenizers") / name
             file = folder / "tokenizer.json"
             if not file.is_file():
                 how = "download smollm2" if name == "smollm2" else "make tokenizers"

@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from tokenizers import Tokenizer
-from toys import NASTY, PROSE, byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from engine.config import StudentConfig
@@ -20,6 +19,7 @@ from engine.distill.student import (
 )
 from engine.errors import MissingError, UsageError
 from engine.sizing import parameter_count
+from tests.support.toys import NASTY, PROSE, byte_level
 
 TINY = StudentConfig(
     hidden_size=32,

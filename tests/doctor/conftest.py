@@ -10,13 +10,9 @@ from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[2]
-for folder in ("distill", "hub"):
-    sys.path.insert(0, str(REPO / "tests" / folder))
-
-from tiny_expert import make_expert  # noqa: E402
-
-from engine.workspace import Workspace  # noqa: E402
+from engine.workspace import Workspace
+from tests.support.paths import REPO
+from tests.support.tiny_expert import make_expert
 
 Doctor = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -7,9 +7,8 @@ import re
 import subprocess
 from collections.abc import Callable
 
-from hub_server import Hub
-
 from engine.workspace import Workspace
+from tests.support.hub_server import Hub
 
 Doctor = Callable[..., subprocess.CompletedProcess[str]]
 NANO = ("--preset", "nano", "--experts", "tiny")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
-REPO = Path(__file__).parents[2]
-sys.path.insert(0, str(REPO))
-from tools.hardware_table import DOCUMENT, written  # noqa: E402
+from tests.support.paths import REPO
+from tools.hardware_table import DOCUMENT, written
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 

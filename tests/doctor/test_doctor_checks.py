@@ -14,8 +14,8 @@ from engine.doctor import experts, machine, text
 from engine.doctor.check import Check
 from engine.doctor.machine import check_disk, check_gpu, check_grace, check_memory, check_torch
 from engine.errors import GladiusError, MissingError
+from engine.events import GpuReading, KindAudit, TokenizersAudited
 from engine.experts.registry import ExpertSpec, ExpertStatus
-from engine.run.events import GpuReading, KindAudit, TokenizersAudited
 from engine.sizing import (
     GIB,
     checkpoint_bytes,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 
 import pytest
-from program import LAUNCHER
+
+from tests.support.program import LAUNCHER
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import subprocess
 import time
 
 import pytest
-from program import LAUNCHER, Root, until
 
-from engine.run.events import (
+from engine.events import (
     CheckpointRejected,
     CheckpointSaved,
     RunEnded,
@@ -23,6 +22,7 @@ from engine.run.events import (
     decode_event,
 )
 from engine.run.state import read_state
+from tests.support.program import LAUNCHER, Root, until
 
 
 def answer(root: Root, *command: str):

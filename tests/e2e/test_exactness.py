@@ -7,10 +7,10 @@ import random
 import signal
 
 import pytest
-from program import Root, Running, gone, until
 
+from engine.events import GuardTripped
 from engine.hardware import has_bf16
-from engine.run.events import GuardTripped
+from tests.support.program import Root, Running, gone, until
 
 STEPS = 60
 FIELDS = {

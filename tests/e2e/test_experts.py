@@ -14,19 +14,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from program import LAUNCHER, Root, until
 
+from engine.events import RunResumed
 from engine.experts.publish import write_manifest
 from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
-from engine.run.events import RunResumed
 from engine.workspace import write_json
 from gladius_tui.cli import app
-
-for folder in ("hub", "experts"):
-    sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-
-from downloading import safetensors  # noqa: E402
-from hub_server import Hub  # noqa: E402
+from tests.support.downloading import safetensors
+from tests.support.hub_server import Hub
+from tests.support.program import LAUNCHER, Root, until
 
 TOKEN = "hf_averysecrettokenindeed"
 

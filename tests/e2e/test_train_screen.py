@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
-from program import SMALL
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tui"))
-
-from driving import opened, text_of, until
 from textual.widgets import Input
 
 from engine.run.control import running_jobs
 from engine.run.state import read_state
-from gladius_tui.app.leave import Leave
-from gladius_tui.app.train import ExpertList
+from gladius_tui.app.dialogs.leave import Leave
+from gladius_tui.app.screens.train import ExpertList
+from tests.support.driving import opened, text_of, until
+from tests.support.program import SMALL
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from program import SMALL, Root
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config import from_json
-from engine.run.events import (
+from engine.events import (
     CheckpointRejected,
     EvalDone,
     GuardTripped,
@@ -24,6 +23,7 @@ from engine.run.events import (
     decode_event,
 )
 from engine.sizing import parameter_count
+from tests.support.program import SMALL, Root
 
 STEPS = 24
 NASTY = (

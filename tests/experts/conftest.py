@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from downloading import RecordingLink, model_files
 from huggingface_hub import close_session, constants
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "hub"))
-
-from hub_server import Hub, Repo
-
+from engine.events import JobRequest
 from engine.experts.fetch import DownloadRequest, main
-from engine.run.events import JobRequest
 from engine.workspace import Workspace
+from tests.support.downloading import RecordingLink, model_files
+from tests.support.hub_server import Hub, Repo
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from downloading import model_files, safetensors
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from engine.experts import folder as folders
 from engine.experts.hub import chosen_files, is_wanted
 from engine.experts.registry import ExpertSpec, expert_path, is_hub_id, load_experts
 from engine.workspace import Workspace
+from tests.support.downloading import model_files, safetensors
 
 SPEC = ExpertSpec(name="x", title="X", source="hub", repo="me/x")
 PIECES = [*r"./\:~-_ %?#ab*$", "\0", "\n", "\r", "\t", "..", "../", "\u2024", "\u202e", "é"]

@@ -16,11 +16,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from downloading import CONFIG, TOKENIZER, big_shards
-from hub_server import Hub
 
 from engine.experts.registry import expert_status, load_experts
 from engine.workspace import Workspace, sha256_file
+from tests.support.downloading import CONFIG, TOKENIZER, big_shards
+from tests.support.hub_server import Hub
 
 MEGABYTES = 320
 CUTS = 20

@@ -13,13 +13,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from downloading import CONFIG, RecordingLink, big_shards, model_files, safetensors
-from hub_server import Fault
 from huggingface_hub import constants
 
+from engine.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
 from engine.experts import gather, loadable, publish, ranges
 from engine.experts.registry import expert_status, load_experts
-from engine.run.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
+from tests.support.downloading import CONFIG, RecordingLink, big_shards, model_files, safetensors
+from tests.support.hub_server import Fault
 
 WEIGHTS = "model.safetensors"
 STORE = r"^/me/x/model"

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_gguf import TEMPLATE, reference_tokenizer, tiny_model, write_gguf
 
-from engine.distill.teacher import load_teacher
+from engine.distill.teacher.teacher import load_teacher
 from engine.errors import GladiusError
 from engine.experts.gguf_source import GGUFExpert, merges_from_scores
 from engine.experts.registry import ExpertSpec
-from engine.textdata import Message
+from engine.text.examples import Message
+from tests.support.tiny_gguf import TEMPLATE, reference_tokenizer, tiny_model, write_gguf
 
 NASTY = [
     "in 2024 1234567 3.14",

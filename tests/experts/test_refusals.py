@@ -9,13 +9,13 @@ import pickle
 from pathlib import Path
 
 import pytest
-from downloading import CONFIG, model_files, safetensors
-from hub_server import Fault
 from huggingface_hub import close_session, constants
 
 from engine.errors import UsageError
 from engine.experts.refusals import disk_error, told
 from engine.experts.registry import ExpertSpec
+from tests.support.downloading import CONFIG, model_files, safetensors
+from tests.support.hub_server import Fault
 
 SPEC = ExpertSpec(name="x", title="X", source="hub", repo="me/x")
 TOKEN = "hf_averysecrettokenindeed"

@@ -8,12 +8,12 @@ import sys
 
 import msgspec
 import pytest
-from downloading import RecordingLink, model_files, safetensors
 
+from engine.events import JobRequest, Progress, Stop
 from engine.experts import folder as folders
 from engine.experts.fetch import DownloadRequest, main
 from engine.experts.registry import expert_status, load_experts
-from engine.run.events import JobRequest, Progress, Stop
+from tests.support.downloading import RecordingLink, model_files, safetensors
 
 WEIGHTS = "model.safetensors"
 

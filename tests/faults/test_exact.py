@@ -12,10 +12,8 @@ import signal
 import time
 
 import pytest
-from program import Root, Running, gone, until
 
-from engine.run.control import attach
-from engine.run.events import (
+from engine.events import (
     AnyEvent,
     CheckpointSaved,
     GuardTripped,
@@ -25,6 +23,8 @@ from engine.run.events import (
     RunResumed,
     StepDone,
 )
+from engine.run.control import attach
+from tests.support.program import Root, Running, gone, until
 
 pytestmark = pytest.mark.timeout(600)
 

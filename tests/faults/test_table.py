@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
-TESTS = Path(__file__).parents[1]
+from tests.support.paths import TESTS
 
 
 def test_every_test_that_the_table_names_is_there():

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hosting import Host
-from toy import ToyConfig
 
 from engine.run.history import History
 from engine.workspace import Workspace
+from tests.support.hosting import Host
+from tests.support.toy_job import ToyConfig
 
 
 @pytest.fixture(scope="session", autouse=True)

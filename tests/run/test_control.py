@@ -13,12 +13,9 @@ import threading
 import time
 
 import pytest
-from hosting import HERE, REPO, status, until
-from toy import ToyConfig
 
 from engine.errors import GladiusError, MissingError
-from engine.run import control
-from engine.run.events import (
+from engine.events import (
     Checkpoint,
     CheckpointSaved,
     Heartbeat,
@@ -31,7 +28,11 @@ from engine.run.events import (
     StepDone,
     Stop,
 )
+from engine.run import control
 from engine.run.state import lock_owner, read_state
+from tests.support.hosting import TOY, status, until
+from tests.support.paths import REPO
+from tests.support.toy_job import ToyConfig
 
 
 def test_commands_are_acknowledged_with_the_step(ws, host):
@@ -63,7 +64,7 @@ def test_a_command_from_a_process_of_its_own(ws, host):
     running = host()
     running.wait_for(StepDone, 3)
     program = (
-        "from engine.run import control; from engine.run.events import *;"
+        "from engine.run import control; from engine.events import *;"
         "from engine.workspace import Workspace;"
         f"print(control.attach(Workspace.find({str(ws.root)!r})).send(Stop()).step)"
     )
@@ -193,7 +194,7 @@ def test_the_socket_is_for_its_owner_only_and_survives_nonsense(ws, host):
 def test_a_broken_output_turns_printing_off_and_nothing_else(ws):
     reading, writing = os.pipe()
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "toy.py"), str(ws.root), json.dumps({"steps": 60})],
+        [sys.executable, str(TOY), str(ws.root), json.dumps({"steps": 60})],
         stdout=writing,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(REPO)},
@@ -210,7 +211,7 @@ def test_a_broken_output_turns_printing_off_and_nothing_else(ws):
 def test_a_held_output_does_not_hold_the_run(ws):
     reading, writing = os.pipe()  # nobody reads it: it is full after 64 KiB
     process = subprocess.Popen(
-        [sys.executable, str(HERE / "toy.py"), str(ws.root), '{"seconds": 0.001}'],
+        [sys.executable, str(TOY), str(ws.root), '{"seconds": 0.001}'],
         stdout=writing,
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": str(REPO)},

@@ -9,10 +9,8 @@ import sys
 import time
 
 import pytest
-from hosting import REPO
-from test_state import started, step_done
 
-from engine.run.events import (
+from engine.events import (
     CapabilitiesScored,
     CapabilityScore,
     EvalDone,
@@ -21,6 +19,8 @@ from engine.run.events import (
     StepDone,
 )
 from engine.run.history import History
+from tests.run.test_state import started, step_done
+from tests.support.hosting import REPO
 
 
 @pytest.fixture
@@ -188,8 +188,7 @@ def test_a_locked_database_makes_rows_wait(ws, history, run):
 _FILL = """
 import resource, sys
 from pathlib import Path
-sys.path.insert(0, "tests/run")
-from test_state import step_done
+from tests.run.test_state import step_done
 from engine.run.history import History
 history = History(Path(sys.argv[1]))
 history.begin_run("r", "train", b"{}")

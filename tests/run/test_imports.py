@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from hosting import REPO
+from tests.support.paths import REPO
 
 
 def test_the_hall_imports_no_torch_and_no_transformers():

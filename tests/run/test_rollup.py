@@ -10,8 +10,8 @@ import time
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.events import StepDone
 from engine.run import rollup
-from engine.run.events import StepDone
 from engine.run.rollup import SeriesWriter, read_columns
 
 

@@ -8,12 +8,12 @@ import sqlite3
 import time
 
 import pytest
-from hosting import gone, status, until
-from toy import ToyConfig
 
-from engine.run.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone
+from engine.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone
 from engine.run.history import History
 from engine.run.state import lock_owner, read_state
+from tests.support.hosting import gone, status, until
+from tests.support.toy_job import ToyConfig
 
 
 def guards(host, name: str) -> list[str]:

@@ -10,11 +10,9 @@ import time
 
 import msgspec
 import pytest
-from hosting import until
-from toy import PLAN, ToyConfig
 
 from engine.errors import ExitCode, LockedError
-from engine.run.events import (
+from engine.events import (
     CheckpointSaved,
     EvalDone,
     PhaseStarted,
@@ -35,6 +33,8 @@ from engine.run.state import (
     lock_path,
     read_state,
 )
+from tests.support.hosting import until
+from tests.support.toy_job import PLAN, ToyConfig
 
 
 def step_done(step: int, **fields) -> StepDone:

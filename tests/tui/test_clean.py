@@ -13,12 +13,11 @@ from typing import get_args
 import pytest
 
 from engine.errors import LockedError
-from engine.run.events import Job
+from engine.events import Job
 from engine.run.state import hold_lock
 from engine.workspace import CLEANABLE, Workspace
 from gladius_tui import cli
-
-REPO = Path(__file__).parents[2]
+from tests.support.paths import REPO
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.run.events import RunEnded, RunPaused, decode_event
+from engine.events import RunEnded, RunPaused, decode_event
 from engine.run.state import hold_lock, read_state
 from engine.workspace import Workspace
+from tests.support.paths import REPO
 
-REPO = Path(__file__).parents[2]
 TOY = REPO / "tests" / "run" / "toy.py"
 LAUNCHER = REPO / "gladius_train"
 

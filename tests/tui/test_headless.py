@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from engine.run.events import (
+from engine.events import (
     AnyEvent,
     CheckpointRejected,
     CheckpointSaved,
@@ -211,7 +211,7 @@ def test_quiet_leaves_the_end():
 
 def test_a_broken_pipe_ends_the_printing_and_not_the_program():
     program = (
-        "import sys, os, signal; from engine.run.events import LogLine;"
+        "import sys, os, signal; from engine.events import LogLine;"
         "from gladius_tui.headless import Printer; printer = Printer();\n"
         "for n in range(2000): printer(LogLine(text='x' * 100))\n"
         "print('done', file=sys.stderr)"

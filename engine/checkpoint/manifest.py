@@ -1,0 +1,111 @@
+"""Owns what a checkpoint folder says of itself, and the check that it is still true.
+
+A single flipped bit loads silently in safetensors and torch; only a digest finds it. The manifest
+holds the SHA-256 of every file and, as its last field, its own. What a folder is for, and where
+it lies, is checkpoint.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from engine.checkpoint.tensor_files import FileRecord, hash_file
+
+MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
+STATE, CONFIG, MANIFEST = "state.json", "run_config.json", "manifest.json"
+FILES = {"full": {MODEL, OPTIMIZER, RNG, STATE, CONFIG}, "weights": {MODEL, CONFIG}}
+_FORMAT = 1
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a checkpoint holds."""
+
+    format: int = _FORMAT
+    kind: Literal["full", "weights"]
+    step: int
+    tokens_seen: int
+    reason: str
+    score: float | None
+    """Held-out bits per byte, where it was measured at this step."""
+    created: float
+    """Unix time in seconds."""
+    config_digest: str
+    threads: int
+    """CPU threads of torch: results are bit-exact only for the same number."""
+    versions: dict[str, str]
+    files: dict[str, FileRecord]
+
+
+class Broken(Exception):
+    """A folder does not verify; the text says why."""
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The manifest as JSON with its own digest (of all before it) as the last field."""
+    body = msgspec.json.encode(manifest)
+    return body[:-1] + _seal(body)
+
+
+def _seal(body: bytes) -> bytes:
+    return b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """A folder's manifest, its own digest checked; raises Broken."""
+    if not stat.S_ISDIR(folder.lstat().st_mode):
+        raise Broken("it is not a folder")
+    try:
+        data = _plain_file(folder / MANIFEST).read_bytes()
+    except FileNotFoundError:
+        raise Broken(f"{MANIFEST} is missing") from None
+    size = len(_seal(b""))
+    body = data[:-size] + b"}"
+    if data[-size:] != _seal(body):
+        raise Broken(f"{MANIFEST} is damaged")
+    try:
+        manifest = msgspec.json.decode(body, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise Broken(f"{MANIFEST} is not understood: {error}") from error
+    if manifest.format != _FORMAT or set(manifest.files) != FILES[manifest.kind]:
+        raise Broken(f"{MANIFEST} is of another version of this program")
+    return manifest
+
+
+def verify(
+    folder: Path, beat: Callable[[], None], step: int | None = None, *, from_disk: bool = False
+) -> Manifest:
+    """Read every byte of a checkpoint and compare; raises Broken, OSError.
+
+    step: the one that the folder's name says. from_disk: bypass the page cache where possible.
+    """
+    manifest = read_manifest(folder)
+    if step is not None and manifest.step != step:
+        raise Broken(f"it holds step {manifest.step}")
+    for name, record in manifest.files.items():
+        path = _plain_file(folder / name)
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise Broken(f"{name} is missing") from None
+        if size != record.bytes:
+            raise Broken(f"{name} has {size:,} bytes instead of {record.bytes:,}")
+        if hash_file(path, beat, from_disk=from_disk) != record.sha256:
+            raise Broken(f"{name} is damaged (its SHA-256 differs)")
+    return manifest
+
+
+def _plain_file(path: Path) -> Path:
+    """The path; Broken for a link, which could lead anywhere, and for what is no file."""
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return path
+    if not stat.S_ISREG(mode):
+        raise Broken(f"{path.name} is not a plain file")
+    return path

@@ -1,0 +1,152 @@
+"""Owns what a finished model says of its making: gladius.json beside its weights.
+
+Preset, config, steps, experts and held-out figures, and the SHA-256 of every file as it was saved.
+A model folder without it (another program's, or an older version's) is a model all the same.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+import torch
+import transformers
+
+from engine.checkpoint.tensor_files import FileRecord, hash_file
+from engine.config import RunConfig, digest
+from engine.experts.registry import ExpertSpec
+from engine.workspace import write_json
+
+RECORD = "gladius.json"
+HELD_OUT = "held_out.json"
+_FORMAT = 1
+
+
+class _HeldOut(msgspec.Struct, frozen=True):
+    config_digest: str
+    folders: dict[str, str]
+
+
+class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
+    """An expert that the model learnt from."""
+
+    name: str
+    title: str
+    repo: str
+    license: str
+    """As the registry has it; empty where unknown."""
+    parameters: int = 0
+
+
+class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model came about, and what its files were when it was saved."""
+
+    format: int = _FORMAT
+    preset: str
+    step: int
+    tokens_seen: int
+    training_seconds: float
+    evaluations: tuple[tuple[int, float], ...] = ()
+    """(step, held-out bits per byte over all experts' text), in order."""
+    experts: tuple[TaughtBy, ...] = ()
+    config: RunConfig
+    held_out: dict[str, str] = {}
+    """Expert to the folder of its held-out targets, below tmp/experts_cache of the run's root."""
+    versions: dict[str, str] = {}
+    created: float = 0.0
+    """Unix time in seconds."""
+    files: dict[str, FileRecord] = {}
+    """Size and SHA-256 by name; empty for a checkpoint, whose manifest has them."""
+
+
+def describe_run(
+    config: RunConfig,
+    experts: Iterable[ExpertSpec],
+    *,
+    step: int,
+    tokens_seen: int,
+    training_seconds: float,
+    evaluations: Iterable[tuple[int, float]],
+    held_out: Mapping[str, str] | None = None,
+) -> ModelRecord:
+    """The record of a run's model, its files still to be added."""
+    return ModelRecord(
+        preset=config.preset,
+        step=step,
+        tokens_seen=tokens_seen,
+        training_seconds=training_seconds,
+        evaluations=tuple((int(at), float(value)) for at, value in evaluations),
+        experts=tuple(
+            TaughtBy(
+                name=spec.name,
+                title=spec.title,
+                repo=spec.repo,
+                license=spec.license,
+                parameters=spec.parameters,
+            )
+            for spec in experts
+        ),
+        config=config,
+        held_out=dict(held_out or {}),
+        versions={
+            "python": platform.python_version(),
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+        },
+        created=time.time(),
+    )
+
+
+def write_record(folder: Path, record: ModelRecord) -> ModelRecord:
+    """Write gladius.json into a folder whose files are all there; the record with their digests.
+
+    Of the machine's paths only the names are written: a model may be published.
+    """
+    files = {
+        path.name: FileRecord(path.stat().st_size, hash_file(path))
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name != RECORD and not path.name.startswith(".")
+    }
+    record = msgspec.structs.replace(_without_folders(record), files=files)
+    write_json(folder / RECORD, record)
+    return record
+
+
+def _without_folders(record: ModelRecord) -> ModelRecord:
+    def name(path: str) -> str:
+        return Path(path).name if Path(path).is_absolute() else path
+
+    replace = msgspec.structs.replace
+    data = replace(record.config.data, files=[name(path) for path in record.config.data.files])
+    student = replace(record.config.student, tokenizer=name(record.config.student.tokenizer))
+    return replace(
+        record,
+        config=replace(record.config, data=data, student=student),
+        experts=tuple(replace(expert, repo=name(expert.repo)) for expert in record.experts),
+    )
+
+
+def write_held_out(checkpoints: Path, config: RunConfig, folders: Mapping[str, str]) -> None:
+    """Note beside the checkpoints where the run's held-out targets lie."""
+    write_json(checkpoints / HELD_OUT, _HeldOut(digest(config), dict(folders)))
+
+
+def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
+    """Expert to the folder of its held-out targets, as a run with this config noted it; or {}."""
+    try:
+        noted = msgspec.json.decode((checkpoints / HELD_OUT).read_bytes(), type=_HeldOut)
+    except (OSError, msgspec.MsgspecError):
+        return {}
+    return noted.folders if noted.config_digest == digest(config) else {}
+
+
+def read_record(folder: Path) -> ModelRecord | None:
+    """The record of a model folder; None where there is none, or one that isn't understood."""
+    try:
+        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=ModelRecord)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    return record if record.format == _FORMAT else None

@@ -1,0 +1,98 @@
+"""Owns the data job: experts write answers to the prompts of a config, as a training run with the
+same config would have them written, and nothing else happens.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import msgspec
+import torch
+
+from engine import hardware
+from engine.config import RunConfig, digest, from_json
+from engine.distill.data.conversations import chosen_prompts, expert_commit, write_answers
+from engine.distill.jobs.preparation import TeacherPool, device_and_dtype
+from engine.errors import MissingError
+from engine.events import JobRequest, RunEnded, RunStarted
+from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
+from engine.run.job import Interrupted, Steering
+from engine.run.worker import WorkerLink
+from engine.workspace import Workspace
+
+
+def main(link: WorkerLink, request: JobRequest) -> int:
+    """Lets the experts of `request.config` (a RunConfig) write; returns the worker's exit code.
+
+    It goes on where a former call stopped. Emits AnswersJudged for each expert.
+    """
+    began = time.monotonic()
+    config = from_json(request.config)
+    workspace = Workspace.find(request.root)
+    workspace.create()
+    experts = _ready(workspace, config)
+    steering = Steering(link)
+    device, dtype = device_and_dtype(config, hardware.has_bf16)
+    torch.set_num_threads(config.device.threads or hardware.physical_cores())
+    link.emit(
+        RunStarted(
+            run_id=request.run_id,
+            job="data",
+            attempt=request.attempt,
+            pid=os.getpid(),
+            config=msgspec.to_builtins(config),
+            config_digest=digest(config),
+            preset=config.preset,
+            device=device.type,
+            precision="bf16" if dtype == torch.bfloat16 else "fp32",
+        )
+    )
+    pool = TeacherPool(workspace, link, device, dtype, keep_all=False)
+    try:
+        for spec in experts:
+            _make(workspace, config, spec, pool, steering, link)
+    except Interrupted:
+        link.emit(
+            RunEnded(
+                status="stopped",
+                reason="stopped; the same command goes on with it",
+                seconds=time.monotonic() - began,
+            )
+        )
+        return 0
+    link.emit(RunEnded(status="completed", seconds=time.monotonic() - began))
+    return 0
+
+
+def _ready(workspace: Workspace, config: RunConfig) -> list[ExpertSpec]:
+    known = load_experts(workspace)
+    specs = [known[name] for name in config.experts.names]
+    lacking = [s.name for s in specs if expert_status(workspace, s).state != "ready"]
+    if lacking:
+        raise MissingError(
+            f"not ready: {', '.join(lacking)}; run: gladius_train download {' '.join(lacking)}"
+        )
+    return specs
+
+
+def _make(
+    workspace: Workspace,
+    config: RunConfig,
+    spec: ExpertSpec,
+    pool: TeacherPool,
+    steering: Steering,
+    link: WorkerLink,
+) -> None:
+    with link.busy("choosing prompts"):
+        chosen = chosen_prompts(spec, config)
+    write_answers(
+        pool.get(spec),
+        chosen,
+        workspace.experts_cache_dir,
+        config.data,
+        config.seed,
+        link.emit,
+        steering.serve,
+        expert_commit(expert_path(workspace, spec), spec),
+    )

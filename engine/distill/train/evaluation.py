@@ -1,0 +1,151 @@
+"""Owns the measurements on held-out text and the sample text; what follows is the trainer's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from engine.distill.data.packing import make_batch
+from engine.distill.teacher.soft_targets import SoftTargets
+from engine.distill.teacher.targets import TargetStore
+from engine.distill.train.losses import score_positions
+from engine.events import EvalDone, ExpertScore
+
+
+@torch.no_grad()
+def evaluate_expert(
+    model: LlamaForCausalLM,
+    store: TargetStore,
+    *,
+    temperature: float,
+    tokens_per_batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    beat: Callable[[str], None],
+) -> tuple[ExpertScore, float, int]:
+    """Scores on one expert's held-out blocks, with the nats and bytes behind bits per byte.
+
+    Bits per byte counts the text's own tokens, not the ends of turn, so that it is comparable
+    between tokenizers.
+    """
+    nats = kl_sum = 0.0
+    text_bytes = positions = heard = agreed = 0
+    for blocks in _batches(store, tokens_per_batch):
+        beat("evaluating")
+        batch = make_batch([[store.row(n)] for n in blocks], device)
+        text_bytes += sum(store.row(n).text_bytes for n in blocks)
+        targets = store.targets(blocks, 0)
+        hidden = hidden_states(model, batch.input_ids, batch.mask, batch.position_ids, dtype)
+        for part in score_positions(
+            hidden.flatten(0, 1)[batch.gather],
+            model.get_output_embeddings().weight,  # type: ignore[union-attr]
+            batch.labels,
+            SoftTargets.of(targets.to(device)),
+            temperature=temperature,
+            compute_dtype=dtype,
+        ):
+            soft = targets.weight[part.span] > 0
+            nats += float(part.ce[~batch.is_end[part.span]].double().sum())
+            kl_sum += float(part.kl.double().sum())
+            positions += len(part.ce)
+            heard += int(soft.sum())
+            # top entries are sorted: the first is the expert's most probable token
+            agreed += int((part.best == targets.ids[part.span, 0])[soft].sum())
+    score = ExpertScore(
+        expert=store.key.expert,
+        bits_per_byte=nats / math.log(2) / max(1, text_bytes),
+        kl=kl_sum / heard if heard else None,
+        agreement=agreed / heard if heard else None,
+        positions=positions,
+    )
+    return score, nats, text_bytes
+
+
+def hidden_states(
+    model: LlamaForCausalLM,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    position_ids: torch.Tensor,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    """(B, L, H) last hidden states, matrix products in `dtype`."""
+    half = dtype != torch.float32
+    with torch.autocast(input_ids.device.type, dtype=dtype if half else None, enabled=half):
+        return model.model(
+            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
+        ).last_hidden_state
+
+
+def _batches(store: TargetStore, tokens_per_batch: int) -> Iterator[list[int]]:
+    lengths = store.token_counts()
+    batch: list[int] = []
+    for n in sorted(range(len(store)), key=lambda n: int(lengths[n])):
+        if batch and (len(batch) + 1) * int(lengths[n]) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(n)
+    if batch:
+        yield batch
+
+
+def evaluate(
+    model: LlamaForCausalLM,
+    stores: Mapping[str, TargetStore],
+    **settings,
+) -> EvalDone:
+    """Scores on every expert's held-out text; the whole's bits per byte are over all bytes."""
+    model.eval()
+    try:
+        results = [evaluate_expert(model, store, **settings) for store in stores.values()]
+    finally:
+        model.train()
+    nats = sum(n for _, n, _ in results)
+    text_bytes = sum(b for _, _, b in results)
+    return EvalDone(
+        bits_per_byte=nats / math.log(2) / max(1, text_bytes),
+        scores=tuple(score for score, _, _ in results),
+    )
+
+
+@torch.no_grad()
+def draw_sample(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    max_new_tokens: int,
+    seed: int,
+    dtype: torch.dtype,
+    beat: Callable[[str], None],
+) -> str:
+    """What the student answers to `prompt`: temperature 0.7, its own generator, stops at EOS."""
+    device = model.device
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    ids = tokenizer(str(text), add_special_tokens=False).input_ids
+    generator = torch.Generator().manual_seed(seed)
+    written: list[int] = []
+    cache = None
+    new = torch.tensor([ids], device=device)
+    half = dtype != torch.float32
+    model.eval()
+    try:
+        for _ in range(max_new_tokens):
+            beat("writing a sample")
+            with torch.autocast(device.type, dtype=dtype if half else None, enabled=half):
+                out = model(input_ids=new, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            p = (out.logits[0, -1].float().cpu() / 0.7).softmax(0)
+            if not bool(torch.isfinite(p).all()):
+                break
+            token = int(torch.multinomial(p, 1, generator=generator))
+            if token == tokenizer.eos_token_id:
+                break
+            written.append(token)
+            new = torch.tensor([[token]], device=device)
+    finally:
+        model.train()
+    return str(tokenizer.decode(written, skip_special_tokens=True))

@@ -1,0 +1,140 @@
+"""Owns the state that a step changes and a checkpoint holds: weights, optimizer, data cursors,
+guard and best evaluation. What a step does with it is the trainer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from engine.checkpoint.train_state import (
+    TrainState,
+    load_optimizer_tensors,
+    load_rng_tensors,
+    optimizer_tensors,
+    rng_tensors,
+)
+from engine.config import GuardsConfig, OptimizerConfig
+from engine.distill.data.packing import Cursor, cursors_from_json, cursors_to_json
+from engine.distill.train.guards import GradGuard
+from engine.distill.train.on_policy import Round
+
+
+@dataclass
+class Progress:
+    """What changes from step to step, besides weights and optimizer."""
+
+    step: int = 0
+    tokens_seen: int = 0
+    cursors: dict[str, Cursor] = field(default_factory=dict)
+    best: float | None = None
+    """Lowest held-out bits per byte so far."""
+    evaluations: list[tuple[int, float]] = field(default_factory=list)
+    """(step, held-out bits per byte), in order."""
+    round: Round | None = None
+    """What the student wrote for the on-policy round under way."""
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the student was measured after the last step."""
+        return bool(self.evaluations) and self.evaluations[-1][0] == self.step
+
+
+class Session:
+    """A student in training.
+
+    Attributes:
+        vocabulary: digest of the student's tokenizer; a checkpoint of another one is not resumed.
+        texts: fingerprints of the streamed texts, by feed; so too.
+    """
+
+    def __init__(
+        self,
+        model: LlamaForCausalLM,
+        optimizer: OptimizerConfig,
+        guards: GuardsConfig,
+        vocabulary: str,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = model
+        self.optimizer = make_optimizer(model, optimizer)
+        self.progress = Progress()
+        self.guard = GradGuard(guards)
+        self.vocabulary = vocabulary
+        self.texts = dict(texts or {})
+        self._guards = guards
+
+    @property
+    def output_matrix(self) -> Tensor:
+        """(V, H), tied or not."""
+        return self.model.get_output_embeddings().weight  # type: ignore[union-attr,return-value]
+
+    def state(self, training_seconds: float) -> TrainState:
+        """Everything that the next step depends on; the tensors are the session's own."""
+        p = self.progress
+        return TrainState(
+            step=p.step,
+            tokens_seen=p.tokens_seen,
+            model_state={name: w.detach() for name, w in self.model.named_parameters()},
+            optimizer=optimizer_tensors(self.model, self.optimizer),
+            scalars={
+                "cursors": cursors_to_json(p.cursors),
+                "guard": self.guard.state,
+                "best": p.best,
+                "evaluations": [list(e) for e in p.evaluations],
+                "training_seconds": training_seconds,
+                "vocabulary": self.vocabulary,
+                "texts": self.texts,
+                "round": msgspec.to_builtins(p.round),
+            },
+            rng=rng_tensors(),
+        )
+
+    def restore(self, state: TrainState, rollbacks: int) -> None:
+        """Goes on from a checkpoint; `rollbacks` as the journal counts them."""
+        # Tied weights are in it once, under the embedding's name.
+        self.model.load_state_dict(state.model_state, strict=False)
+        load_optimizer_tensors(self.model, self.optimizer, state.optimizer)
+        scalars: dict[str, Any] = state.scalars
+        self.progress = Progress(
+            step=state.step,
+            tokens_seen=state.tokens_seen,
+            cursors=cursors_from_json(scalars["cursors"]),
+            best=scalars["best"],
+            evaluations=[(int(s), float(v)) for s, v in scalars["evaluations"]],
+            round=msgspec.convert(scalars.get("round"), Round | None),
+        )
+        self.guard = GradGuard(self._guards, rollbacks, scalars["guard"])
+        load_rng_tensors(state.rng)
+
+    def move(self, device: torch.device) -> None:
+        """Weights and optimizer to another device."""
+        self.model.to(device)  # type: ignore[arg-type]
+        for state in self.optimizer.state.values():
+            for name, value in state.items():
+                if isinstance(value, Tensor):
+                    state[name] = value.to(device)
+
+
+def make_optimizer(model: LlamaForCausalLM, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused AdamW; matrices decay, norms do not. The learning rate is set at each step."""
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in parameters if p.dim() > 1],
+                "weight_decay": config.weight_decay,
+            },
+            {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+        fused=True,
+    )

@@ -1,0 +1,521 @@
+"""Owns the event and command structs that flow between worker, runner and viewers, and their codec.
+
+A worker emits events on its queue; the runner numbers them (`seq`), commits them to the history
+and broadcasts them. Nothing else in the program tells anybody what happened in a job.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+Job = Literal["download", "train", "export", "validate", "audit", "data"]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every event says: its number within the run, when it was emitted, and at which step."""
+
+    seq: int = 0
+    """Position in the run's stream, from 1; 0 until the runner has numbered it."""
+    time: float = 0.0
+    """Unix time in seconds at which the worker emitted it."""
+    step: int = 0
+    """Optimizer steps completed when it was emitted."""
+
+
+class PhasePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """One phase of a run as planned."""
+
+    index: int
+    name: str
+    expert: str | None = None
+    share: float = 0.0
+    """Share of the whole budget, 0 to 1."""
+
+
+class ExpertShare(msgspec.Struct, frozen=True, kw_only=True):
+    """One expert of a run: its name, title and share of the mix."""
+
+    name: str
+    title: str
+    share: float
+    capabilities: tuple[str, ...] = ()
+
+
+class ExpertScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How the student does on one expert's held-out text."""
+
+    expert: str
+    bits_per_byte: float
+    kl: float | None
+    """Mean KL(expert || student) in nats at the training temperature; None: it was not heard."""
+    agreement: float | None
+    """Share of positions whose most probable token is the expert's, 0 to 1."""
+    positions: int
+
+
+class RunStarted(Event, frozen=True, kw_only=True, tag="RunStarted"):
+    """A worker has begun (or resumed) the job."""
+
+    run_id: str
+    job: Job
+    attempt: int
+    pid: int
+    config: dict = {}
+    """The whole RunConfig as plain data."""
+    config_digest: str = ""
+    preset: str = ""
+    device: str = ""
+    precision: str = ""
+    current_params: int = 0
+    target_params: int = 0
+    max_steps: int | None = None
+    tokens_per_step: int = 0
+    phases: tuple[PhasePlan, ...] = ()
+    experts: tuple[ExpertShare, ...] = ()
+    resumed_from: int | None = None
+    """Step of the checkpoint it goes on from; None for a fresh start."""
+
+
+class PhaseStarted(Event, frozen=True, kw_only=True, tag="PhaseStarted"):
+    """A phase has begun."""
+
+    phase: int
+    phases: int
+    """Number of the last phase (phase n/N)."""
+    name: str
+    expert: str | None = None
+    first_step: int = 0
+    last_step: int | None = None
+    """Last step of the phase where the plan knows it."""
+
+
+class DataReady(Event, frozen=True, kw_only=True, tag="DataReady"):
+    """An expert's text is tokenised, aligned and (when cached) scored: how well it can be heard."""
+
+    expert: str
+    blocks: int
+    held_out_blocks: int
+    skipped_blocks: int
+    """Blocks left out because their tokens' bytes do not give their text back, or too long."""
+    text_bytes: int
+    teacher_tokens: int
+    student_tokens: int
+    positions: int
+    """Scored student positions."""
+    dropped_positions: int
+    """Positions without a soft target (cross-entropy only)."""
+    aligned: float
+    inside: float
+    crossing: float
+    """Shares of the positions under rule 1, 2 and 3 of the projection."""
+    mean_weight: float
+    mean_residual: float
+
+
+class StepDone(Event, frozen=True, kw_only=True, tag="StepDone"):
+    """An optimizer step was taken (or skipped by a guard)."""
+
+    phase: int
+    expert: str | None = None
+    loss: float | None
+    """None where it was not a finite number; so too kl, ce and grad_norm."""
+    kl: float | None
+    """Weighted KL(expert || student) at T, in nats, mean over scored positions."""
+    ce: float | None
+    """Cross-entropy with the text, in nats, mean over scored positions."""
+    lr: float
+    grad_norm: float | None
+    tokens: int
+    """Student tokens of this step, prompts included."""
+    tokens_seen: int
+    tokens_per_sec: float
+    step_seconds: float
+    mean_weight: float = 0.0
+    phase_progress: float | None = None
+    run_progress: float | None = None
+    phase_eta: float | None = None
+    """Seconds; None where the end is not known."""
+    run_eta: float | None = None
+    training_seconds: float = 0.0
+    """Unpaused worker time of the whole run so far, all attempts together."""
+    skipped: bool = False
+
+
+class EvalDone(Event, frozen=True, kw_only=True, tag="EvalDone"):
+    """The student was measured on held-out text."""
+
+    bits_per_byte: float
+    scores: tuple[ExpertScore, ...] = ()
+    best: bool = False
+    seconds: float = 0.0
+
+
+class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of a capability's answers share a fate."""
+
+    capability: str
+    reason: str
+    """Why they were dropped, a key of engine.prompts.checkers.REASONS; "" for those that were
+    kept."""
+    count: int
+
+
+class AnswersJudged(Event, frozen=True, kw_only=True, tag="AnswersJudged"):
+    """An expert's answers were checked: how many are learnt from, and why the others are not."""
+
+    expert: str
+    written: int
+    kept: int
+    counts: tuple[ReasonCount, ...] = ()
+
+
+class CapabilityScore(msgspec.Struct, frozen=True, kw_only=True):
+    """How many held-out prompts of a capability were answered rightly, as the checkers say."""
+
+    capability: str
+    right: int
+    asked: int
+
+
+STUDENT = "student"
+"""Who is meant by `CapabilitiesScored.who` where it is no expert."""
+
+
+class CapabilitiesScored(Event, frozen=True, kw_only=True, tag="CapabilitiesScored"):
+    """The student, or an expert (once), answered held-out prompts of each capability."""
+
+    who: str
+    """`student`, or the expert's name."""
+    scores: tuple[CapabilityScore, ...] = ()
+    seconds: float = 0.0
+
+
+class SampleDrawn(Event, frozen=True, kw_only=True, tag="SampleDrawn"):
+    """The student wrote something."""
+
+    prompt: str
+    text: str
+
+
+class ProbeToken(msgspec.Struct, frozen=True, array_like=True):
+    """One token that may come next, and how probable student and expert find it (T = 1)."""
+
+    text: str
+    student: float
+    expert: float
+
+
+class ProbePosition(msgspec.Struct, frozen=True, kw_only=True):
+    """One position of a probe sentence, before its token is read."""
+
+    text: str
+    """The token that really follows."""
+    rule: Literal["aligned", "inside", "crossing", "end"]
+    """How the tokens of student and expert lie over its bytes: boundaries agree, the student
+    stands inside a token of the expert, its token runs past the expert's; or the end of turn."""
+    kept: float
+    """Mass of the expert's distribution that the projection keeps; 0: it is not heard here."""
+    kl: float | None
+    """KL(expert || student) in nats at T = 1; None where the expert is not heard."""
+    tokens: tuple[ProbeToken, ...]
+    """The most probable tokens of each, and the one that follows; the expert's order."""
+    follows: int = 0
+    """Which of `tokens` really follows."""
+
+
+class ProbeRead(Event, frozen=True, kw_only=True, tag="ProbeRead"):
+    """The student's next tokens beside a projected expert's, along one fixed sentence."""
+
+    expert: str
+    probe: int
+    """From 0, below `probes`."""
+    probes: int
+    prompt: str
+    """What the sentence answers; "" for a document."""
+    positions: tuple[ProbePosition, ...]
+
+
+class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
+    """One GPU: bytes, percent, degrees Celsius, watts."""
+
+    index: int
+    name: str
+    used_bytes: int
+    total_bytes: int
+    percent: float | None = None
+    temperature: float | None = None
+    power: float | None = None
+    power_limit: float | None = None
+
+
+class HardwareRead(Event, frozen=True, kw_only=True, tag="HardwareRead"):
+    """A reading of the machine."""
+
+    cpu_percent: float
+    ram_used: int
+    ram_total: int
+    worker_rss: int = 0
+    disk_free: int = 0
+    disk_read_per_sec: float = 0.0
+    disk_write_per_sec: float = 0.0
+    gpus: tuple[GpuReading, ...] = ()
+
+
+class CheckpointSaved(Event, frozen=True, kw_only=True, tag="CheckpointSaved"):
+    """A checkpoint lies on disk, verified."""
+
+    path: str
+    bytes: int
+    seconds: float
+    reason: Literal["interval", "asked", "stop", "best", "decay", "final", "phase"] = "interval"
+    best: bool = False
+
+
+class CheckpointRejected(Event, frozen=True, kw_only=True, tag="CheckpointRejected"):
+    """A checkpoint did not verify and was moved aside."""
+
+    path: str
+    reason: str
+    moved_to: str = ""
+
+
+class GuardTripped(Event, frozen=True, kw_only=True, tag="GuardTripped"):
+    """A guard acted: non-finite, spike, out-of-memory, stall, worker."""
+
+    guard: Literal["non_finite", "spike", "out_of_memory", "stall", "worker", "disk", "rollback"]
+    action: str
+    """What was done, in a few words a user understands."""
+    value: float | None = None
+
+
+class Progress(Event, frozen=True, kw_only=True, tag="Progress"):
+    """Work that is not training steps: a download, scoring, generation, an export stage."""
+
+    task: str
+    """Stable key, such as `score:smollm2`; the same task's events replace one another on screen."""
+    label: str
+    done: float
+    total: float | None = None
+    unit: str = ""
+    rate: float | None = None
+    eta: float | None = None
+    finished: bool = False
+
+
+class LogLine(Event, frozen=True, kw_only=True, tag="LogLine"):
+    """A line for the log."""
+
+    level: Literal["info", "warning", "error"] = "info"
+    text: str
+
+
+class CheckDone(Event, frozen=True, kw_only=True, tag="CheckDone"):
+    """A check of a validation is done: one row of its report."""
+
+    group: Literal["structural", "quality"]
+    """Structural checks decide the exit code; quality is told and never fails."""
+    name: str
+    """Stable key, such as `tensors_finite` or `bits_per_byte:smollm2`."""
+    title: str
+    value: str
+    """What was found, as text; empty for a check that was skipped."""
+    bound: str
+    """What it is held against, as text."""
+    verdict: Literal["pass", "warn", "fail", "skip"]
+    meaning: str
+    """One sentence: what the row tells; for a skipped check why."""
+    detail: str = ""
+    """More to read, of several lines: findings, a whole generation."""
+    number: float | None = None
+    """The value as a number where it is one."""
+    former: str = ""
+    """The same check's value in the former report; empty where there is none."""
+
+
+class ReportDone(Event, frozen=True, kw_only=True, tag="ReportDone"):
+    """A validation is over and its report lies on disk; RunEnded follows."""
+
+    structure: Literal["sound", "broken"]
+    quality: Literal["good", "fair", "low", "unknown"]
+    verdict: str
+    """Both in a sentence."""
+    path: str
+    """The report (JSON)."""
+    seconds: float = 0.0
+
+
+class Exported(Event, frozen=True, kw_only=True, tag="Exported"):
+    """A GGUF file lies under its final name, verified; RunEnded follows."""
+
+    path: str
+    weights: str
+    """The type of its weights: f16, q8_0, ..."""
+    bytes: int
+    source: str
+    """Which model it was made of: the finished one, or a checkpoint."""
+    parity: str
+    """What was compared with the model and what came out, in a line."""
+    beside: tuple[str, ...] = ()
+    """Names of the files written beside it."""
+
+
+class RunPaused(Event, frozen=True, kw_only=True, tag="RunPaused"):
+    """Training stands still after this step."""
+
+    reason: str = "asked"
+
+
+class RunResumed(Event, frozen=True, kw_only=True, tag="RunResumed"):
+    """Training goes on after this step."""
+
+
+class RunEnded(Event, frozen=True, kw_only=True, tag="RunEnded"):
+    """The job is over (or its attempt is, where the run can be resumed)."""
+
+    status: Literal["completed", "stopped", "failed"]
+    exit_code: int = 0
+    reason: str = ""
+    """One line: why it ended, and for a failure the remedy."""
+    model_path: str = ""
+    tokens_seen: int = 0
+    seconds: float = 0.0
+
+
+class KindAudit(msgspec.Struct, frozen=True, kw_only=True):
+    """How one kind of text (prose, code, ...) lies under an expert's and the student's tokens."""
+
+    kind: str
+    positions: int
+    aligned: float
+
+
+class TokenizersAudited(Event, frozen=True, kw_only=True, tag="TokenizersAudited"):
+    """An expert's tokenizer was laid beside the student's, over the text that ships for it."""
+
+    expert: str
+    problem: str = ""
+    """Why it could not be done; all else is zero then."""
+    student: str = ""
+    """Where the student's tokenizer comes from, in words."""
+    reachable: float = 0.0
+    """Share of the student's tokens that are, byte for byte, tokens of the expert."""
+    blocks: int = 0
+    skipped_blocks: int = 0
+    positions: int = 0
+    aligned: float = 0.0
+    inside: float = 0.0
+    crossing: float = 0.0
+    """Shares of the positions under rule 1, 2 and 3 of the projection."""
+    mean_weight: float | None = None
+    mean_residual: float | None = None
+    """None where the expert was not run: they depend on what it says."""
+    kinds: tuple[KindAudit, ...] = ()
+
+
+class SpeedMeasured(Event, frozen=True, kw_only=True, tag="SpeedMeasured"):
+    """How fast the device that a run would take multiplies matrices."""
+
+    device: str
+    precision: str
+    flops: float
+    """Floating-point operations a second, the best of several products."""
+
+
+class Heartbeat(Event, frozen=True, kw_only=True, tag="Heartbeat"):
+    """The worker lives; never stored, never broadcast."""
+
+    doing: str = ""
+
+
+AnyEvent = (
+    RunStarted
+    | PhaseStarted
+    | DataReady
+    | StepDone
+    | EvalDone
+    | AnswersJudged
+    | CapabilitiesScored
+    | SampleDrawn
+    | ProbeRead
+    | HardwareRead
+    | CheckpointSaved
+    | CheckpointRejected
+    | GuardTripped
+    | Progress
+    | LogLine
+    | CheckDone
+    | ReportDone
+    | Exported
+    | RunPaused
+    | RunResumed
+    | RunEnded
+    | TokenizersAudited
+    | SpeedMeasured
+    | Heartbeat
+)
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
+    """What a viewer asks of a job; each is acknowledged by an event that names the step."""
+
+
+class Pause(Command, frozen=True, kw_only=True, tag="pause"):
+    """Stand still after the current step (acknowledged by RunPaused)."""
+
+
+class Resume(Command, frozen=True, kw_only=True, tag="resume"):
+    """Go on (acknowledged by RunResumed)."""
+
+
+class Checkpoint(Command, frozen=True, kw_only=True, tag="checkpoint"):
+    """Save a checkpoint after the current step (acknowledged by CheckpointSaved)."""
+
+
+class Stop(Command, frozen=True, kw_only=True, tag="stop"):
+    """End with a checkpoint (acknowledged by RunEnded)."""
+
+    finish: bool = False
+    """Decay the learning rate and save the model first (phase 6)."""
+    signal: int = 0
+    """The signal that asked for it, 0 when a person did."""
+
+
+AnyCommand = Pause | Resume | Checkpoint | Stop
+
+
+class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a runner hands to the worker that it spawns."""
+
+    job: Job
+    root: str
+    run_id: str
+    attempt: int
+    resume: bool = False
+    """Go on from the newest checkpoint that verifies."""
+    fresh: bool = False
+    config: bytes = b"{}"
+    """The job's config as JSON (RunConfig for a training job)."""
+    training_seconds: float = 0.0
+    """Unpaused worker time of the former attempts, as the history knows it."""
+
+
+_encoder = msgspec.json.Encoder()
+_event_decoder = msgspec.json.Decoder(AnyEvent)
+_command_decoder = msgspec.json.Decoder(AnyCommand)
+
+
+def encode(message: Event | Command) -> bytes:
+    """The message as one line of JSON without the newline (NaN and infinities become null)."""
+    return _encoder.encode(message)
+
+
+def decode_event(data: bytes | str) -> AnyEvent:
+    """The event in `data`; raises msgspec.MsgspecError when it is none."""
+    return _event_decoder.decode(data)
+
+
+def decode_command(data: bytes | str) -> AnyCommand:
+    """The command in `data`; raises msgspec.MsgspecError when it is none."""
+    return _command_decoder.decode(data)

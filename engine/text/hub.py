@@ -1,0 +1,93 @@
+"""Owns text of data sets on the Hub (or in folders laid out like them), read piece by piece over
+the network by the library `datasets`; nothing is downloaded whole. No torch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from engine.errors import GladiusError, MissingError, UsageError
+from engine.text.examples import Example
+from engine.text.sources import HubText, Warn, example_or_warning, need_datasets, text_column
+
+_REMEDY = (
+    "check the name and the network (HF_TOKEN for a gated one), or go on without it: "
+    "--set data.corpora=[] and text of your own with --data"
+)
+
+
+class HubPieces:
+    """A split of a data set; a piece is one of its files, a part one row group of Parquet."""
+
+    def __init__(self, text: HubText, title: str, cache_dir: Path) -> None:
+        """MissingError where it can't be reached, UsageError where it lacks split or column."""
+        need_datasets(title)
+        self.title = title
+        self.size: int | None = None
+        self._dataset, column, files = _open(text, title, cache_dir)
+        self._column = column
+        self.pieces: int = self._dataset.num_shards
+        # Names, not the commit: a change of the data set's card changes no text.
+        self.fingerprint = f"{text} {column} {re.sub('@[0-9a-f]{40}', '', files)}"
+
+    def read(
+        self, piece: int, part: int, passed: int, warn: Warn
+    ) -> Iterator[tuple[int, Example | None]]:
+        try:
+            shard = self._dataset.shard(self.pieces, piece)
+            # Row groups of Parquet can be read by themselves; other files are one part.
+            parts = shard.reshard() if hasattr(shard, "reshard") else shard
+            for number in range(part, parts.num_shards):
+                skip = passed if number == part else 0
+                rows = parts.shard(parts.num_shards, number)
+                for row, values in enumerate(rows.skip(skip) if skip else rows, start=skip + 1):
+                    where = f"{self.title}, file {piece}, part {number}, row {row}"
+                    yield number, example_or_warning(values, self._column, where, warn)
+        except GladiusError:
+            raise
+        except Exception as error:  # whatever fsspec, httpx and pyarrow raise over a network
+            raise GladiusError(
+                f"{self.title} can't be read any further ({_line(error)}); training goes on from "
+                "its last checkpoint with: gladius_train resume"
+            ) from error
+
+
+def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
+    """(streaming data set, column, what its files are)"""
+    from importlib import import_module
+
+    datasets: Any = import_module("datasets")
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    options: dict[str, Any] = {"name": text.config, "revision": text.revision}
+    options["cache_dir"] = str(cache_dir / "datasets")
+    try:
+        builder = datasets.load_dataset_builder(text.dataset, **options)
+        if builder.name == "parquet" and text.column:
+            # Only this column goes over the network.
+            builder = datasets.load_dataset_builder(text.dataset, columns=[text.column], **options)
+        splits = builder.as_streaming_dataset()
+        names = list(splits)
+        if text.split not in splits:
+            raise UsageError(f"{title} has no split {text.split}, only {', '.join(names)}")
+        dataset = splits[text.split]
+        columns = dataset.column_names or list(next(iter(dataset.take(1)), {}))
+    except GladiusError:
+        raise
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
+        raise MissingError(f"{title} is not to be had ({_line(error)}); {_REMEDY}") from error
+    except ValueError as error:
+        # An unknown config or column: the library's message names those that there are.
+        raise UsageError(f"{title}: {_line(error)}") from error
+    except Exception as error:  # whatever the network and its libraries raise
+        raise MissingError(f"{title} can't be reached ({_line(error)}); {_REMEDY}") from error
+    files = (builder.config.data_files or {}).get(text.split, [])
+    return dataset, text_column(columns, text.column, title), str(list(files))
+
+
+def _line(error: BaseException) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 200 else words[:197] + "..."

@@ -1,0 +1,203 @@
+"""Owns what the Train screen says of a run before it starts: which command it is, what is wrong
+with it, what it comes to, and whether this machine can hold it. Nothing is written; no torch.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from engine.budget import token_budget
+from engine.config import RunConfig, load_config
+from engine.errors import GladiusError
+from engine.events import GpuReading
+from engine.experts.registry import ExpertSpec, expert_status, load_experts
+from engine.hardware import available_ram, disk_free, has_bf16, total_ram
+from engine.preflight import launch_training, stored_config
+from engine.run.state import read_state
+from engine.sizing import parameter_count, training_memory
+from engine.workspace import Workspace
+from gladius_tui.headless import size
+
+if TYPE_CHECKING:
+    from engine.doctor.check import Check
+
+
+class Form(msgspec.Struct, frozen=True, kw_only=True):
+    """What the form holds, as it was typed."""
+
+    preset: str = "nano"
+    file: str = ""
+    experts: tuple[str, ...] | None = None
+    """None: the preset's."""
+    hours: str = ""
+    data: str = ""
+    """Paths, as a shell would read them."""
+    device: str = "auto"
+    overrides: str = ""
+    """section.field=value, as a shell would read them."""
+
+    def argv(self) -> list[str]:
+        """The words after `gladius_train` that start this run; ValueError for an open quote."""
+        words = ["train", "--preset", self.preset]
+        if self.file.strip():
+            words += ["--config", self.file.strip()]
+        if self.experts is not None:
+            words += ["--experts", ",".join(self.experts)]
+        if self.hours.strip():
+            words += ["--hours", self.hours.strip()]
+        for path in _split("data", self.data):
+            words += ["--data", path]
+        for override in self.all_overrides():
+            words += ["--set", override]
+        return words
+
+    def all_overrides(self) -> list[str]:
+        """The overrides with the device among them."""
+        device = [] if self.device == "auto" else [f"device.device={self.device}"]
+        return [*_split("set", self.overrides), *device]
+
+
+def _split(name: str, text: str) -> list[str]:
+    """The words of a field, as a shell would read them."""
+    try:
+        return shlex.split(text)
+    except ValueError:
+        raise ValueError(f"{name}: a quote is open; close it") from None
+
+
+class Line(msgspec.Struct, frozen=True):
+    """A line of the assessment."""
+
+    label: str
+    text: str
+    verdict: str = ""
+    """`ok`, `warn`, `bad`, `note`, or "" where there is nothing to judge."""
+
+
+class Assessment(msgspec.Struct, frozen=True, kw_only=True):
+    """What a form comes to."""
+
+    form: Form
+    experts: tuple[str, ...] = ()
+    """Names, in the order of their phases."""
+    lines: tuple[Line, ...] = ()
+    problems: tuple[str, ...] = ()
+    """What keeps it from starting; each with its remedy."""
+    stored: tuple[int, str] | None = None
+    """Step and preset of the run that `resume` would go on with."""
+
+
+def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessment:
+    """Look at all that decides about this run; long text files take a while."""
+    stored = stored_config(ws)
+    finished = stored is not None and read_state(ws).status == "completed"
+    resumable = None if stored is None or finished else (stored[0], stored[1].preset)
+    try:
+        hours = _hours(form.hours)
+        config = load_config(
+            ws,
+            preset=form.preset,
+            file=form.file.strip() or None,
+            overrides=form.all_overrides(),
+            experts=form.experts,
+            data=_split("data", form.data),
+            hours=hours,
+        )
+    except (GladiusError, ValueError) as error:
+        return Assessment(form=form, problems=_problems(str(error)), stored=resumable)
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    try:
+        notes = launch_training(ws, config).notes
+    except GladiusError as error:
+        problems = _problems(str(error))
+    specs = load_experts(ws)
+    return Assessment(
+        form=form,
+        experts=tuple(config.experts.names),
+        lines=(
+            *_student(config),
+            *_length(config),
+            *_machine(ws, config, specs, gpus),
+            *(Line("note", note, "note") for note in notes),
+        ),
+        problems=problems,
+        stored=resumable,
+    )
+
+
+def _hours(text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"hours: {text.strip()!r} is no number, such as 1.5") from None
+
+
+def _problems(text: str) -> tuple[str, ...]:
+    """The lines of an error: each problem of a config stands in one."""
+    lines = [line.strip() for line in text.splitlines()]
+    return tuple(lines[1:] if len(lines) > 1 else lines)
+
+
+def _student(config: RunConfig) -> Iterator[Line]:
+    student = config.student
+    count = parameter_count(student)
+    yield Line("student", f"{count.total:,} parameters")
+    yield Line(
+        "",
+        f"{student.num_hidden_layers} layers of {student.hidden_size}, "
+        f"{student.vocab_size:,} tokens, context {student.max_position_embeddings:,}",
+    )
+
+
+def _length(config: RunConfig) -> Iterator[Line]:
+    optimizer, schedule = config.optimizer, config.schedule
+    tokens = optimizer.rows_per_step * optimizer.max_seq_len
+    yield Line("a step", f"{tokens:,} tokens, micro-batch {optimizer.micro_batch_size}")
+    if schedule.max_steps is not None:
+        yield Line("length", f"{schedule.max_steps:,} steps")
+    elif schedule.hours is not None:
+        yield Line("length", f"{schedule.hours:g} hours, saving included")
+    else:
+        yield Line(
+            "length", f"{schedule.expert_tokens:,} tokens an expert, then until it has converged"
+        )
+
+
+def _machine(
+    ws: Workspace, config: RunConfig, known: dict[str, ExpertSpec], gpus: tuple[GpuReading, ...]
+) -> Iterator[Line]:
+    """What `doctor` says of this config that can be said while somebody types."""
+    from engine.doctor import machine, text
+
+    specs = [known[name] for name in config.experts.names]
+    states = {spec.name: expert_status(ws, spec) for spec in specs}
+    on_gpu = bool(gpus) and config.device.device in ("auto", "cuda")
+    precision = config.device.precision
+    half = precision == "bf16" or (precision == "auto" and (on_gpu or has_bf16()))
+    if on_gpu:
+        total, free = gpus[0].total_bytes, gpus[0].total_bytes - gpus[0].used_bytes
+    else:
+        total, free = total_ram(), available_ram()
+    yield from _told(machine.check_gpu(gpus, "", config, specs))
+    yield from _told(machine.check_memory(config, specs, total=total, available=free, half=half))
+    need = training_memory(config, half)
+    yield Line("", f"weights, gradients, AdamW {size(need.state + need.half_copy)}")
+    yield Line("", f"activations and loss {size(need.activations + need.loss)}")
+    budget = token_budget(config, specs)
+    scored = text.scored_tokens(config, specs, budget)
+    yield from _told(machine.check_disk(config, states, disk_free(ws.root), scored))
+    yield from _told(text.check_text(budget, config))
+
+
+def _told(check: Check) -> Iterator[Line]:
+    verdict = {"ok": "ok", "note": "note", "warn": "warn", "fail": "bad"}[check.status]
+    yield Line(check.topic, check.figure, verdict)
+    if check.remedy:
+        yield Line("", f"→ {check.remedy}")

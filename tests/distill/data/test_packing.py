@@ -1,0 +1,184 @@
+"""The order of the data and the tensors of a batch."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.distill.data.packing import (
+    LENGTH_STEP,
+    Cursor,
+    Mixer,
+    cursors_from_json,
+    cursors_to_json,
+    make_batch,
+    pack,
+)
+from engine.distill.teacher.targets import Row
+
+MAX = 100
+block_lengths = st.lists(st.integers(1, MAX), min_size=1, max_size=60).map(
+    lambda found: np.array(found, dtype=np.int64)
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(lengths=block_lengths, seed=st.integers(0, 99))
+def test_packing_keeps_each_block_once_and_no_row_too_long(lengths, seed):
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    rows = pack(lengths, order, MAX)
+    assert sorted(block for row in rows for block in row) == list(range(len(lengths)))
+    assert all(lengths[list(row)].sum() <= MAX for row in rows)
+
+
+def test_packing_fills_rows():
+    lengths = np.random.default_rng(0).integers(5, 60, size=2000)
+    rows = pack(lengths, np.arange(2000), MAX)
+    assert lengths.sum() / (len(rows) * MAX) > 0.9
+
+
+LENGTHS = {
+    "one": np.random.default_rng(1).integers(10, 60, size=37),
+    "two": np.random.default_rng(2).integers(10, 60, size=11),
+    "three": np.random.default_rng(3).integers(10, 60, size=90),
+}
+MIX = {"one": 0.5, "two": 0.2, "three": 0.3}
+
+
+def mixer(seed: int = 0, rows: int = 4) -> Mixer:
+    return Mixer(LENGTHS, MAX, rows, seed)
+
+
+def deal(dealer: Mixer, steps: int, mix=MIX, cursors=None):
+    cursors = cursors or {}
+    dealt = []
+    for _ in range(steps):
+        rows, cursors = dealer.next(cursors, mix)
+        dealt.append(rows)
+    return dealt, cursors
+
+
+@pytest.mark.parametrize("rows", [1, 4, 7])
+def test_every_step_has_its_rows(rows):
+    dealt, _ = deal(mixer(rows=rows), 30)
+    assert all(len(step) == rows for step in dealt)
+    assert all(
+        sum(int(LENGTHS[row.feed][n]) for n in row.blocks) <= MAX for step in dealt for row in step
+    )
+
+
+def test_experts_get_their_shares():
+    dealt, _ = deal(mixer(), 500)
+    counts = Counter(row.feed for step in dealt for row in step)
+    for expert, share in MIX.items():
+        # a share is never behind or ahead by more than a row
+        assert abs(counts[expert] - 2000 * share) <= 1
+
+
+def test_an_expert_with_no_share_is_not_dealt():
+    dealt, _ = deal(mixer(), 50, {"one": 0.0, "two": 1.0, "three": 0.0})
+    assert {row.feed for step in dealt for row in step} == {"two"}
+
+
+def test_each_epoch_has_each_block_once_in_another_order():
+    dealt, cursors = deal(mixer(), 400)
+    seen: dict[tuple[str, int], list[int]] = {}
+    for step in dealt:
+        for row in step:
+            seen.setdefault((row.feed, row.epoch), []).extend(row.blocks)
+    for expert, lengths in LENGTHS.items():
+        assert cursors[expert].epoch >= 2
+        for epoch in range(cursors[expert].epoch):
+            assert sorted(seen[expert, epoch]) == list(range(len(lengths)))
+        assert seen[expert, 0] != seen[expert, 1]
+
+
+def test_rows_are_a_function_of_seed_and_cursors():
+    whole, _ = deal(mixer(), 60)
+    first, cursors = deal(mixer(), 23)
+    rest, _ = deal(mixer(), 37, cursors=cursors)  # a mixer that has dealt nothing yet
+    assert first + rest == whole
+    other, _ = deal(mixer(seed=1), 60)
+    assert other != whole
+
+
+def test_asking_again_gives_the_same_and_changes_no_cursor():
+    dealer = mixer()
+    _, cursors = deal(dealer, 30)
+    before = dict(cursors)
+    one = dealer.next(cursors, MIX)
+    deal(dealer, 40, cursors=cursors)  # the dealer goes on to other epochs and comes back
+    assert dealer.next(cursors, MIX) == one
+    assert cursors == before
+
+
+def test_cursors_survive_json_exactly():
+    _, cursors = deal(mixer(), 33, {"one": 1 / 3, "two": 1 / 7, "three": 1 - 1 / 3 - 1 / 7})
+    text = json.dumps(cursors_to_json(cursors))
+    assert cursors_from_json(json.loads(text)) == cursors
+
+
+def test_a_cursor_of_the_wrong_shape_is_refused():
+    with pytest.raises(msgspec.ValidationError):
+        cursors_from_json({"one": {"epoch": "first"}})
+
+
+def test_one_experts_rows_stand_together():
+    dealt, _ = deal(mixer(rows=9), 40)
+    for step in dealt:
+        names = [row.feed for row in step]
+        assert names == sorted(names)
+
+
+def test_a_mix_that_changes_goes_on_where_each_expert_stood():
+    dealer = mixer()
+    first, cursors = deal(dealer, 5, {"one": 1.0})
+    assert cursors["two"] == Cursor()
+    second, after = deal(dealer, 5, {"two": 0.8, "one": 0.2}, cursors)
+    rows = [row for step in first + second for row in step if row.feed == "one"]
+    blocks = [n for row in rows if row.epoch == 0 for n in row.blocks]
+    assert len(blocks) == len(set(blocks))
+    assert after["two"].row + after["two"].epoch > 0
+
+
+def row_of(length: int, first_scored: int, seed: int) -> Row:
+    ids = np.random.default_rng(seed).integers(1, 50, size=length)
+    scored = np.arange(first_scored, length)
+    return Row(ids=ids, scored=scored, is_end=scored == length - 1, text_bytes=length)
+
+
+def test_a_batch_predicts_each_scored_token_from_the_one_before_it():
+    packed = [[row_of(7, 3, 0), row_of(5, 1, 1)], [row_of(4, 2, 2)]]
+    batch = make_batch(packed, torch.device("cpu"))
+    assert batch.input_ids.shape == (2, LENGTH_STEP)
+    assert batch.tokens == 16
+    assert (batch.input_ids[1, 4:] == 0).all()
+    blocks = [block for row in packed for block in row]
+    assert batch.labels.tolist() == np.concatenate([b.ids[b.scored] for b in blocks]).tolist()
+    assert batch.is_end.tolist() == np.concatenate([b.is_end for b in blocks]).tolist()
+    before = np.concatenate([b.ids[b.scored - 1] for b in blocks])
+    assert batch.input_ids.flatten()[batch.gather].tolist() == before.tolist()
+
+
+def test_a_block_sees_itself_and_nothing_ahead():
+    batch = make_batch([[row_of(3, 1, 0), row_of(2, 1, 1)], [row_of(4, 1, 2)]], torch.device("cpu"))
+    size = batch.input_ids.shape[1]
+    assert size % LENGTH_STEP == 0
+    assert batch.mask.shape == (2, 1, size, size)
+    assert batch.position_ids[:, :5].tolist() == [[0, 1, 2, 0, 1], [0, 1, 2, 3, 0]]
+    block = [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+    expected = torch.zeros(5, 5, dtype=torch.bool)
+    expected[:3, :3] = torch.tensor(block, dtype=torch.bool)
+    expected[3:, 3:] = torch.tensor([[1, 0], [1, 1]], dtype=torch.bool)
+    assert torch.equal(batch.mask[0, 0, :5, :5], expected)
+    # padding sees something (a row of nothing would be NaN), and no token sees padding
+    assert batch.mask[:, 0].any(2).all()
+    assert not batch.mask[0, 0, :5, 5:].any()
+    assert not batch.mask[1, 0, :4, 4:].any()

@@ -1,0 +1,184 @@
+"""What comes before the first step: prepared once, kept, and prepared again when it must be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from engine.config import RunConfig
+from engine.distill.data.sources import CachedSource, OnlineSource, Source
+from engine.distill.jobs.preparation import Preparation, TeacherPool, device_and_dtype
+from engine.errors import UsageError
+from engine.events import DataReady, Progress, Stop
+from engine.experts.registry import load_experts
+from engine.run.job import Interrupted, Steering
+from engine.workspace import Workspace
+from tests.support.small_run import CPU, KeepingLink, make_config, make_root
+
+
+@pytest.fixture
+def ws(tmp_path) -> Workspace:
+    return make_root(tmp_path)
+
+
+class Counting(TeacherPool):
+    """Counts how often an expert is loaded."""
+
+    loads = 0
+
+    def get(self, spec):
+        if spec.name not in self._loaded:
+            self.loads += 1
+        return super().get(spec)
+
+
+def make(ws: Workspace, config: RunConfig, link: Any) -> Preparation:
+    pool = Counting(ws, link, CPU, torch.float32, keep_all=config.targets.source == "online")
+    experts = [load_experts(ws)[name] for name in config.experts.names]
+    return Preparation(ws, config, experts, Steering(link), link, pool, torch.float32)
+
+
+def prepared(ws: Workspace, config: RunConfig, link: Any = None):
+    """(preparation, tiny's source, tiny's held-out store)"""
+    preparation = make(ws, config, link or KeepingLink())
+    texts = preparation.texts()
+    part = preparation.prepare(texts, preparation.tokenizer(texts))["tiny"]
+    source, share = part.feeds["tiny"]
+    assert share == 1.0
+    return preparation, source, part.held_out
+
+
+def rows(source: Source) -> list[bytes]:
+    return [source.row(n).ids.tobytes() for n in range(len(source.token_counts()))]
+
+
+def test_what_was_prepared_is_found_again_without_loading_the_expert(ws):
+    link = KeepingLink()
+    first, source, held_out = prepared(ws, make_config(ws), link)
+    assert isinstance(source, CachedSource) and first.pool.loads == 1
+    (ready,) = link.of(DataReady)
+    assert (ready.blocks, ready.held_out_blocks) == (len(source.token_counts()), len(held_out))
+    assert link.of(Progress)[-1].finished
+
+    link = KeepingLink()
+    again, source_again, held_again = prepared(ws, make_config(ws), link)
+    assert again.pool.loads == 0
+    assert link.of(DataReady) == [ready]
+    assert rows(source_again) == rows(source) and len(held_again) == len(held_out)
+
+
+@pytest.mark.parametrize("change", [{"loss__temperature": 1.5}, {"targets__top_k": 8}, {"seed": 3}])
+def test_what_targets_depend_on_makes_them_anew(ws, change):
+    prepared(ws, make_config(ws))
+    again, _, _ = prepared(ws, make_config(ws, **change))
+    assert again.pool.loads == 1
+
+
+def test_what_they_do_not_depend_on_does_not(ws):
+    prepared(ws, make_config(ws))
+    again, _, _ = prepared(ws, make_config(ws, optimizer__lr=0.1, loss__alpha=0.3))
+    assert again.pool.loads == 0
+
+
+def test_an_experts_files_changed_make_them_anew(ws):
+    prepared(ws, make_config(ws))
+    config = ws.root / "tiny" / "generation_config.json"
+    config.write_bytes(config.read_bytes() + b"\n")
+    again, _, _ = prepared(ws, make_config(ws))
+    assert again.pool.loads == 1
+
+
+def test_an_interrupted_scoring_goes_on_to_the_same_targets(ws, tmp_path):
+    link = KeepingLink()
+    calls = 0
+
+    def react() -> list:
+        nonlocal calls
+        calls += 1
+        return [Stop()] if calls == 60 else []
+
+    link.poll = react  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        prepared(ws, make_config(ws), link)
+    _, source, _ = prepared(ws, make_config(ws))
+
+    other = tmp_path / "other"
+    other.mkdir()
+    # the same corpus under the same config, never interrupted
+    _, expected, _ = prepared(make_root(other), make_config(make_root(other)))
+    assert rows(source) == rows(expected)
+    blocks = range(len(rows(source)))
+    one, two = source.soft(blocks, 0, CPU), expected.soft(blocks, 0, CPU)
+    assert torch.equal(one.ids, two.ids) and torch.equal(one.mass, two.mass)
+
+
+def test_online_keeps_the_expert_and_scores_only_what_is_held_out(ws):
+    preparation, source, held_out = prepared(ws, make_config(ws, targets__source="online"))
+    assert isinstance(source, OnlineSource) and len(held_out) > 0
+    assert source.soft([0], 0, CPU).heard is not None
+    assert preparation.pool.loads == 1
+    _, cached, _ = prepared(ws, make_config(ws))
+    assert rows(source) == rows(cached)
+
+
+def test_held_out_text_is_never_trained_on(ws):
+    _, source, held_out = prepared(ws, make_config(ws, data__held_out=0.3))
+    held = {held_out.row(n).ids.tobytes() for n in range(len(held_out))}
+    assert held and held.isdisjoint(rows(source))
+
+
+def test_the_trained_tokenizer_is_kept_beside_the_checkpoints(ws):
+    preparation = make(ws, make_config(ws), KeepingLink())
+    texts = preparation.texts()
+    tokenizer = preparation.tokenizer(texts)
+    kept = ws.checkpoints_dir / "tokenizer" / "tokenizer.json"
+    before = kept.read_bytes()
+    again = make(ws, make_config(ws), KeepingLink()).tokenizer({})
+    assert kept.read_bytes() == before
+    assert again("the river").input_ids == tokenizer("the river").input_ids
+
+
+def test_an_experts_or_a_folders_tokenizer_can_be_borrowed(ws):
+    for wanted in ("tiny", str(ws.root / "tiny")):
+        config = make_config(ws, student__tokenizer=wanted)
+        tokenizer = make(ws, config, KeepingLink()).tokenizer({})
+        assert len(tokenizer) <= 320 and tokenizer.eos_token == "<|im_end|>"
+
+
+def test_the_experts_answers_are_written_once(ws):
+    (ws.root / "gladius.toml").write_text(
+        (ws.root / "gladius.toml").read_text() + 'capabilities = ["json"]\n'
+    )
+    config = make_config(
+        ws,
+        data__generate="true",
+        data__max_answers=3,
+        data__max_answer_tokens=6,
+        data__keep_answers="all",
+    )
+    first = make(ws, config, KeepingLink())
+    texts = first.texts()["tiny"]
+    given = make(ws, make_config(ws), KeepingLink()).texts()["tiny"]
+    assert texts[-len(given) :] == given and 0 < len(texts) - len(given) <= 3
+    assert first.pool.loads == 1
+    again = make(ws, config, KeepingLink())
+    assert again.texts()["tiny"] == texts and again.pool.loads == 0
+
+
+def test_a_text_too_short_for_training_and_evaluation_is_told(ws):
+    (ws.root / "text.jsonl").write_text('{"text": "one"}\n')
+    with pytest.raises(UsageError, match=r"at least one of each.*--data"):
+        prepared(ws, make_config(ws))
+
+
+def test_device_and_precision_follow_the_config_and_the_processor(ws):
+    config = make_config(ws, device__device="cpu", device__precision="auto")
+    assert device_and_dtype(config, lambda: True) == (CPU, torch.bfloat16)
+    assert device_and_dtype(config, lambda: False) == (CPU, torch.float32)
+    forced = msgspec.structs.replace(
+        config, device=msgspec.structs.replace(config.device, precision="fp32")
+    )
+    assert device_and_dtype(forced, lambda: True) == (CPU, torch.float32)

@@ -1,0 +1,97 @@
+"""Hosts of the toy job in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from engine.errors import MissingError
+from engine.events import AnyEvent, RunStarted, decode_event
+from engine.run import control
+from engine.run.state import read_state
+from engine.workspace import Workspace
+from tests.support.paths import REPO
+from tests.support.toy_job import ToyConfig
+
+TOY = Path(__file__).with_name("toy_job.py")
+
+
+def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for a condition; fails when it does not come true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+class Host:
+    """One `python toy_job.py` process: a runner, in a session of its own, with its toy worker."""
+
+    def __init__(self, ws: Workspace, config: ToyConfig, *options: str, **env: str) -> None:
+        self.ws = ws
+        self.output = ws.root / f"host-{time.monotonic_ns()}.out"
+        self.errors = self.output.with_suffix(".err")
+        with open(self.output, "wb") as output, open(self.errors, "wb") as errors:
+            self.process = subprocess.Popen(
+                [
+                    sys.executable,
+                    str(TOY),
+                    str(ws.root),
+                    msgspec.json.encode(config).decode(),
+                    *options,
+                ],
+                stdout=output,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": str(REPO), **env},
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def events(self) -> list[AnyEvent]:
+        """What it has printed so far."""
+        lines = self.output.read_bytes().split(b"\n")
+        return [decode_event(line) for line in lines[:-1]]
+
+    def worker_pid(self) -> int:
+        """Of the newest attempt that has started."""
+        return [e.pid for e in self.events() if isinstance(e, RunStarted)][-1]
+
+    def wait_for(self, kind: type, count: int = 1, seconds: float = 20.0) -> AnyEvent:
+        """The count-th event of this type, once it is printed."""
+        until(lambda: sum(isinstance(e, kind) for e in self.events()) >= count, seconds)
+        return [e for e in self.events() if isinstance(e, kind)][count - 1]
+
+    def attach(self, after_seq: int | None = None) -> control.Attachment:
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                return control.attach(self.ws, "train", after_seq)
+            except MissingError:
+                assert time.monotonic() < deadline and self.process.poll() is None
+                time.sleep(0.02)
+
+    def end(self, seconds: float = 20.0) -> int:
+        """Wait for its end; the exit code."""
+        return self.process.wait(seconds)
+
+
+def gone(pid: int) -> bool:
+    """Whether the process has ended (a zombie has)."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def status(ws: Workspace) -> str:
+    return read_state(ws).status

@@ -1,0 +1,210 @@
+"""A small training job in this process: a root with a tiny expert, a link that keeps what is said,
+and trainers of which a test can bend one part."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from engine.budget import scores_online
+from engine.checkpoint.store import CheckpointStore
+from engine.config import RunConfig, digest, load_config, to_json
+from engine.distill.jobs import train as worker
+from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool
+from engine.distill.student import build_student, student_reader
+from engine.distill.train.capabilities import student_prompts
+from engine.distill.train.journal import Journal
+from engine.distill.train.on_policy import Rounds
+from engine.distill.train.phases import Schedule, plan_phases
+from engine.distill.train.session import Session
+from engine.distill.train.trainer import Parts, Trainer
+from engine.events import AnyCommand, Event, JobRequest, StepDone
+from engine.experts.registry import load_experts
+from engine.run.job import Steering
+from engine.workspace import Workspace
+from tests.support.tiny_expert import make_expert
+
+CPU = torch.device("cpu")
+SMALL = {
+    "data.generate": "false",
+    "device.precision": "fp32",
+    "device.threads": 1,
+    "student.hidden_size": 32,
+    "student.intermediate_size": 48,
+    "student.num_hidden_layers": 2,
+    "student.num_attention_heads": 2,
+    "student.num_key_value_heads": 1,
+    "student.vocab_size": 320,
+    "student.max_position_embeddings": 128,
+    "loss.alpha": 0.5,
+    "loss.temperature": 2.0,
+    "optimizer.max_seq_len": 128,
+    "optimizer.rows_per_step": 4,
+    "optimizer.micro_batch_size": 4,
+    "optimizer.lr": 0.002,
+    "schedule.max_steps": 12,
+    "schedule.eval_interval": 100,
+    "schedule.sample_tokens": 4,
+    "schedule.capability_prompts": 0,
+}
+_WORDS = ("river", "town", "bank", "old", "snow", "stone", "bridge", "water", "mill", "field")
+
+T = TypeVar("T", bound=Event)
+
+
+class KeepingLink:
+    """Keeps what is emitted; `react(event)` may answer with commands, which are then polled."""
+
+    def __init__(self, react: Callable[[Event], list[AnyCommand]] = lambda event: []) -> None:
+        self.events: list[Event] = []
+        self.waits = 0
+        self._react = react
+        self._commands: list[AnyCommand] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+        self._commands += self._react(event)
+
+    def ask(self, command: AnyCommand) -> None:
+        self._commands.append(command)
+
+    def poll(self) -> list[AnyCommand]:
+        commands, self._commands = self._commands, []
+        return commands
+
+    def wait(self, timeout: float) -> list[AnyCommand]:
+        self.waits += 1
+        assert self.waits < 1000, "nobody ends the pause"
+        return self.poll()
+
+    def beat(self, doing: str = "") -> None:
+        pass
+
+    @contextmanager
+    def busy(self, doing: str, at_most: float = 0.0) -> Iterator[None]:
+        yield
+
+    def of(self, kind: type[T]) -> list[T]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+    def steps(self) -> list[int]:
+        return [event.step for event in self.of(StepDone)]
+
+
+def make_root(folder: Path) -> Workspace:
+    """A root with the expert `tiny` and 40 texts in text.jsonl."""
+    make_expert(folder / "tiny")
+    (folder / "gladius.toml").write_text(
+        '[experts.tiny]\ntitle = "Tiny"\nrepo = "./tiny"\nend_tokens = ["<|im_end|>"]\n'
+    )
+    rng = random.Random(0)
+    with open(folder / "text.jsonl", "w", encoding="utf-8") as file:
+        for n in range(40):
+            words = " ".join(rng.choice(_WORDS) for _ in range(20))
+            example: dict[str, Any] = {"text": words}
+            if n % 3 == 0:
+                question = {"role": "user", "content": "Tell of the river."}
+                example = {"messages": [question, {"role": "assistant", "content": words}]}
+            file.write(json.dumps(example) + "\n")
+    workspace = Workspace.find(folder)
+    workspace.create()
+    return workspace
+
+
+def make_config(
+    workspace: Workspace, experts: Sequence[str] = ("tiny",), **fields: object
+) -> RunConfig:
+    """A small run's config; fields as section__field=value."""
+    values = {**SMALL, **{name.replace("__", "."): value for name, value in fields.items()}}
+    return load_config(
+        workspace,
+        preset="nano",
+        experts=experts,
+        data=[str(workspace.root / "text.jsonl")],
+        overrides=[f"{name}={value}" for name, value in values.items()],
+    )
+
+
+def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Prepared]]:
+    """The student's tokenizer and the prepared experts."""
+    link: Any = KeepingLink()
+    pool = TeacherPool(workspace, link, CPU, torch.float32, keep_all=True)
+    experts = [load_experts(workspace)[name] for name in config.experts.names]
+    preparation = Preparation(workspace, config, experts, Steering(link), link, pool, torch.float32)
+    texts = preparation.texts()
+    tokenizer = preparation.tokenizer(texts)
+    return tokenizer, preparation.prepare(texts, tokenizer)
+
+
+def make_trainer(
+    workspace: Workspace, config: RunConfig, link: KeepingLink, checkpoints: Path
+) -> Trainer:
+    """A trainer at step 0, with checkpoints and journal in a folder of its own."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    tokenizer, prepared = prepare(workspace, config)
+    rounds = None
+    if config.schedule.on_policy_share:
+        reader = student_reader(tokenizer, config.student.vocab_size)
+        judges = {name: part.judge for name, part in prepared.items()}
+        online = scores_online(config)
+        beat = lambda doing: None  # noqa: E731
+        rounds = Rounds(config, tokenizer, reader, judges, online, torch.float32, beat)
+    experts = [load_experts(workspace)[name] for name in config.experts.names]
+    optimizer = config.optimizer
+    tokens = optimizer.rows_per_step * optimizer.max_seq_len
+    model = build_student(config.student, tokenizer, config.seed)
+    return Trainer(
+        Parts(
+            config=config,
+            config_json=to_json(config),
+            config_digest=digest(config),
+            session=Session(model, optimizer, config.guards, "tokenizer"),
+            tokenizer=tokenizer,
+            feeds={name: part.feeds for name, part in prepared.items()},
+            held_out={name: part.held_out for name, part in prepared.items()},
+            schedule=Schedule(config, plan_phases(config, experts), tokens),
+            journal=Journal(checkpoints / "journal.jsonl"),
+            checkpoints=CheckpointStore(checkpoints, config.checkpoint.keep),
+            steering=Steering(link),
+            device=CPU,
+            dtype=torch.float32,
+            sample_prompts=("Tell of the river.",),
+            rounds=rounds,
+            measured=student_prompts(
+                *(tokenizer, experts, config.schedule.capability_prompts),
+                *(config.schedule.capability_tokens, optimizer.max_seq_len),
+            ),
+        )
+    )
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.session.model.named_parameters()}
+
+
+def train(
+    workspace: Workspace,
+    config: RunConfig,
+    link: KeepingLink,
+    *,
+    resume: bool = False,
+    fresh: bool = False,
+    attempt: int = 1,
+) -> int:
+    """The whole job, as the worker process does it."""
+    request = JobRequest(
+        job="train",
+        root=str(workspace.root),
+        run_id="run",
+        attempt=attempt,
+        resume=resume,
+        fresh=fresh,
+        config=to_json(config),
+    )
+    return worker.main(link, request)  # type: ignore[arg-type]

@@ -1,0 +1,254 @@
+"""What the Dashboard knows of a run is what its events said, live, read anew, or printed."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+
+from engine.events import (
+    CapabilitiesScored,
+    CapabilityScore,
+    CheckpointSaved,
+    EvalDone,
+    ExpertScore,
+    GuardTripped,
+    Heartbeat,
+    PhaseStarted,
+    Progress,
+    RunEnded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    StepDone,
+)
+from engine.run.state import RunState, advance
+from engine.workspace import Workspace
+from gladius_tui.app.model.board import Board
+from gladius_tui.app.model.past_runs import board_of, former_runs, read_board, read_metrics
+from gladius_tui.app.widgets.panes import experts_pane, log_pane, run_pane, summary_line
+from gladius_tui.headless import Renderer
+from tests.support.recording import recorded, write_run
+
+EVENTS = recorded()
+# What is counted of the events that were seen, or kept of more of them than a reading looks at.
+COUNTS = {"changed", "checkpoints", "logged", "skipped", "log", "former_probes", "readings"}
+
+
+def folded(events) -> Board:
+    board = Board()
+    board.take(events)
+    return board
+
+
+def facts(board: Board) -> dict:
+    return {name: value for name, value in vars(board).items() if name not in COUNTS}
+
+
+@pytest.mark.parametrize("count", [3, 100, 134, 135, 200, 354, 355, 420, len(EVENTS)])
+def test_a_run_read_out_of_the_history_is_the_run_that_was_watched(tmp_path, count):
+    ws = Workspace.find(tmp_path)
+    events = [event for event in EVENTS[:count] if not isinstance(event, Heartbeat)]
+    run_id = write_run(ws, events)
+    watched = folded(events)
+    read = read_board(ws, run_id)
+    assert read is not None
+    watched.seq = read.seq
+    assert facts(read) == facts(watched)
+    assert list(read.log)[-50:] == list(watched.log)[-50:]
+    assert list(read.readings) == list(watched.readings)
+
+
+def test_reading_up_to_a_number_and_watching_from_there_on_is_the_whole(tmp_path):
+    from engine.run.history import History
+
+    ws = Workspace.find(tmp_path)
+    run_id = write_run(ws, EVENTS)
+    history = History(ws.history_file)
+    stored = history.events(run_id, limit=10_000)
+    board = board_of(history, run_id, up_to=300)
+    history.close()
+    board.take(stored)  # those up to 300 come twice
+    whole = folded(stored)
+    assert facts(board) == facts(whole)
+
+
+def test_headless_and_app_tell_the_same_of_one_stream():
+    """Step, loss, speed, bits per byte, checkpoints, phase and status, at every event."""
+    renderer, board, state = Renderer(), Board(), RunState()
+    checkpoints = 0
+    told: dict[str, str] = {}
+    for event in EVENTS:
+        lines = renderer.lines(event)
+        board.take([event])
+        state = advance(state, event)
+        text = " ".join(line.strip() for line in lines)
+        pane = run_pane(board, 60, event.time).plain
+        log = log_pane(board, 200, 3).plain
+        match event:
+            case StepDone():
+                assert (board.step, board.phase) == (state.step, state.phase)
+                assert board.last is not None and board.last.loss == state.loss
+                if found := re.search(r"step +([\d,]+)/([\d,]+) .*loss ([\d.]+)", text):
+                    assert f"step {found[1]} of {found[2]}" in pane
+                    assert f"loss {found[3]}" in pane
+                    speed = re.search(r"([\d,]+) tok/s", text)
+                    assert speed and f"{speed[1]} tok/s" in pane
+                    told["step"] = found[1]
+            case EvalDone():
+                found = re.search(r"([\d.]+) bits/byte held out", text)
+                assert found and f"held-out {found[1]}" in pane
+                assert f"{found[1]} bits/byte held out" in log
+                assert ("best so far" in text) == ("best so far" in log.splitlines()[-1])
+                assert board.bits_per_byte == state.bits_per_byte
+                for score in event.scores:
+                    agreement = re.search(r"agreement (\d+%)", text)
+                    row = experts_pane(board, 90, 5).plain
+                    assert agreement and agreement[1] in row and f"{score.kl:.2f}" in row
+                told["eval"] = found[1]
+            case CheckpointSaved():
+                checkpoints += 1
+                found = re.search(r"step ([\d,]+) saved, ([\d.]+ \w+)", text)
+                assert found and f"checkpoint {found[1]} saved, {found[2]}" in log
+                assert f"checkpoint {found[1]}" in pane
+                assert board.checkpoint is not None
+                assert board.checkpoint.path == state.last_checkpoint
+                assert board.checkpoints == checkpoints
+            case PhaseStarted():
+                found = re.search(r"phase (\d/\d)  (.+?) · step", text)
+                assert found and f"phase {found[1]}  {found[2]}" in pane
+                assert f"phase {found[1]} {found[2]}" in log
+            case RunEnded():
+                assert text.strip().startswith("completed at step 220")
+                assert "completed" in pane and board.status == state.status == "completed"
+                told["end"] = text
+    assert told["step"] == "220" and "eval" in told and "end" in told and checkpoints == 12
+
+
+def step(number: int, **changes) -> StepDone:
+    values = {
+        **{"step": number, "phase": 1, "loss": 3.0, "kl": 2.0, "ce": 4.0, "lr": 1e-3},
+        **{"grad_norm": 1.0, "tokens": 8, "tokens_seen": 8, "tokens_per_sec": 9.0},
+        "step_seconds": 1.0,
+    }
+    return StepDone(**values | changes)
+
+
+def test_what_it_can_do_is_read_out_of_the_history_as_it_was_watched(tmp_path):
+    """The experts' rows come once, before hundreds of the student's."""
+
+    def scored(who: str, at: int, right: int) -> CapabilitiesScored:
+        score = CapabilityScore(capability="json", right=right, asked=4)
+        return CapabilitiesScored(who=who, step=at, scores=(score,))
+
+    rows = [scored("smollm2", 0, 3), *(scored("student", n, int(n == 7)) for n in range(1, 400))]
+    began = next(event for event in EVENTS if isinstance(event, RunStarted))
+    events = [began, *rows, step(400)]
+    events = [msgspec.structs.replace(e, seq=n) for n, e in enumerate(events, start=1)]
+    watched = Board()
+    watched.take(events)
+    ws = Workspace.find(tmp_path)
+    read = read_board(ws, write_run(ws, events))
+    assert read is not None
+    for board in (watched, read):
+        assert board.able["smollm2"].scores[0].right == 3
+        assert board.able["student"].step == 399
+        assert board.able_best == {"json": 0.25}
+
+
+def test_the_status_follows_what_happens():
+    board = folded(EVENTS[:200])
+    seen = [board.status]
+    for event in (
+        RunPaused(step=66),
+        RunResumed(step=66),
+        GuardTripped(guard="stall", action="stalled"),
+        GuardTripped(guard="stall", action="going on"),
+        GuardTripped(guard="stall", action="stopped"),
+        GuardTripped(guard="stall", action="going on"),
+        RunEnded(status="stopped", step=66),
+    ):
+        board.take([event])
+        seen.append(board.status)
+    steady = "training"
+    assert seen == [steady, "paused", steady, "stalled", steady, "stopped", steady, "ended"]
+    assert not board.alive
+
+
+def test_a_runner_that_is_gone_without_a_word_was_killed():
+    board = folded(EVENTS[:200])
+    assert board.alive
+    board.gone()
+    assert board.status == "failed" and "gone" in run_pane(board, 60, 0.0).plain
+    whole = folded(EVENTS)
+    whole.gone()
+    assert whole.status == "completed"
+
+
+def test_an_event_that_comes_twice_counts_once():
+    numbered = [msgspec.structs.replace(e, seq=n) for n, e in enumerate(EVENTS, 1)]
+    board = folded(numbered)
+    before = facts(board), board.logged, board.checkpoints
+    board.take(numbered[-50:])
+    assert (facts(board), board.logged, board.checkpoints) == before
+
+
+def test_what_is_forgotten_is_measured_against_the_best():
+    board = Board()
+    for kl in (3.0, 1.0, 1.25):
+        score = ExpertScore(expert="a", bits_per_byte=2.0, kl=kl, agreement=0.5, positions=9)
+        board.take([EvalDone(bits_per_byte=2.0, scores=(score,))])
+    row = board.experts["a"]
+    assert row.best_kl == 1.0 and row.forgotten == pytest.approx(0.25)
+    assert "25%" in experts_pane(board, 80, 4).plain
+    unheard = ExpertScore(expert="a", bits_per_byte=2.0, kl=None, agreement=None, positions=9)
+    board.take([EvalDone(bits_per_byte=2.0, scores=(unheard,))])
+    assert row.forgotten is None
+
+
+def test_a_run_that_is_taken_up_again_is_starting_not_ended():
+    board = folded([*EVENTS[:250], RunEnded(status="stopped", step=90, time=100.0)])
+    board.taken_up(since=50.0)
+    assert board.status == "ended", "its runner is still there, at its last word"
+    board.taken_up(since=200.0)
+    assert board.status is None and "starting" in run_pane(board, 60, 0.0).plain
+    board.gone()
+    assert board.status == "failed"
+
+
+def test_a_new_phase_begins_at_nothing():
+    board = folded([*EVENTS[:135], step(1, phase=1, phase_progress=0.9)])
+    assert board.phase_progress == 0.9
+    board.take([PhaseStarted(phase=2, phases=3, name="All experts")])
+    assert board.phase_progress == 0.0
+    assert board.experts["smollm2"].progress == 1.0
+
+
+def test_a_resumed_run_goes_on_from_its_checkpoint():
+    started = next(e for e in EVENTS if isinstance(e, RunStarted))
+    board = folded([*EVENTS[:250], RunEnded(status="failed", step=90, reason="no power")])
+    assert "no power" in run_pane(board, 60, 0.0).plain
+    board.take([msgspec.structs.replace(started, seq=0, attempt=2, resumed_from=88)])
+    assert (board.status, board.step, board.ended) == ("preparing", 88, None)
+    board.take([step(89)])
+    assert board.status == "training" and "step 89" in summary_line(board)
+
+
+def test_work_is_shown_while_it_goes_on():
+    board = folded(EVENTS[:3])
+    board.take([Progress(task="score:a", label="A scores", done=5, total=10, eta=3.0)])
+    assert "A scores" in run_pane(board, 40, 0.0).plain
+    board.take([Progress(task="score:a", label="A scores", done=10, total=10, finished=True)])
+    assert "A scores" not in run_pane(board, 40, 0.0).plain
+
+
+def test_runs_and_metrics_are_listed(tmp_path):
+    ws = Workspace.find(tmp_path)
+    first = write_run(ws, EVENTS[:200], "one")
+    second = write_run(ws, EVENTS, "two")
+    assert [run[:2] for run in former_runs(ws, second)] == [(first, "demo")]
+    assert {"loss", "kl", "bits_per_byte", "kl/smollm2"} <= set(read_metrics(ws, second))
+    board = read_board(ws)
+    assert board is not None and board.run_id == second
+    assert read_board(Workspace.find(tmp_path / "none")) is None
