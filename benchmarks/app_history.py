@@ -31,7 +31,7 @@ from engine.run import rollup
 from engine.run.history import History
 from engine.workspace import Workspace
 from gladius_tui.app.model.curves import Curve
-from gladius_tui.app.model.past_runs import read_board, read_curves, read_metrics
+from gladius_tui.app.model.past_runs import read_curves, read_metrics, read_run_view
 
 BOUND = 0.5
 REPETITIONS = 7
@@ -64,7 +64,7 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
     from gladius_tui.app.widgets.charts import Drawing, Series, Sketch
 
     began = time.perf_counter()
-    board = read_board(ws, run_id)
+    board = read_run_view(ws, run_id)
     assert board is not None and board.step == steps
     metrics = read_metrics(ws, run_id)
     columns = read_curves(ws, run_id, metrics, 0, steps + 1, COLUMNS)

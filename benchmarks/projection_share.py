@@ -2,7 +2,7 @@
 vocabulary, as a share of the expert's own forward pass.
 
 The expert's part is its trunk, its head at the scored positions and the softmax; the projection's
-is everything else that `Heard.project` does. Both come from the same pass over real text.
+is everything else that `TeacherOutput.project` does. Both come from the same pass over real text.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.workbench import Workbench
 from engine.distill.align import projection
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import OnlineSource
-from engine.distill.teacher.scoring import Heard, hear, projection_chunk
+from engine.distill.teacher.scoring import TeacherOutput, projection_chunk, teacher_forward
 from engine.distill.teacher.targets import sparsify, temper
 
 BOUND = 0.10
@@ -58,9 +58,9 @@ def measure(bench: Workbench) -> dict[str, Figure]:
     for number in range(1 + REPETITIONS):
         first = number * BLOCKS % max(1, len(source.blocks) - BLOCKS)
         began = time.perf_counter()
-        heard = hear(teacher, source.blocks[first : first + BLOCKS])
+        output = teacher_forward(teacher, source.blocks[first : first + BLOCKS])
         trunk = time.perf_counter() - began
-        rest, head_and_softmax, shard = _project(heard, projector, chunk, shape, generator)
+        rest, head_and_softmax, shard = _project(output, projector, chunk, shape, generator)
         if number:  # the first warms up
             projected.append(rest)
             forward.append(trunk + head_and_softmax)
@@ -72,7 +72,7 @@ def measure(bench: Workbench) -> dict[str, Figure]:
 
 
 def _project(
-    heard: Heard,
+    output: TeacherOutput,
     projector: Projector,
     chunk: int,
     shape: tuple[int, int, int],
@@ -84,7 +84,7 @@ def _project(
     softmax = theirs.timed(projection._softmax_columns)
     began = time.perf_counter()
     with torch.no_grad(), patch.object(projection, "_softmax_columns", softmax):
-        for part in projector.project(theirs.timed(heard.logits), heard.alignment, chunk):
+        for part in projector.project(theirs.timed(output.logits), output.alignment, chunk):
             keep(part.q)
     elapsed = time.perf_counter() - began
     return elapsed - theirs.seconds - shard.seconds, theirs.seconds, shard.seconds

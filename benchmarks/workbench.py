@@ -29,7 +29,7 @@ from engine.distill.train.trainer import Parts, Trainer
 from engine.events import AnyCommand, Event
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel
-from engine.run.job import Steering
+from engine.run.job import JobContext
 from engine.workspace import Workspace, assets_dir
 
 # Text that SmolLM2 scores before the cached figure: some fifteen seconds, a few packed steps.
@@ -62,7 +62,7 @@ class Workbench:
         self.workspace = Workspace.find(folder)
         self.workspace.create()
         self.link = SilentLink()
-        self.steering = Steering(self.link)
+        self.steering = JobContext(self.link)
         self.expert = ready_expert()
         self.config = load_config(
             self.workspace,

@@ -37,7 +37,7 @@ from engine.events import (
     StepDone,
     encode,
 )
-from engine.units import size
+from gladius_tui.format import duration, size
 
 PROGRESS_SECONDS = 5.0
 """Least time between two lines of the same task."""
@@ -52,20 +52,6 @@ _VERDICTS = {
 }
 
 _STYLES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people read them: `45s`, `6m12`, `3h05`, `2d04h`; `–` where unknown."""
-    if seconds is None:
-        return "–"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 def wants_colour(stream: IO[str]) -> bool:

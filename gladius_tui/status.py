@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING
 from engine.events import CapabilitiesScored, EvalDone, HardwareRead
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.state import RunState
-from gladius_tui.headless import duration, size
+from gladius_tui.format import MILESTONES, bar, duration, size, sparkline
 
 if TYPE_CHECKING:  # it imports sqlite3, for which `status` has no use
     from engine.run.rollup import Column
 
 MARKS = {"ready": "✓ Ready", "partial": "◐ Partial", "missing": "○ Missing"}
-MILESTONES = ((100, "100M"), (250, "250M"), (500, "500M"), (750, "750M"), (1000, "1B"))
-_BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def _row(label: str, text: str) -> str:
@@ -150,12 +148,6 @@ def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatu
     return lines
 
 
-def bar(share: float, width: int = 30) -> str:
-    """A bar of `width` cells, full at 1."""
-    full = round(min(max(share, 0.0), 1.0) * width)
-    return "▇" * full + "▁" * (width - full)
-
-
 def snapshot_lines(
     state: RunState, loss: Sequence[Column], evaluation: EvalDone | None
 ) -> list[str]:
@@ -163,12 +155,10 @@ def snapshot_lines(
     lines = []
     if state.target_params:
         share = state.current_params / state.target_params
-        reached = [
-            f"{name} ✓" for millions, name in MILESTONES if state.current_params >= millions * 1e6
-        ]
+        reached = [f"{name} ✓" for count, name in MILESTONES if state.current_params >= count]
         lines.append(_row("", "  ".join([bar(share), *reached])))
-    curve = spark([column.last for column in loss])
-    if curve:
+    curve = sparkline([column.last for column in loss])
+    if curve.strip():
         known = [column for column in loss if column.count]
         lines.append(
             _row(
@@ -198,18 +188,3 @@ def abilities_lines(rows: Sequence[CapabilitiesScored]) -> list[str]:
             lines.append(_row(label, line.replace("\0", " ")))
             label = ""
     return lines
-
-
-def spark(values: Sequence[float | None]) -> str:
-    """The values as a line of blocks, from their least to their greatest; None is a gap."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return ""
-    low, span = min(known), max(known) - min(known)
-
-    def block(value: float | None) -> str:
-        if value is None:
-            return " "
-        return _BLOCKS[round((value - low) / span * (len(_BLOCKS) - 1))] if span else _BLOCKS[0]
-
-    return "".join(block(value) for value in values)

@@ -12,9 +12,9 @@ import sys
 import torch
 
 from engine.config import DataConfig
-from engine.distill.align.blocks import Reader
+from engine.distill.align.blocks import ChatEncoder
 from engine.distill.data.conversations import choose, kept_examples, write_answers
-from engine.distill.teacher.scoring import teacher_reader
+from engine.distill.teacher.scoring import teacher_encoder
 from engine.distill.teacher.teacher import load_teacher
 from engine.events import Event, Progress
 from engine.experts.registry import expert_path, expert_status, load_experts
@@ -35,7 +35,7 @@ DATA = DataConfig(
 SEED = 0
 
 
-def _count(reader: Reader, example: Example) -> int:
+def _count(reader: ChatEncoder, example: Example) -> int:
     """The expert's tokens of the whole conversation; 0 where it can't be read byte for byte."""
     chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
     reading = reader.read_chat(chat, example.complete)
@@ -60,7 +60,7 @@ def main() -> int:
         teacher, chosen, workspace.experts_cache_dir, DATA, SEED, _report, lambda doing: None
     )
     examples = kept_examples(judged, spec.name)
-    reader = teacher_reader(teacher)
+    reader = teacher_encoder(teacher)
     lines: list[bytes] = []
     tokens = 0
     for example in examples:

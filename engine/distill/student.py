@@ -20,7 +20,7 @@ from transformers import (
 
 from engine.checkpoint.model_record import ModelRecord, write_record
 from engine.config import StudentConfig
-from engine.distill.align.blocks import Chat, Reader
+from engine.distill.align.blocks import Chat, ChatEncoder
 from engine.errors import MissingError, UsageError
 from engine.workspace import publish_dir
 
@@ -115,7 +115,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def student_reader(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Reader:
+def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> ChatEncoder:
     """How the student reads text; its one end of turn is its EOS."""
 
     def render(messages: Chat) -> str:
@@ -125,7 +125,7 @@ def student_reader(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Reade
 
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
-    return Reader(tokenizer, render, [eos], vocab_size)
+    return ChatEncoder(tokenizer, render, [eos], vocab_size)
 
 
 def llama_config(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

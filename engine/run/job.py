@@ -32,11 +32,11 @@ class Link(Protocol):
     def busy(self, doing: str, at_most: float = 3600.0) -> AbstractContextManager[None]: ...
 
 
-class Interrupted(Exception):
+class JobStopped(Exception):
     """The job is asked to end; what was half done is dropped."""
 
 
-class Steering:
+class JobContext:
     """Reads commands between the pieces of work, and pauses there.
 
     Attributes:
@@ -60,7 +60,7 @@ class Steering:
         """A heartbeat, and what was asked since the last one; a pause stands here until it is over.
 
         Raises:
-            Interrupted: asked to end.
+            JobStopped: asked to end.
         """
         self.link.beat(doing)
         for command in self.link.poll():
@@ -69,7 +69,7 @@ class Steering:
             self._stand_still()
         self._save_if_asked()
         if self.stop is not None:
-            raise Interrupted
+            raise JobStopped
 
     def _take(self, command: AnyCommand) -> None:
         match command:

@@ -29,7 +29,7 @@ from engine.events import (
 from engine.experts.gguf_source import GGUFExpert
 from engine.export.model_source import Source
 from engine.export.parity import parity_checks
-from engine.run.job import Interrupted, Steering
+from engine.run.job import JobContext, JobStopped
 from engine.run.worker import WorkerLink
 from engine.validate.checks.check import guarded, row, skipped
 from engine.validate.checks.files import (
@@ -89,7 +89,7 @@ class Validation:
         self.request = request
         self.workspace = Workspace.find(request.root)
         self.config = msgspec.json.decode(request.config, type=ValidateConfig)
-        self.steering = Steering(link)
+        self.steering = JobContext(link)
         self.began = time.monotonic()
         self.rows: list[CheckDone] = []
         self.generations: list[Generation] = []
@@ -113,7 +113,7 @@ class Validation:
                 self._structure(source, gguf)
                 self._quality(source)
                 return self._end(source)
-        except Interrupted:
+        except JobStopped:
             self.link.emit(RunEnded(status="stopped", reason="stopped; no report was written"))
             return 0
 

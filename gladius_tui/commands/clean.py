@@ -24,7 +24,7 @@ def clean(options: Options, what: tuple[str, ...], confirm: bool) -> None:
     cache and what experts wrote go only when they are named.
     """
     from engine.workspace import clean_targets, linked_folders
-    from gladius_tui.headless import size
+    from gladius_tui.format import size
 
     ws = options.workspace
     names = what or CLEANED_BY_DEFAULT

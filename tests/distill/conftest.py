@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from engine.distill.align.blocks import Reader
+from engine.distill.align.blocks import ChatEncoder
 from tests.support.paths import REPO
 from tests.support.threads import one_thread  # noqa: F401
 from tests.support.toys import byte_level, reader, sentencepiece
@@ -25,11 +25,11 @@ _ENDS = {
 
 
 @pytest.fixture(scope="session")
-def real_reader() -> Callable[[str], Reader]:
+def real_reader() -> Callable[[str], ChatEncoder]:
     """A real tokenizer's way to read text; the test is skipped where it was not fetched."""
-    held: dict[str, Reader] = {}
+    held: dict[str, ChatEncoder] = {}
 
-    def get(name: str) -> Reader:
+    def get(name: str) -> ChatEncoder:
         if name not in held:
             folder = REPO / "tmp" / ("models" if name == "smollm2" else "tokenizers") / name
             file = folder / "tokenizer.json"
@@ -45,7 +45,7 @@ def real_reader() -> Callable[[str], Reader]:
                 chat_template=_PLAIN,
             )
             ids = [backend.token_to_id(token) for token in ends]
-            held[name] = Reader(tokenizer, _renderer(tokenizer), ids)
+            held[name] = ChatEncoder(tokenizer, _renderer(tokenizer), ids)
         return held[name]
 
     return get
@@ -65,7 +65,7 @@ def _renderer(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[dict[str, st
 
 
 @pytest.fixture(scope="session")
-def trained() -> dict[str, Reader]:
+def trained() -> dict[str, ChatEncoder]:
     """Readers with tokenizers trained here: byte_level, prepend and metaspace."""
     return {
         "byte_level": reader(byte_level()),

@@ -14,7 +14,7 @@ from engine.distill.student import (
     build_student,
     load_tokenizer,
     save_student,
-    student_reader,
+    student_encoder,
     train_tokenizer,
 )
 from engine.errors import MissingError, UsageError
@@ -145,7 +145,7 @@ def test_a_loaded_tokenizer_reads_as_its_file_says_and_has_its_ends(tokenizer, t
         assert loaded(text, add_special_tokens=False).input_ids == (
             file.encode(text, add_special_tokens=False).ids
         )
-    reader = student_reader(loaded, 320)
+    reader = student_encoder(loaded, 320)
     assert list(reader.end_ids) == [tokenizer.eos_token_id]
     by_file = load_tokenizer(tmp_path / "tokenizer.json", 320)
     assert by_file.eos_token == tokenizer.eos_token

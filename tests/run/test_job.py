@@ -7,12 +7,12 @@ import time
 import pytest
 
 from engine.events import Checkpoint, Pause, Resume, RunPaused, RunResumed, Stop
-from engine.run.job import Interrupted, Steering
+from engine.run.job import JobContext, JobStopped
 from tests.support.small_run import KeepingLink
 
 
-def steering_at(step: int, link: KeepingLink) -> tuple[Steering, list[str]]:
-    steering, saved = Steering(link), []
+def steering_at(step: int, link: KeepingLink) -> tuple[JobContext, list[str]]:
+    steering, saved = JobContext(link), []
     steering.step = lambda: step
     steering.checkpoint = lambda: saved.append("saved")
     return steering, saved
@@ -46,11 +46,11 @@ def test_an_end_interrupts_also_a_pause():
     link = KeepingLink(lambda event: [Stop(signal=15)] if isinstance(event, RunPaused) else [])
     steering, _ = steering_at(3, link)
     link.ask(Pause())
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped):
         steering.serve("training")
     assert steering.stop == Stop(signal=15) and not steering.finish
     assert [type(e) for e in link.events] == [RunPaused]
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped):
         steering.serve("evaluating")  # again, wherever it is read next
 
 

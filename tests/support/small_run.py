@@ -17,16 +17,16 @@ from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, digest, load_config, to_json
 from engine.distill.jobs import train as worker
 from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool
-from engine.distill.student import build_student, student_reader
+from engine.distill.student import build_student, student_encoder
 from engine.distill.train.capabilities import student_prompts
 from engine.distill.train.journal import Journal
-from engine.distill.train.on_policy import Rounds
+from engine.distill.train.on_policy import OnPolicyRounds
 from engine.distill.train.phases import Schedule, plan_phases
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Parts, Trainer
 from engine.events import AnyCommand, Event, JobRequest, StepDone
 from engine.experts.registry import load_experts
-from engine.run.job import Steering
+from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.tiny_expert import make_expert
 
@@ -136,7 +136,9 @@ def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Pre
     link: Any = KeepingLink()
     pool = TeacherPool(workspace, link, CPU, torch.float32, keep_all=True)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
-    preparation = Preparation(workspace, config, experts, Steering(link), link, pool, torch.float32)
+    preparation = Preparation(
+        workspace, config, experts, JobContext(link), link, pool, torch.float32
+    )
     texts = preparation.texts()
     tokenizer = preparation.tokenizer(texts)
     return tokenizer, preparation.prepare(texts, tokenizer)
@@ -150,11 +152,11 @@ def make_trainer(
     tokenizer, prepared = prepare(workspace, config)
     rounds = None
     if config.schedule.on_policy_share:
-        reader = student_reader(tokenizer, config.student.vocab_size)
+        reader = student_encoder(tokenizer, config.student.vocab_size)
         judges = {name: part.judge for name, part in prepared.items()}
         online = scores_online(config)
         beat = lambda doing: None  # noqa: E731
-        rounds = Rounds(config, tokenizer, reader, judges, online, torch.float32, beat)
+        rounds = OnPolicyRounds(config, tokenizer, reader, judges, online, torch.float32, beat)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
     optimizer = config.optimizer
     tokens = optimizer.rows_per_step * optimizer.max_seq_len
@@ -171,7 +173,7 @@ def make_trainer(
             schedule=Schedule(config, plan_phases(config, experts), tokens),
             journal=Journal(checkpoints / "journal.jsonl"),
             checkpoints=CheckpointStore(checkpoints, config.checkpoint.keep),
-            steering=Steering(link),
+            steering=JobContext(link),
             device=CPU,
             dtype=torch.float32,
             sample_prompts=("Tell of the river.",),

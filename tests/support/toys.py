@@ -19,10 +19,10 @@ from tokenizers import (
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projected, Projector, build_tables
 from engine.distill.align.vocabulary import BYTE_TO_CHAR
-from engine.distill.student import student_reader, train_tokenizer
+from engine.distill.student import student_encoder, train_tokenizer
 from engine.text.examples import Example, Message
 
 PROSE = (
@@ -144,7 +144,7 @@ class Toy:
         tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
         self.id = {token: n for n, token in enumerate(self.tokens) if token is not None}
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
-        self.reader = Reader(fast, lambda chat: "", [self.end])
+        self.reader = ChatEncoder(fast, lambda chat: "", [self.end])
 
     def split(self, data: bytes) -> list[bytes]:
         """BPE over the bytes: again and again the leftmost pair of the lowest rank."""
@@ -177,9 +177,9 @@ def _printable(data: bytes) -> str:
     return "".join(BYTE_TO_CHAR[b] for b in data)
 
 
-def reader(tokenizer: PreTrainedTokenizerFast, size: int = 0) -> Reader:
+def reader(tokenizer: PreTrainedTokenizerFast, size: int = 0) -> ChatEncoder:
     """How a model with this tokenizer, and `size` rows, reads text."""
-    return student_reader(tokenizer, size or len(tokenizer))
+    return student_encoder(tokenizer, size or len(tokenizer))
 
 
 def document(text: str, **more) -> Example:
@@ -194,7 +194,7 @@ def chat(*turns: str, **more) -> Example:
 
 
 def blocks_of(
-    example: Example, student: Reader, teacher: Reader, limit: int = 4096, **more
+    example: Example, student: ChatEncoder, teacher: ChatEncoder, limit: int = 4096, **more
 ) -> list[TextBlock | None]:
     return list(
         make_blocks(
@@ -203,14 +203,14 @@ def blocks_of(
     )
 
 
-def block_of(example: Example, student: Reader, teacher: Reader, **more) -> TextBlock:
+def block_of(example: Example, student: ChatEncoder, teacher: ChatEncoder, **more) -> TextBlock:
     """The only block of an example that can be read."""
     (block,) = blocks_of(example, student, teacher, **more)
     assert block is not None
     return block
 
 
-def projector_of(teacher: Reader, student: Reader, **more) -> Projector:
+def projector_of(teacher: ChatEncoder, student: ChatEncoder, **more) -> Projector:
     tables = build_tables(
         teacher.vocabulary, student.vocabulary, teacher.end_ids, student.end_ids[0]
     )

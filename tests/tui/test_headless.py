@@ -31,7 +31,8 @@ from engine.events import (
     StepDone,
     decode_event,
 )
-from gladius_tui.headless import Printer, Renderer, acknowledgement, duration, size
+from gladius_tui.format import duration, size
+from gladius_tui.headless import Printer, Renderer, acknowledgement
 
 
 def step(number: int, **changes) -> StepDone:

@@ -13,14 +13,8 @@ from engine.experts.registry import expert_status, load_experts
 from engine.run.rollup import Column
 from engine.run.state import RunState
 from engine.workspace import Workspace
-from gladius_tui.status import (
-    abilities_lines,
-    bar,
-    models_lines,
-    snapshot_lines,
-    spark,
-    status_lines,
-)
+from gladius_tui.format import bar, sparkline
+from gladius_tui.status import abilities_lines, models_lines, snapshot_lines, status_lines
 
 RUNNING = RunState(
     status="training",
@@ -115,7 +109,7 @@ def test_the_snapshot_tells_what_student_and_experts_can_as_they_were_asked_last
 
 
 def test_curves_and_bars_bear_any_input():
-    assert spark([]) == spark([None, None]) == ""
-    assert spark([1.0, 1.0]) == "▁▁"
-    assert spark([1.0, None, 2.0]) == "▁ █"
+    assert sparkline([]) == sparkline([None, None]) == ""
+    assert sparkline([1.0, 1.0]) == "▁▁"
+    assert sparkline([1.0, None, 2.0]) == "▁ █"
     assert bar(-1, 4) == "▁▁▁▁" and bar(0.5, 4) == "▇▇▁▁" and bar(9, 4) == "▇▇▇▇"

@@ -19,7 +19,7 @@ from engine.events import (
     Stop,
 )
 from engine.run.history import History
-from engine.run.job import Interrupted
+from engine.run.job import JobStopped
 from engine.validate.checks.check import guarded, row
 from engine.validate.quality import tasks as quality_tasks
 from engine.validate.quality.answers import load_questions, repetition
@@ -248,9 +248,9 @@ def test_a_check_that_breaks_is_a_failure_of_structure_and_a_gap_in_quality():
     assert row("quality", "x", "X", False, "", "").verdict == "warn"
 
     def stopped():
-        raise Interrupted
+        raise JobStopped
 
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped):
         list(guarded("structural", "x", "X", stopped))
 
 

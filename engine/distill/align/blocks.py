@@ -53,7 +53,7 @@ class Reading:
     spans: tuple[Span, ...]
 
 
-class Reader:
+class ChatEncoder:
     """A model's way to read text: tokenizer, chat format and ends of turn."""
 
     def __init__(
@@ -78,7 +78,7 @@ class Reader:
         probe = tokenizer("a").input_ids
         self._adds_bos = bos is not None and bool(probe) and probe[0] == bos
 
-    def twin(self) -> Reader:
+    def twin(self) -> ChatEncoder:
         """The same reader for another thread, with a tokenizer of its own."""
         twin = copy.copy(self)
         twin.tokenizer = copy.deepcopy(self.tokenizer)
@@ -189,8 +189,8 @@ def _nfc(text: str) -> str:
 
 def make_blocks(
     example: Example,
-    student: Reader,
-    teacher: Reader,
+    student: ChatEncoder,
+    teacher: ChatEncoder,
     *,
     max_student_tokens: int,
     max_teacher_tokens: int,
@@ -219,8 +219,8 @@ def make_blocks(
 def _chat_block(
     chat: Chat,
     complete: bool,
-    student: Reader,
-    teacher: Reader,
+    student: ChatEncoder,
+    teacher: ChatEncoder,
     limits: tuple[int, int],
     trust_end: bool,
 ) -> TextBlock | None:
@@ -247,8 +247,8 @@ def _chat_block(
 def _document_blocks(
     text: str,
     complete: bool,
-    student: Reader,
-    teacher: Reader,
+    student: ChatEncoder,
+    teacher: ChatEncoder,
     limits: tuple[int, int],
     trust_end: bool,
 ) -> Iterator[TextBlock | None]:
@@ -282,7 +282,7 @@ def _block(
     ends: list[bool],
     student: Reading,
     teacher: Reading,
-    teacher_reader: Reader,
+    teacher_encoder: ChatEncoder,
     trust_end: bool,
 ) -> TextBlock:
     parts = []

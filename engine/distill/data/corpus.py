@@ -15,7 +15,7 @@ import msgspec
 import torch
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks, normalise
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks, normalise
 from engine.distill.align.projection import Projector
 from engine.distill.teacher.scoring import score_blocks
 from engine.distill.teacher.targets import BlockTargets, TargetStore
@@ -196,8 +196,8 @@ class ReadText:
 def read_text(
     examples: Sequence[Example],
     held_out: frozenset[str],
-    student: Reader,
-    teacher: Reader,
+    student: ChatEncoder,
+    teacher: ChatEncoder,
     spec: ExpertSpec,
     config: RunConfig,
     beat: Callable[[str], None],

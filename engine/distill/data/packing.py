@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from engine.distill.align.blocks import LENGTH_STEP
-from engine.distill.teacher.targets import Row
+from engine.distill.teacher.targets import EncodedBlock
 
 _OPEN_ROWS = 8
 
 
-class Place(msgspec.Struct, frozen=True, array_like=True):
+class StreamPosition(msgspec.Struct, frozen=True, array_like=True):
     """Where the reading of a streamed text stands."""
 
     turn: int = 0
@@ -33,19 +33,19 @@ class Place(msgspec.Struct, frozen=True, array_like=True):
 
 
 @dataclass(frozen=True)
-class Window:
+class StreamWindow:
     """Blocks of a streamed text that are shuffled and packed together."""
 
-    begins: Place
-    ends: Place
+    begins: StreamPosition
+    ends: StreamPosition
     lengths: np.ndarray
     """Student tokens of each block, (blocks,) int64."""
 
 
-class Windowed(Protocol):
+class WindowedSource(Protocol):
     """Text that is read window by window; the epochs of its rows are the windows' numbers."""
 
-    def window(self, number: int, place: Place) -> Window:
+    def window(self, number: int, place: StreamPosition) -> StreamWindow:
         """The window that begins at `place`."""
         ...
 
@@ -69,7 +69,7 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of a stream: the number of the window, which begins at `place`."""
     row: int = 0
     credit: float = 0.0
-    place: Place = Place()
+    place: StreamPosition = StreamPosition()
 
 
 def pack(lengths: np.ndarray, order: np.ndarray, max_seq_len: int) -> list[tuple[int, ...]]:
@@ -104,7 +104,7 @@ class Mixer:
 
     def __init__(
         self,
-        feeds: Mapping[str, np.ndarray | Windowed],
+        feeds: Mapping[str, np.ndarray | WindowedSource],
         max_seq_len: int,
         rows_per_step: int,
         seed: int,
@@ -114,7 +114,9 @@ class Mixer:
         self._max_seq_len = max_seq_len
         self._rows_per_step = rows_per_step
         self._seed = seed
-        self._packed: dict[str, tuple[tuple[int, Place], list[tuple[int, ...]], Place]] = {}
+        self._packed: dict[
+            str, tuple[tuple[int, StreamPosition], list[tuple[int, ...]], StreamPosition]
+        ] = {}
 
     def offer(self, feed: str, lengths: np.ndarray) -> None:
         """One more feed, of blocks that are all there."""
@@ -125,13 +127,13 @@ class Mixer:
         self._feeds.pop(feed, None)
         self._packed.pop(feed, None)
 
-    def _rows(self, feed: str, cursor: Cursor) -> tuple[list[tuple[int, ...]], Place]:
+    def _rows(self, feed: str, cursor: Cursor) -> tuple[list[tuple[int, ...]], StreamPosition]:
         """The rows of the cursor's epoch, and where the next one begins."""
         held = self._packed.get(feed)
         if held is None or held[0] != (cursor.epoch, cursor.place):
             source = self._feeds[feed]
             if isinstance(source, np.ndarray):
-                lengths, ends = source, Place()
+                lengths, ends = source, StreamPosition()
             else:
                 window = source.window(cursor.epoch, cursor.place)
                 lengths, ends = window.lengths, window.ends
@@ -203,7 +205,7 @@ class Batch:
     tokens: int
 
 
-def make_batch(rows: Sequence[Sequence[Row]], device: torch.device) -> Batch:
+def make_batch(rows: Sequence[Sequence[EncodedBlock]], device: torch.device) -> Batch:
     """Rows of blocks as one batch, as long as its longest row, rounded up to `LENGTH_STEP`."""
     longest = max(sum(len(block.ids) for block in row) for row in rows)
     length = longest + -longest % LENGTH_STEP

@@ -11,9 +11,14 @@ import torch
 
 from engine.distill.align.blocks import TextBlock
 from engine.distill.align.projection import Projector
-from engine.distill.teacher.scoring import OnlineTargets, hear
+from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
 from engine.distill.teacher.soft_targets import SoftSource, SoftTargets
-from engine.distill.teacher.targets import BlockTargets, Row, TargetStore, in_memory_targets
+from engine.distill.teacher.targets import (
+    BlockTargets,
+    EncodedBlock,
+    TargetStore,
+    in_memory_targets,
+)
 from engine.distill.teacher.teacher import Teacher
 
 
@@ -23,7 +28,7 @@ class Source(Protocol):
     own: bool
     """Whether the student wrote them itself: then nothing is learnt but the expert's opinion."""
 
-    def row(self, block: int, epoch: int = 0) -> Row: ...
+    def row(self, block: int, epoch: int = 0) -> EncodedBlock: ...
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftSource:
         """Soft targets of the blocks' scored positions, one block after the other."""
@@ -41,7 +46,7 @@ class CachedSource:
         """Student tokens of each block, (blocks,) int64."""
         return self.store.token_counts()
 
-    def row(self, block: int, epoch: int = 0) -> Row:
+    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
         return self.store.row(block)
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
@@ -49,14 +54,14 @@ class CachedSource:
 
 
 @dataclass(frozen=True)
-class CachedBlocks:
+class InMemorySource:
     """Blocks whose targets lie in memory, as shards would keep them."""
 
     scored: Sequence[BlockTargets]
 
-    def row(self, block: int, epoch: int = 0) -> Row:
+    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
         b = self.scored[block].block
-        return Row(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+        return EncodedBlock(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
         parts = [self.scored[n] for n in blocks]
@@ -76,11 +81,11 @@ class OnlineSource:
         """Student tokens of each block, (blocks,) int64."""
         return np.array([len(block.student_ids) for block in self.blocks], dtype=np.int64)
 
-    def row(self, block: int, epoch: int = 0) -> Row:
+    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
         b = self.blocks[block]
-        return Row(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+        return EncodedBlock(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnlineTargets:
         teacher, projector = self.teacher()
-        heard = hear(teacher, [self.blocks[n] for n in blocks])
-        return OnlineTargets(heard, projector, self.temperature, device)
+        output = teacher_forward(teacher, [self.blocks[n] for n in blocks])
+        return OnlineTargets(output, projector, self.temperature, device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
 from engine.distill.data import corpus
 from engine.distill.data.corpus import Tally
@@ -72,8 +72,8 @@ class StreamedText:
     def held_out(
         self,
         spec: ExpertSpec,
-        student: Reader,
-        reader: Reader,
+        student: ChatEncoder,
+        reader: ChatEncoder,
         known: Collection[str],
         tally: Tally,
     ) -> list[TextBlock]:
@@ -111,7 +111,7 @@ class StreamedText:
     def sources(
         self,
         spec: ExpertSpec,
-        readers: tuple[Reader, Reader],
+        readers: tuple[ChatEncoder, ChatEncoder],
         teach: Callable[[], tuple[Teacher, Projector]],
         held: frozenset[str],
     ) -> list[tuple[str, StreamSource, float]]:
@@ -127,7 +127,7 @@ class StreamedText:
         self,
         spec: ExpertSpec,
         stream: Stream,
-        readers: tuple[Reader, Reader],
+        readers: tuple[ChatEncoder, ChatEncoder],
         teach: Callable[[], tuple[Teacher, Projector]],
         held: frozenset[str],
     ) -> StreamSource:

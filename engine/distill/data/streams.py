@@ -19,11 +19,11 @@ import torch
 
 from engine.budget import corpora_in_use, streamed_files
 from engine.config import RunConfig
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
-from engine.distill.data.packing import Place, Window
-from engine.distill.teacher.scoring import OnlineTargets, hear
-from engine.distill.teacher.targets import Row
+from engine.distill.data.packing import StreamPosition, StreamWindow
+from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
+from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
 from engine.errors import GladiusError, UsageError
 from engine.experts.registry import ExpertSpec
@@ -52,7 +52,7 @@ def open_texts(sources: Sequence[str], cache_dir: Path) -> list[Text]:
     return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
 
 
-class TextLost(GladiusError):
+class StreamReadError(GladiusError):
     """The text can't be read any further; what was trained is whole and worth a checkpoint."""
 
 
@@ -67,9 +67,11 @@ class Order:
         self.text = text
         self._seed = list(seed)
         self._warn = warn
-        self._live: tuple[Place, list[_Lane]] | None = None
+        self._live: tuple[StreamPosition, list[_Lane]] | None = None
 
-    def read(self, place: Place, number: int) -> Iterator[tuple[Example | None, Place]]:
+    def read(
+        self, place: StreamPosition, number: int
+    ) -> Iterator[tuple[Example | None, StreamPosition]]:
         """Examples from `place` on, to the end of its pass, each with the place after it.
 
         `number` (a window's) decides which lane is next; None is what can't be read.
@@ -89,7 +91,7 @@ class Order:
             if example is _END:
                 lanes.remove(lane)
                 continue
-            now = Place(place.turn, upcoming, tuple(lane.at for lane in lanes))
+            now = StreamPosition(place.turn, upcoming, tuple(lane.at for lane in lanes))
             self._live = now, lanes
             yield example, now  # type: ignore[misc]
 
@@ -97,7 +99,7 @@ class Order:
         rng = np.random.default_rng([*self._seed, 0, turn])
         return rng.permutation(self.text.pieces).tolist()
 
-    def _resume(self, place: Place, order: Sequence[int]) -> list[_Lane]:
+    def _resume(self, place: StreamPosition, order: Sequence[int]) -> list[_Lane]:
         """The lanes as they stood at `place`: those at hand, or opened anew."""
         if self._live is not None and self._live[0] == place:
             return self._live[1]
@@ -142,7 +144,7 @@ class StreamCounts:
 class _Read:
     """A window as the reading thread hands it over."""
 
-    window: Window
+    window: StreamWindow
     blocks: list[TextBlock]
     warnings: list[str]
     counts: StreamCounts
@@ -164,7 +166,7 @@ class StreamSource:
         spec: ExpertSpec,
         config: RunConfig,
         takes: Takes,
-        readers: tuple[Reader, Reader],
+        readers: tuple[ChatEncoder, ChatEncoder],
         teacher: Callable[[], tuple[Teacher, Projector]],
         beat: Callable[[str], None],
         say: Callable[[str], None],
@@ -187,7 +189,7 @@ class StreamSource:
         self._warnings: list[str] = []
         self._order = Order(text, [config.seed, *name.encode()], self._warnings.append)
         self._windows: dict[int, _Read] = {}
-        self._coming: tuple[int, Place, Future[_Read]] | None = None
+        self._coming: tuple[int, StreamPosition, Future[_Read]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"read {name}")
 
     # What the mixer asks
@@ -196,7 +198,7 @@ class StreamSource:
         for number in [n for n in self._windows if n < before]:
             del self._windows[number]
 
-    def window(self, number: int, place: Place) -> Window:
+    def window(self, number: int, place: StreamPosition) -> StreamWindow:
         """The window that begins at `place`."""
         held = self._windows.get(number)
         if held is None or held.window.begins != place:
@@ -208,7 +210,7 @@ class StreamSource:
             self._coming = *after, self._thread.submit(self._read, *after)
         return held.window
 
-    def _wait_for(self, number: int, place: Place) -> _Read:
+    def _wait_for(self, number: int, place: StreamPosition) -> _Read:
         coming, self._coming = self._coming, None
         if coming is None or coming[:2] != (number, place):
             if coming is not None:
@@ -221,7 +223,7 @@ class StreamSource:
         try:
             return future.result()
         except GladiusError as error:
-            raise TextLost(str(error)) from error
+            raise StreamReadError(str(error)) from error
 
     def _tell(self, read: _Read) -> None:
         self.counts.windows += 1
@@ -233,7 +235,7 @@ class StreamSource:
         if told < _TOLD <= self.counts.unreadable:
             self._say(f"more of {self.text.title} can't be read; the rest is not told one by one")
 
-    def _read(self, number: int, place: Place) -> _Read:
+    def _read(self, number: int, place: StreamPosition) -> _Read:
         """Runs in the thread."""
         begins, blocks, counts = place, list[TextBlock](), StreamCounts()
         wanted = self._config.data.window * 2**20
@@ -256,7 +258,7 @@ class StreamSource:
                     ended = False
                     break
             if ended:
-                place = Place(turn=place.turn + 1)
+                place = StreamPosition(turn=place.turn + 1)
             if blocks:
                 break
         else:
@@ -269,7 +271,7 @@ class StreamSource:
         warnings = self._warnings[:]
         self._warnings.clear()
         lengths = np.array([len(b.student_ids) for b in blocks], dtype=np.int64)
-        return _Read(Window(begins, place, lengths), blocks, warnings, counts)
+        return _Read(StreamWindow(begins, place, lengths), blocks, warnings, counts)
 
     def _blocks(self, example: Example) -> Iterator[TextBlock | None]:
         most = self._config.optimizer.max_seq_len
@@ -284,14 +286,16 @@ class StreamSource:
 
     # What the trainer asks
 
-    def row(self, block: int, epoch: int = 0) -> Row:
+    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
         b = self._windows[epoch].blocks[block]
-        return Row(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+        return EncodedBlock(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnlineTargets:
         teacher, projector = self._teacher()
-        heard = hear(teacher, [self._windows[epoch].blocks[n] for n in blocks], self._beat)
-        return OnlineTargets(heard, projector, self._config.loss.temperature, device)
+        output = teacher_forward(
+            teacher, [self._windows[epoch].blocks[n] for n in blocks], self._beat
+        )
+        return OnlineTargets(output, projector, self._config.loss.temperature, device)
 
 
 @dataclass(frozen=True)
@@ -313,7 +317,7 @@ class Stream:
         bounds what a choosy caller makes it read."""
         order = Order(self.text, [self.seed, *self.name.encode()], self.warnings.append)
         size = 0
-        for example, _ in order.read(Place(), 0):
+        for example, _ in order.read(StreamPosition(), 0):
             if example is not None:
                 size += _text_bytes(example)
                 yield example

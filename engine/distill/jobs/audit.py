@@ -19,13 +19,13 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from engine import hardware
 from engine.config import RunConfig
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector, load_tables
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.corpus import Tally
 from engine.distill.jobs.preparation import device_and_dtype
-from engine.distill.student import load_tokenizer, student_reader, train_tokenizer
-from engine.distill.teacher.scoring import hear, projection_chunk, teacher_reader
+from engine.distill.student import load_tokenizer, student_encoder, train_tokenizer
+from engine.distill.teacher.scoring import projection_chunk, teacher_encoder, teacher_forward
 from engine.distill.teacher.teacher import Teacher, end_tokens, load_teacher, render_chat
 from engine.distill.teacher.teacher import load_tokenizer as load_teacher_tokenizer
 from engine.errors import GladiusError
@@ -96,7 +96,7 @@ def _audit_all(
         return
     with link.busy("reading the student's tokenizer"):
         tokenizer, source = student_tokenizer(workspace, config)
-    student = student_reader(tokenizer, config.student.vocab_size)
+    student = student_encoder(tokenizer, config.student.vocab_size)
     sample = list(read_data_file(assets_dir() / SAMPLE))
     known = load_experts(workspace)
     for name in asked.experts:
@@ -151,7 +151,7 @@ def student_tokenizer(
 def audit(
     workspace: Workspace,
     spec: ExpertSpec,
-    student: Reader,
+    student: ChatEncoder,
     sample: Sequence[Example],
     config: RunConfig,
     teacher: Teacher | None = None,
@@ -161,12 +161,12 @@ def audit(
 
     GladiusError or ValueError where its tokenizer can't be read or has no byte-exact tokens.
     """
-    reader = tokenizer_reader(expert_path(workspace, spec), spec)
+    reader = tokenizer_encoder(expert_path(workspace, spec), spec)
     read = _read(sample, student, reader, spec, config)
     weight = residual = None
     if teacher is not None:
         # As the loaded model has it: with the rows of its embedding matrix.
-        vocabulary = teacher_reader(teacher).vocabulary
+        vocabulary = teacher_encoder(teacher).vocabulary
         tables = load_tables(
             workspace.experts_cache_dir,
             vocabulary,
@@ -195,7 +195,7 @@ def audit(
     )
 
 
-def tokenizer_reader(path: Path, spec: ExpertSpec) -> Reader:
+def tokenizer_encoder(path: Path, spec: ExpertSpec) -> ChatEncoder:
     """How an expert reads text, from its small files alone: no weights are opened."""
     tokenizer = load_teacher_tokenizer(path, spec)
     ends: object = None
@@ -208,7 +208,7 @@ def tokenizer_reader(path: Path, spec: ExpertSpec) -> Reader:
     def render(chat: list[dict[str, str]]) -> str:
         return render_chat(tokenizer, spec, [Message(**turn) for turn in chat])  # type: ignore[arg-type]
 
-    return Reader(tokenizer, render, end_tokens(tokenizer, spec, ends))
+    return ChatEncoder(tokenizer, render, end_tokens(tokenizer, spec, ends))
 
 
 @dataclass
@@ -220,7 +220,11 @@ class _Read:
 
 
 def _read(
-    sample: Sequence[Example], student: Reader, teacher: Reader, spec: ExpertSpec, config: RunConfig
+    sample: Sequence[Example],
+    student: ChatEncoder,
+    teacher: ChatEncoder,
+    spec: ExpertSpec,
+    config: RunConfig,
 ) -> _Read:
     """The sample as both read it, cut into blocks as a run would."""
     read = _Read()
@@ -264,8 +268,8 @@ def _listen(
     weight = residual = 0.0
     count = 0
     for start in range(0, len(blocks), 8):
-        heard = hear(teacher, blocks[start : start + 8], serve)
-        for projected in heard.project(projector, projection_chunk(teacher.device)):
+        output = teacher_forward(teacher, blocks[start : start + 8], serve)
+        for projected in output.project(projector, projection_chunk(teacher.device)):
             weight += float(projected.weight.sum())
             residual += float(projected.residual.sum())
             count += len(projected.index)

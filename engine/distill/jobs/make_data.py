@@ -17,7 +17,7 @@ from engine.distill.jobs.preparation import TeacherPool, device_and_dtype
 from engine.errors import MissingError
 from engine.events import JobRequest, RunEnded, RunStarted
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
-from engine.run.job import Interrupted, Steering
+from engine.run.job import JobContext, JobStopped
 from engine.run.worker import WorkerLink
 from engine.workspace import Workspace
 
@@ -32,7 +32,7 @@ def main(link: WorkerLink, request: JobRequest) -> int:
     workspace = Workspace.find(request.root)
     workspace.create()
     experts = _ready(workspace, config)
-    steering = Steering(link)
+    steering = JobContext(link)
     device, dtype = device_and_dtype(config, hardware.has_bf16)
     torch.set_num_threads(config.device.threads or hardware.physical_cores())
     link.emit(
@@ -52,7 +52,7 @@ def main(link: WorkerLink, request: JobRequest) -> int:
     try:
         for spec in experts:
             _make(workspace, config, spec, pool, steering, link)
-    except Interrupted:
+    except JobStopped:
         link.emit(
             RunEnded(
                 status="stopped",
@@ -81,7 +81,7 @@ def _make(
     config: RunConfig,
     spec: ExpertSpec,
     pool: TeacherPool,
-    steering: Steering,
+    steering: JobContext,
     link: WorkerLink,
 ) -> None:
     with link.busy("choosing prompts"):

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.budget import scores_online, streamed_files
 from engine.config import RunConfig
-from engine.distill.align.blocks import Reader
+from engine.distill.align.blocks import ChatEncoder
 from engine.distill.align.projection import Projector, load_tables
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data import corpus
@@ -32,20 +32,20 @@ from engine.distill.data.corpus import ReadText, Tally
 from engine.distill.data.sources import CachedSource, OnlineSource, Source
 from engine.distill.data.streamed_text import StreamedText
 from engine.distill.data.streams import StreamSource
-from engine.distill.student import load_tokenizer, student_reader, train_tokenizer
-from engine.distill.teacher.scoring import teacher_reader
+from engine.distill.student import load_tokenizer, student_encoder, train_tokenizer
+from engine.distill.teacher.scoring import teacher_encoder
 from engine.distill.teacher.targets import ShardKey, TargetStore
 from engine.distill.teacher.teacher import Teacher, load_teacher
 from engine.distill.teacher.teacher import load_tokenizer as load_teacher_tokenizer
 from engine.distill.train.capabilities import score_expert, student_prompts
-from engine.distill.train.lens import ExpertProbes, hear_probes, load_probes, save_probes
-from engine.distill.train.on_policy import Judge
+from engine.distill.train.lens import ExpertProbes, load_probes, save_probes, score_probes
+from engine.distill.train.on_policy import OnPolicyTeacher
 from engine.errors import UsageError
 from engine.events import LogLine, Progress
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
 from engine.prompts.checkers import VERSION as CHECKS
 from engine.prompts.prompt import Prompt, is_reserved
-from engine.run.job import Steering
+from engine.run.job import JobContext
 from engine.run.worker import WorkerLink
 from engine.text.examples import Example, Message, encode_example, read_data_file
 from engine.workspace import Workspace, write_bytes
@@ -105,7 +105,7 @@ class Prepared:
     held_out: TargetStore
     probes: ExpertProbes | None
     """What it says along the lens's sentences; None where nothing of it was kept."""
-    judge: Judge
+    judge: OnPolicyTeacher
 
 
 def streamed_texts(prepared: Iterable[Prepared]) -> dict[str, str]:
@@ -122,7 +122,7 @@ class Preparation:
         workspace: Workspace,
         config: RunConfig,
         experts: Sequence[ExpertSpec],
-        steering: Steering,
+        steering: JobContext,
         link: WorkerLink,
         pool: TeacherPool,
         dtype: torch.dtype,
@@ -216,7 +216,7 @@ class Preparation:
     ) -> dict[str, Prepared]:
         """Every expert's source and held-out store; emits DataReady for each."""
         data = self.config.data
-        student = student_reader(tokenizer, self.config.student.vocab_size)
+        student = student_encoder(tokenizer, self.config.student.vocab_size)
         held = corpus.held_out_keys(texts, data.held_out, data.max_held_out_blocks)
         if self.streamed:
             self._known = {corpus.example_key(e) for part in texts.values() for e in part}
@@ -254,7 +254,7 @@ class Preparation:
         spec: ExpertSpec,
         examples: Sequence[Example],
         held: frozenset[str],
-        student: Reader,
+        student: ChatEncoder,
     ) -> Prepared:
         self.steering.serve(f"preparing {spec.title}")
         path = expert_path(self.workspace, spec)
@@ -274,7 +274,7 @@ class Preparation:
             return Prepared(feeds, stores["held_out"], probes, judge)
 
         teacher = self.pool.get(spec)
-        reader = teacher_reader(teacher)
+        reader = teacher_encoder(teacher)
         text = ReadText()
         if ready != wanted or online:
             text = corpus.read_text(
@@ -294,7 +294,7 @@ class Preparation:
         # Before the text: scored text that is complete then has them beside it.
         probes = load_probes(folder / _PROBES) if ready == wanted else None
         if probes is None:
-            probes = hear_probes(teacher, projector, student, reader, self.steering.serve)
+            probes = score_probes(teacher, projector, student, reader, self.steering.serve)
             folder.mkdir(parents=True, exist_ok=True)
             save_probes(folder / _PROBES, probes)
         if ready != wanted:
@@ -308,7 +308,7 @@ class Preparation:
             return self.pool.get(spec), projector
 
         if scores_online(self.config):
-            judge = replace(judge, hear=lambda: (teacher, reader, projector))
+            judge = replace(judge, teacher_forward=lambda: (teacher, reader, projector))
         feeds: dict[str, tuple[Source, float]] = {}
         rest = 1.0
         if blocks:
@@ -327,7 +327,7 @@ class Preparation:
         feeds = {n: f for n, f in feeds.items() if f[1] > 0}
         return Prepared(feeds, stores["held_out"], probes, judge)
 
-    def _projector(self, teacher: Teacher, reader: Reader, student: Reader) -> Projector:
+    def _projector(self, teacher: Teacher, reader: ChatEncoder, student: ChatEncoder) -> Projector:
         with self.link.busy("building the projection tables"):
             tables = load_tables(
                 self.workspace.experts_cache_dir,
@@ -343,8 +343,8 @@ class Preparation:
         spec: ExpertSpec,
         examples: Sequence[Example],
         held: frozenset[str],
-        student: Reader,
-    ) -> Judge:
+        student: ChatEncoder,
+    ) -> OnPolicyTeacher:
         """The expert as on-policy rounds need it; nothing is loaded here."""
         prompts: dict[tuple[Message, ...], None] = {}
         if self.config.schedule.on_policy_share > 0:
@@ -355,13 +355,13 @@ class Preparation:
                 learnt = (prompt for prompt, _ in chosen if not is_reserved(prompt.group))
                 prompts = {prompt.messages: None for prompt in learnt}
 
-        def hear() -> tuple[Teacher, Reader, Projector]:
+        def teacher_forward() -> tuple[Teacher, ChatEncoder, Projector]:
             teacher = self.pool.get(spec)
-            reader = teacher_reader(teacher)
+            reader = teacher_encoder(teacher)
             return teacher, reader, self._projector(teacher, reader, student)
 
         release = (lambda: None) if scores_online(self.config) else self.pool.release
-        return Judge(spec, tuple(prompts), hear, release)
+        return OnPolicyTeacher(spec, tuple(prompts), teacher_forward, release)
 
     def _score(
         self,
@@ -405,7 +405,7 @@ class Preparation:
         spec: ExpertSpec,
         path: Path,
         vocabulary: ByteVocabulary,
-        student: Reader,
+        student: ChatEncoder,
         examples: Sequence[Example],
         held: frozenset[str],
     ) -> ShardKey:
@@ -436,7 +436,9 @@ class Preparation:
 class _Report:
     """Progress of an expert's scoring, and the point where commands are served."""
 
-    def __init__(self, spec: ExpertSpec, total: int, link: WorkerLink, steering: Steering) -> None:
+    def __init__(
+        self, spec: ExpertSpec, total: int, link: WorkerLink, steering: JobContext
+    ) -> None:
         self.base = 0
         self._spec = spec
         self._total = total

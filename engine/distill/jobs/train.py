@@ -30,11 +30,11 @@ from engine.distill.jobs.preparation import (
     device_and_dtype,
     streamed_texts,
 )
-from engine.distill.student import build_student, save_student, student_reader
+from engine.distill.student import build_student, save_student, student_encoder
 from engine.distill.train.guards import OomLadder
 from engine.distill.train.journal import Journal
 from engine.distill.train.lens import Lens
-from engine.distill.train.on_policy import Rounds
+from engine.distill.train.on_policy import OnPolicyRounds
 from engine.distill.train.phases import Decision, Phase, Schedule, plan_phases
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Parts, Trainer
@@ -52,7 +52,7 @@ from engine.events import (
     RunStarted,
 )
 from engine.experts.registry import ExpertSpec, expert_status, load_experts
-from engine.run.job import Interrupted, Steering
+from engine.run.job import JobContext, JobStopped
 from engine.run.worker import WorkerLink
 from engine.sizing import GIB, parameter_count, training_memory
 from engine.workspace import Workspace, write_bytes
@@ -77,7 +77,7 @@ class TrainingJob:
         self.request = request
         self.workspace = Workspace.find(request.root)
         self.config: RunConfig = from_json(request.config)
-        self.steering = Steering(link)
+        self.steering = JobContext(link)
         self.held_out: dict[str, str] = {}
         self.began = time.monotonic()
         self.experts = self._experts()
@@ -118,7 +118,7 @@ class TrainingJob:
         decisions += self._fit_into_memory(decisions)
         try:
             trainer, tokenizer = self._build(loaded, decisions)
-        except Interrupted:
+        except JobStopped:
             return self._ended("stopped before the first step; what was prepared is kept", 0)
         if trainer.run() == "stopped":
             step = trainer.session.progress.step
@@ -396,13 +396,13 @@ class TrainingJob:
 
     def _rounds(
         self, prepared: dict[str, Prepared], tokenizer: PreTrainedTokenizerFast
-    ) -> Rounds | None:
+    ) -> OnPolicyRounds | None:
         if self.config.schedule.on_policy_share == 0:
             return None
-        return Rounds(
+        return OnPolicyRounds(
             self.config,
             tokenizer,
-            student_reader(tokenizer, self.config.student.vocab_size),
+            student_encoder(tokenizer, self.config.student.vocab_size),
             {name: part.judge for name, part in prepared.items()},
             scores_online(self.config),
             self.dtype,

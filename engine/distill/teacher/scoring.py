@@ -1,5 +1,5 @@
-"""Owns how a loaded expert is heard: its hidden states at the scored positions of blocks, projected
-into the student's vocabulary; for shards (cached) and for the running step (online).
+"""Run a loaded teacher over text blocks and project its next-token distributions into the student's
+vocabulary.
 
 It does not own the projection's rules nor the shards' format.
 """
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distill.align.blocks import LENGTH_STEP, Reader, TextBlock
+from engine.distill.align.blocks import LENGTH_STEP, ChatEncoder, TextBlock
 from engine.distill.align.projection import Alignment, Projected, Projector, concatenate
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.targets import (
@@ -29,18 +29,18 @@ from engine.text.examples import Message
 _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
-def teacher_reader(teacher: Teacher) -> Reader:
+def teacher_encoder(teacher: Teacher) -> ChatEncoder:
     """How the expert reads text."""
 
     def render(chat: list[dict[str, str]]) -> str:
         return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]
 
     rows = teacher.head[0].shape[0]
-    return Reader(teacher.tokenizer, render, teacher.end_token_ids, rows)
+    return ChatEncoder(teacher.tokenizer, render, teacher.end_token_ids, rows)
 
 
 @dataclass(frozen=True)
-class Heard:
+class TeacherOutput:
     """The expert's hidden states at the M scored positions of some blocks, (M, H)."""
 
     teacher: Teacher
@@ -75,9 +75,9 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(
+def teacher_forward(
     teacher: Teacher, blocks: Sequence[TextBlock], beat: Callable[[str], None] = lambda _: None
-) -> Heard:
+) -> TeacherOutput:
     """Runs the expert over the blocks, in passes of blocks of like length; `beat` before each."""
     limit = _TOKENS_PER_PASS.get(teacher.device.type, 4096)
     order = sorted(range(len(blocks)), key=lambda n: len(blocks[n].teacher_ids))
@@ -98,7 +98,7 @@ def hear(
         for r, n in enumerate(batch):
             at = torch.from_numpy(blocks[n].teacher_scored - 1).to(hidden.device)
             parts[n] = hidden[r, at]
-    return Heard(
+    return TeacherOutput(
         teacher,
         torch.cat([part for part in parts if part is not None]),
         concatenate([block.alignment for block in blocks]),
@@ -138,18 +138,18 @@ def score_blocks(
             stop += 1
         group = blocks[start:stop]
         start = stop
-        heard = hear(teacher, group, beat)
+        output = teacher_forward(teacher, group, beat)
         parts = []
-        for projected in heard.project(projector, projection_chunk(teacher.device)):
+        for projected in output.project(projector, projection_chunk(teacher.device)):
             beat(f"{teacher.spec.title} scores text")
             q_t = temper(projected.q, temperature)
             parts.append((projected, sparsify(q_t, top_k, draws, epochs, generator)))
-        columns = collect(parts, len(heard.alignment))
+        columns = collect(parts, len(output.alignment))
         edges = np.cumsum([0, *(len(block.alignment) for block in group)])
         nats: list[float | None] = [None] * len(group)
         if own_nats:
             sizes = [len(block.alignment.teacher_ids) for block in group]
-            own = heard.own_nats(projection_chunk(teacher.device))
+            own = output.own_nats(projection_chunk(teacher.device))
             nats = [float(part.sum()) for part in own.split(sizes)]
         for n, block in enumerate(group):
             cut: dict[str, Any] = {
@@ -163,7 +163,7 @@ def score_blocks(
 class OnlineTargets:
     """Dense targets, projected while they are asked for."""
 
-    heard: Heard
+    output: TeacherOutput
     projector: Projector
     temperature: float
     device: torch.device
@@ -171,8 +171,8 @@ class OnlineTargets:
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         """About `size` teacher positions at a time, from the end of the text to its start."""
-        most = projection_chunk(self.heard.hidden.device)
-        for projected in self.heard.project(self.projector, min(size, most)):
+        most = projection_chunk(self.output.hidden.device)
+        for projected in self.output.project(self.projector, min(size, most)):
             q_t = temper(projected.q, self.temperature).t().to(self.device)
             first = int(projected.index[0])
             yield (

@@ -50,7 +50,7 @@ class SoftTargets:
 
 
 @dataclass(frozen=True)
-class OwnTargets:
+class OnPolicyTargets:
     """Targets of text that the student wrote: the expert's opinion, and no text to follow."""
 
     source: SoftSource

@@ -215,7 +215,7 @@ def write_shard(path: Path, scored: Sequence[BlockTargets], student_size: int) -
 
 
 @dataclass(frozen=True)
-class Row:
+class EncodedBlock:
     """A block as the trainer reads it, targets still on disk or in a mapped file.
 
     Attributes:
@@ -312,7 +312,7 @@ class TargetStore:
         shard = int(np.searchsorted(self._first, block, side="right")) - 1
         return self._files[shard], block - int(self._first[shard])
 
-    def row(self, block: int) -> Row:
+    def row(self, block: int) -> EncodedBlock:
         shard, at = self._locate(block)
         return shard.row(at)
 
@@ -377,10 +377,10 @@ class _Shard:
     def whole(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
 
-    def row(self, block: int) -> Row:
+    def row(self, block: int) -> EncodedBlock:
         a, b = self._tokens[block : block + 2]
         c, d = self._positions[block : block + 2]
-        return Row(
+        return EncodedBlock(
             ids=self._slices["student_ids"][a:b].astype(np.int64),
             scored=self._slices["scored"][c:d].astype(np.int64),
             is_end=self._slices["is_end"][c:d],

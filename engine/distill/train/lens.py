@@ -21,12 +21,12 @@ from safetensors.numpy import save
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.packing import make_batch
-from engine.distill.teacher.scoring import hear, projection_chunk
-from engine.distill.teacher.targets import Row
+from engine.distill.teacher.scoring import projection_chunk, teacher_forward
+from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.evaluation import hidden_states
 from engine.events import ProbePosition, ProbeRead, ProbeToken
@@ -50,12 +50,12 @@ class ExpertProbes:
         which: (P,) number of each sentence among those that ship.
         rows: the student's reading of each sentence.
         rule: (N,) index into _RULES.
-        q: (N, V) float32, projected at T = 1; zeros where it is not heard.
-        kept: (N,) float32, mass that the projection kept; 0 where it is not heard.
+        q: (N, V) float32, projected at T = 1; zeros where it is not output.
+        kept: (N,) float32, mass that the projection kept; 0 where it is not output.
     """
 
     which: np.ndarray
-    rows: tuple[Row, ...]
+    rows: tuple[EncodedBlock, ...]
     rule: np.ndarray
     q: np.ndarray
     kept: np.ndarray
@@ -76,11 +76,11 @@ def prompt_of(example: Example) -> str:
     return said[-1] if said else ""
 
 
-def hear_probes(
+def score_probes(
     teacher: Teacher,
     projector: Projector,
-    student: Reader,
-    expert: Reader,
+    student: ChatEncoder,
+    expert: ChatEncoder,
     beat: Callable[[str], None] = lambda _: None,
 ) -> ExpertProbes:
     """The expert's part, computed with the loaded expert; a sentence that one of the two can't
@@ -98,8 +98,8 @@ def hear_probes(
     q = np.zeros((sum(len(b.alignment) for b in blocks), size), dtype=np.float32)
     kept = np.zeros(len(q), dtype=np.float32)
     if blocks:
-        heard = hear(teacher, blocks, beat)
-        for part in heard.project(projector, projection_chunk(teacher.device)):
+        output = teacher_forward(teacher, blocks, beat)
+        for part in output.project(projector, projection_chunk(teacher.device)):
             at = part.index.cpu().numpy()
             q[at] = part.q.t().float().cpu().numpy()
             kept[at] = part.weight.float().cpu().numpy()
@@ -110,7 +110,7 @@ def hear_probes(
     return ExpertProbes(
         which=np.array(which, dtype=np.int64),
         rows=tuple(
-            Row(
+            EncodedBlock(
                 b.student_ids,
                 b.student_scored[: s.stop - s.start],
                 b.is_end[: s.stop - s.start],
@@ -160,7 +160,9 @@ def load_probes(path: Path) -> ExpertProbes | None:
         for n in range(len(a["which"])):
             span = slice(positions[n], positions[n + 1])
             rows.append(
-                Row(a["ids"][tokens[n] : tokens[n + 1]], a["scored"][span], a["rule"][span] == 3, 0)
+                EncodedBlock(
+                    a["ids"][tokens[n] : tokens[n + 1]], a["scored"][span], a["rule"][span] == 3, 0
+                )
             )
         return ExpertProbes(a["which"], tuple(rows), a["rule"], a["q"], a["kept"])
     except (OSError, SafetensorError, KeyError, IndexError):
@@ -171,7 +173,7 @@ class Lens:
     """The student beside every expert of a run.
 
     Attributes:
-        experts: what each one says, by name; those that were not heard are not in it.
+        experts: what each one says, by name; those that were not output are not in it.
     """
 
     def __init__(
@@ -230,10 +232,10 @@ class Lens:
         self, log_p: Tensor, q: Tensor, follows: int, rule: int, kept: float
     ) -> ProbePosition:
         """One position, (V,) and (V,); a student that has gone astray (NaN) has probability 0."""
-        heard = kept > 0
+        output = kept > 0
         p = log_p.exp().nan_to_num(0.0)
-        kl = float((torch.special.xlogy(q, q) - q * log_p).sum()) if heard else math.nan
-        best: list[int] = q.topk(SHOWN).indices.tolist() if heard else []
+        kl = float((torch.special.xlogy(q, q) - q * log_p).sum()) if output else math.nan
+        best: list[int] = q.topk(SHOWN).indices.tolist() if output else []
         best += p.topk(SHOWN).indices.tolist()
         ids = sorted({*best, follows}, key=lambda t: (-float(q[t]), -float(p[t]), t))
         return ProbePosition(

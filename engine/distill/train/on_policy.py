@@ -17,12 +17,12 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import Reader, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
-from engine.distill.data.sources import CachedBlocks, OnlineSource
+from engine.distill.data.sources import InMemorySource, OnlineSource
 from engine.distill.teacher.scoring import score_blocks
-from engine.distill.teacher.soft_targets import OwnTargets
-from engine.distill.teacher.targets import Row
+from engine.distill.teacher.soft_targets import OnPolicyTargets
+from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example, Message
@@ -36,7 +36,7 @@ _TEMPERATURE, _TOP_P = 0.8, 0.95
 Prompts = Sequence[tuple[Message, ...]]
 
 
-class Round(msgspec.Struct, frozen=True):
+class OnPolicyRound(msgspec.Struct, frozen=True):
     """What the student wrote, by the expert that judges it."""
 
     start: int
@@ -49,50 +49,50 @@ class Round(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Judge:
+class OnPolicyTeacher:
     """An expert as rounds need it."""
 
     spec: ExpertSpec
     prompts: Prompts
     """Of its training text."""
-    hear: Callable[[], tuple[Teacher, Reader, Projector]]
+    teacher_forward: Callable[[], tuple[Teacher, ChatEncoder, Projector]]
     """Loads it where it is not in memory."""
     release: Callable[[], None]
     """Where it does not stay."""
 
 
 @dataclass(frozen=True)
-class OwnSource:
+class OnPolicySource:
     """Blocks that the student wrote."""
 
     blocks: Sequence[TextBlock]
-    scored: OnlineSource | CachedBlocks
+    scored: OnlineSource | InMemorySource
     own = True
 
     def token_counts(self) -> np.ndarray:
         """Student tokens of each block, (blocks,) int64."""
         return np.array([len(block.student_ids) for block in self.blocks], dtype=np.int64)
 
-    def row(self, block: int, epoch: int = 0) -> Row:
+    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
         return self.scored.row(block)
 
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OwnTargets:
-        return OwnTargets(self.scored.soft(blocks, epoch, device))
+    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnPolicyTargets:
+        return OnPolicyTargets(self.scored.soft(blocks, epoch, device))
 
 
 def _or(value: float | None, otherwise: float) -> float:
     return otherwise if value is None else value
 
 
-class Rounds:
+class OnPolicyRounds:
     """Writes rounds, and opens them as sources of training blocks."""
 
     def __init__(
         self,
         config: RunConfig,
         tokenizer: PreTrainedTokenizerFast,
-        student: Reader,
-        judges: Mapping[str, Judge],
+        student: ChatEncoder,
+        judges: Mapping[str, OnPolicyTeacher],
         online: bool,
         dtype: torch.dtype,
         beat: Callable[[str], None],
@@ -105,7 +105,7 @@ class Rounds:
         self._dtype = dtype
         self._beat = beat
 
-    def write(self, model: LlamaForCausalLM, start: int, mix: Mapping[str, float]) -> Round:
+    def write(self, model: LlamaForCausalLM, start: int, mix: Mapping[str, float]) -> OnPolicyRound:
         """Lets the student answer prompts of the experts in proportion to `mix`.
 
         A function of the weights, the seed and `start`.
@@ -148,7 +148,7 @@ class Rounds:
                 )
         finally:
             model.train()
-        return Round(start, answers)
+        return OnPolicyRound(start, answers)
 
     def _choose(self, name: str, start: int, count: int) -> list[tuple[Message, ...]]:
         """Each prompt once, in an order of the round's own, and again where they are few."""
@@ -157,7 +157,7 @@ class Rounds:
         order = rng.permutation(len(prompts)).tolist()
         return [prompts[order[n % len(order)]] for n in range(count)] if order else []
 
-    def open(self, written: Round) -> dict[str, dict[str, OwnSource]]:
+    def open(self, written: OnPolicyRound) -> dict[str, dict[str, OnPolicySource]]:
         """The round's source for each expert, by its feed; experts without a block have none."""
         return {
             name: {written.feed(name): source}
@@ -165,9 +165,9 @@ class Rounds:
             if (source := self._source(name, answers, written.start)) is not None
         }
 
-    def _source(self, name: str, answers: Sequence[Example], start: int) -> OwnSource | None:
+    def _source(self, name: str, answers: Sequence[Example], start: int) -> OnPolicySource | None:
         judge = self._judges[name]
-        teacher, reader, projector = judge.hear()
+        teacher, reader, projector = judge.teacher_forward()
         config = self._config
         most = config.optimizer.max_seq_len
         blocks = [
@@ -184,13 +184,13 @@ class Rounds:
         if not blocks:
             return None
         if self._online:
-            hear = judge.hear
+            teacher_forward = judge.teacher_forward
 
             def teach() -> tuple[Teacher, Projector]:
-                teacher, _, projector = hear()
+                teacher, _, projector = teacher_forward()
                 return teacher, projector
 
-            return OwnSource(blocks, OnlineSource(blocks, teach, config.loss.temperature))
+            return OnPolicySource(blocks, OnlineSource(blocks, teach, config.loss.temperature))
         scored = score_blocks(
             teacher,
             projector,
@@ -203,4 +203,4 @@ class Rounds:
             beat=self._beat,
         )
         judge.release()
-        return OwnSource(blocks, CachedBlocks(scored))
+        return OnPolicySource(blocks, InMemorySource(scored))

@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from engine.distill.train.phases import Schedule, clock_progress
-from engine.run.job import Steering
+from engine.run.job import JobContext
 
 _WINDOW = 50  # steps whose time makes the speed
 
@@ -25,7 +25,7 @@ class Forecast:
 class Pace:
     """Measures by the monotonic clock: setting the machine's clock changes nothing."""
 
-    def __init__(self, steering: Steering, former_seconds: float) -> None:
+    def __init__(self, steering: JobContext, former_seconds: float) -> None:
         """former_seconds: unpaused worker time before this moment, all attempts together."""
         self._steering = steering
         self._former = former_seconds

@@ -23,7 +23,7 @@ from engine.checkpoint.train_state import (
 from engine.config import GuardsConfig, OptimizerConfig
 from engine.distill.data.packing import Cursor, cursors_from_json, cursors_to_json
 from engine.distill.train.guards import GradGuard
-from engine.distill.train.on_policy import Round
+from engine.distill.train.on_policy import OnPolicyRound
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Progress:
     """Lowest held-out bits per byte so far."""
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     """(step, held-out bits per byte), in order."""
-    round: Round | None = None
+    round: OnPolicyRound | None = None
     """What the student wrote for the on-policy round under way."""
 
     @property
@@ -108,7 +108,7 @@ class Session:
             cursors=cursors_from_json(scalars["cursors"]),
             best=scalars["best"],
             evaluations=[(int(s), float(v)) for s, v in scalars["evaluations"]],
-            round=msgspec.convert(scalars.get("round"), Round | None),
+            round=msgspec.convert(scalars.get("round"), OnPolicyRound | None),
         )
         self.guard = GradGuard(self._guards, rollbacks, scalars["guard"])
         load_rng_tensors(state.rng)

@@ -23,18 +23,18 @@ from transformers import PreTrainedTokenizerFast
 from engine.checkpoint.store import CheckpointError, CheckpointStore, SavedInfo
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig
-from engine.distill.data.packing import Batch, Cursor, Mixer, PackedRow, Windowed, make_batch
+from engine.distill.data.packing import Batch, Cursor, Mixer, PackedRow, WindowedSource, make_batch
 from engine.distill.data.sources import Source
-from engine.distill.data.streams import TextLost
+from engine.distill.data.streams import StreamReadError
 from engine.distill.teacher.soft_targets import ChainedTargets, SoftSource
-from engine.distill.teacher.targets import Row, TargetStore
+from engine.distill.teacher.targets import EncodedBlock, TargetStore
 from engine.distill.train.capabilities import score_student
 from engine.distill.train.evaluation import draw_sample, evaluate, hidden_states
 from engine.distill.train.guards import OomLadder, is_out_of_memory
 from engine.distill.train.journal import Journal
 from engine.distill.train.lens import Lens
 from engine.distill.train.losses import distillation_loss
-from engine.distill.train.on_policy import PASSES, OwnSource, Round, Rounds
+from engine.distill.train.on_policy import PASSES, OnPolicyRound, OnPolicyRounds, OnPolicySource
 from engine.distill.train.pace import Pace
 from engine.distill.train.phases import (
     Decision,
@@ -61,7 +61,7 @@ from engine.events import (
     StepDone,
 )
 from engine.prompts.prompt import Prompt
-from engine.run.job import Interrupted, Steering
+from engine.run.job import JobContext, JobStopped
 
 _LONG_MICRO_BATCH = 5.0
 """Seconds from which on it beats from a thread."""
@@ -86,13 +86,13 @@ class Parts:
     schedule: Schedule
     journal: Journal
     checkpoints: CheckpointStore
-    steering: Steering
+    steering: JobContext
     device: torch.device
     dtype: torch.dtype
     """Of the matrix products."""
     sample_prompts: Sequence[str]
     lens: Lens | None = None
-    rounds: Rounds | None = None
+    rounds: OnPolicyRounds | None = None
     """Writes what the student learns from its own writing; None where it does not."""
     training_seconds: float = 0.0
     """Unpaused worker time before this moment."""
@@ -147,7 +147,7 @@ class Trainer:
         self._activation_checkpointing = False
         self._phase: Phase | None = None
         self._round: int | None = None
-        self._own: dict[str, dict[str, OwnSource]] = {}  # by expert and feed, of this round
+        self._own: dict[str, dict[str, OnPolicySource]] = {}  # by expert and feed, of this round
         self._last_save = time.monotonic()
         self._saved_step: int | None = None
 
@@ -175,10 +175,10 @@ class Trainer:
                     return "completed"
                 self._enter(phase)
                 self._finish_step(step, phase, *self._accumulate(step))
-            except Interrupted:
+            except JobStopped:
                 self.save("stop")
                 return "stopped"
-            except TextLost:
+            except StreamReadError:
                 self.save("stop")
                 raise
             except Exception as error:
@@ -229,7 +229,7 @@ class Trainer:
     def _accumulate(self, step: int) -> tuple[StepResult, dict[str, Cursor]]:
         """Forward and backward over all rows of a step; the gradient stays in the parameters.
 
-        Returns the result, and the cursors after the step. Raises Interrupted when asked to end:
+        Returns the result, and the cursors after the step. Raises JobStopped when asked to end:
         what was accumulated is dropped, and the step is taken again, whole, by whoever goes on.
         """
         began = time.monotonic()
@@ -304,13 +304,13 @@ class Trainer:
         }
         self._round = start
 
-    def _tell_round(self, written: Round, seconds: float) -> None:
+    def _tell_round(self, written: OnPolicyRound, seconds: float) -> None:
         counts = [f"{len(part)} for {name}" for name, part in written.answers.items()]
         tokens = sum(int(s.token_counts().sum()) for p in self._own.values() for s in p.values())
         what = f"the student wrote {', '.join(counts) or 'nothing'} to judge"
         self._say("info", f"{what}: {tokens:,} tokens, {seconds:.1f} s")
 
-    def _read(self, row: PackedRow) -> list[Row]:
+    def _read(self, row: PackedRow) -> list[EncodedBlock]:
         source = self.sources[row.feed]
         return [source.row(n, row.epoch) for n in row.blocks]
 
@@ -456,7 +456,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Measures the student on held-out text and lets it write; keeps the best weights.
 
-        Raises Interrupted when asked to end meanwhile: the evaluation is then left out.
+        Raises JobStopped when asked to end meanwhile: the evaluation is then left out.
         """
         began = time.monotonic()
         config, parts, progress = self.config, self.parts, self.session.progress
@@ -642,7 +642,7 @@ class Trainer:
         self.emit(LogLine(step=self.session.progress.step, level=level, text=text))
 
 
-def _rows_of(source: Any) -> np.ndarray | Windowed:
+def _rows_of(source: Any) -> np.ndarray | WindowedSource:
     """What the mixer deals rows of: all blocks' lengths, or windows."""
     return source if hasattr(source, "window") else source.token_counts()
 

@@ -9,7 +9,7 @@ from typing import Literal
 
 from engine.errors import GladiusError
 from engine.events import CheckDone
-from engine.run.job import Interrupted
+from engine.run.job import JobStopped
 
 Group = Literal["structural", "quality"]
 
@@ -59,7 +59,7 @@ def guarded(
             yield made
         else:
             yield from made
-    except Interrupted:
+    except JobStopped:
         raise
     except Exception as error:  # whatever a broken file makes of a library
         why = short(error)

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from engine.checkpoint.model_record import ModelRecord
 from engine.distill.align.vocabulary import ByteVocabulary
-from engine.distill.teacher.targets import Row, ShardKey, TargetBatch, TargetStore
+from engine.distill.teacher.targets import EncodedBlock, ShardKey, TargetBatch, TargetStore
 from engine.distill.train.evaluation import evaluate_expert
 from engine.events import CheckDone, ExpertScore
 from engine.validate.checks.check import row, skipped
@@ -59,7 +59,7 @@ class Subset:
     def token_counts(self) -> np.ndarray:
         return self._lengths[list(self.blocks)]
 
-    def row(self, block: int) -> Row:
+    def row(self, block: int) -> EncodedBlock:
         return self._store.row(self.blocks[block])
 
     def targets(self, blocks: Sequence[int], epoch: int) -> TargetBatch:

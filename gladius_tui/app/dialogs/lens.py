@@ -16,8 +16,9 @@ from textual.screen import ModalScreen
 from textual.widgets import Static
 
 from engine.events import ProbePosition, ProbeRead
-from gladius_tui.app.model.board import Board
-from gladius_tui.app.widgets.panes import MUTED, NONE, clean
+from gladius_tui.app.model.board import RunView
+from gladius_tui.app.widgets.panes import MUTED, clean
+from gladius_tui.format import NONE
 
 _RULES = {
     "aligned": "token boundaries agree",
@@ -222,7 +223,7 @@ class Lens(ModalScreen[None]):
     }
     """
 
-    def __init__(self, board: Board) -> None:
+    def __init__(self, board: RunView) -> None:
         super().__init__()
         self._board = board
         self._expert = ""
@@ -241,7 +242,7 @@ class Lens(ModalScreen[None]):
     def on_resize(self, _: events.Resize) -> None:
         self.refresh_lens()
 
-    def show(self, board: Board) -> None:
+    def show(self, board: RunView) -> None:
         """Look at this board from now on."""
         self._board = board
         self.refresh_lens()

@@ -34,7 +34,7 @@ from engine.events import (
     SampleDrawn,
     StepDone,
 )
-from gladius_tui.headless import duration, size
+from gladius_tui.format import duration, size
 
 Status = Literal[
     "preparing", "training", "paused", "stalled", "stopped", "completed", "ended", "failed"
@@ -85,7 +85,7 @@ class LogEntry:
 
 
 @dataclass
-class Board:
+class RunView:
     """A run as its events tell it; None wherever nothing was told.
 
     `changed` names what the events since the last `take_changes` have touched: run, experts,

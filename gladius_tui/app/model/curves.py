@@ -227,14 +227,3 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
     if len(found) < 2:
         return [v for v in ticks(10**low, 10**high, most) if v > 0]
     return found[:: -(-len(found) // most)]
-
-
-def short(value: float) -> str:
-    """A number for an axis: 12k, 2.5, 0.0003."""
-    if value == 0:
-        return "0"
-    size = abs(value)
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= unit:
-            return f"{value / unit:.4g}{name}"
-    return f"{value:.0e}".replace("e-0", "e-") if size < 1e-3 else f"{value:.3g}"

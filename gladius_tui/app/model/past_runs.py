@@ -10,7 +10,7 @@ from engine.events import AnyEvent, RunStarted
 from engine.run.history import History
 from engine.run.rollup import Column
 from engine.workspace import Workspace
-from gladius_tui.app.model.board import LOG_LINES, LOGGED, READINGS, Board
+from gladius_tui.app.model.board import LOG_LINES, LOGGED, READINGS, RunView
 
 _NEWEST = (
     *("RunStarted", "PhaseStarted", "StepDone", "SampleDrawn", "CapabilitiesScored"),
@@ -21,7 +21,7 @@ _MOST_SCORED = 3000
 """Rows of the capability table: those of a million steps, and the experts', which come first."""
 
 
-def read_board(ws: Workspace, run_id: str = "", up_to: int | None = None) -> Board | None:
+def read_run_view(ws: Workspace, run_id: str = "", up_to: int | None = None) -> RunView | None:
     """The board of a run ("": the newest training run) as its events up to `up_to` tell it.
 
     Only the newest of each kind are read, so a run of a million steps opens as one of a thousand.
@@ -37,9 +37,9 @@ def read_board(ws: Workspace, run_id: str = "", up_to: int | None = None) -> Boa
         history.close()
 
 
-def board_of(history: History, run_id: str, up_to: int) -> Board:
-    """See `read_board`."""
-    board = Board(run_id=run_id)
+def board_of(history: History, run_id: str, up_to: int) -> RunView:
+    """See `read_run_view`."""
+    board = RunView(run_id=run_id)
     events: dict[int, AnyEvent] = {}
 
     def add(kind: str, limit: int) -> None:

@@ -20,7 +20,7 @@ from engine.preflight import launch_training, stored_config
 from engine.run.state import read_state
 from engine.sizing import parameter_count, training_memory
 from engine.workspace import Workspace
-from gladius_tui.headless import size
+from gladius_tui.format import size
 
 if TYPE_CHECKING:
     from engine.doctor.check import Check

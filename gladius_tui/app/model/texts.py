@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual.content import Content
 
 from engine.events import Progress
-from gladius_tui.headless import duration, size
+from gladius_tui.format import duration, size
 
 
 def bar(share: float | None, width: int, colour: str = "$primary") -> Content:

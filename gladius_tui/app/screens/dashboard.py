@@ -22,7 +22,7 @@ from engine.events import (
     RunStarted,
     Stop,
 )
-from gladius_tui.app.model.board import Board, LogEntry, Status
+from gladius_tui.app.model.board import LogEntry, RunView, Status
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
 from gladius_tui.app.widgets.dashboard_panes import SIDES, Pane, Panes, Tabs
 from gladius_tui.app.widgets.metric_chart import ChartKeys
@@ -125,7 +125,7 @@ class DashboardScreen(ChartKeys):
 
     def __init__(self) -> None:
         super().__init__()
-        self.board: Board | None = None
+        self.board: RunView | None = None
         self._pending: list[AnyEvent] = []
         self._loading = ""
         """What is being read: changes with every reading, so that a stale one is dropped."""
@@ -213,9 +213,9 @@ class DashboardScreen(ChartKeys):
     @work(thread=True, exclusive=True, group="board", exit_on_error=False)
     def _read(self, ticket: str, run_id: str, seq: int | None) -> None:
         from engine.run.state import lock_owner
-        from gladius_tui.app.model.past_runs import read_board
+        from gladius_tui.app.model.past_runs import read_run_view
 
-        board = read_board(self.gladius.ws, run_id, seq)
+        board = read_run_view(self.gladius.ws, run_id, seq)
         owner = lock_owner(self.gladius.ws, "train")
         if board is not None and seq is None and owner is None:
             board.gone()
@@ -223,12 +223,12 @@ class DashboardScreen(ChartKeys):
             board.taken_up(owner.since)
         self.app.call_later(self._loaded, ticket, board)
 
-    def _loaded(self, ticket: str, board: Board | None) -> None:
+    def _loaded(self, ticket: str, board: RunView | None) -> None:
         if ticket != self._loading:
             return
         self._loading = ""
         if board is None and self._attached:
-            board = Board(run_id=self._attached)  # so new that nothing of it was written yet
+            board = RunView(run_id=self._attached)  # so new that nothing of it was written yet
         self.board = board
         if self._lens is not None and board is not None:
             self._lens.show(board)

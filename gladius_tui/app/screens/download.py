@@ -18,7 +18,7 @@ from gladius_tui.app.screens.job import JobScreen
 from gladius_tui.app.screens.models import MARKS, Shelf, ShelfRead, read_shelf
 from gladius_tui.app.watch import JobDetached
 from gladius_tui.app.widgets.table import Cell, Table, coloured
-from gladius_tui.headless import size
+from gladius_tui.format import size
 
 if TYPE_CHECKING:
     from engine.experts.registry import ExpertSpec, ExpertStatus
@@ -303,7 +303,7 @@ class DownloadScreen(JobScreen):
             f"  {size(done)} of {size(total)}" if total else "  nothing is marked",
         )
         if self.live and speed:
-            from gladius_tui.headless import duration
+            from gladius_tui.format import duration
 
             line = line.append(f"  {size(speed)}/s  {duration(need / speed)} left")
         told = f"{len(chosen)} marked · needs {size(need)} more · {size(shelf.free)} free"

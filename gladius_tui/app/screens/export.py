@@ -20,7 +20,7 @@ from gladius_tui.app.screens.job import JobScreen
 from gladius_tui.app.watch import JobDetached
 from gladius_tui.app.widgets.form_fields import choice, choose_among, field, line
 from gladius_tui.app.widgets.table import Cell, coloured, facts
-from gladius_tui.headless import duration, size
+from gladius_tui.format import duration, size
 
 _LINES = 100
 _SIGNS = {

@@ -18,7 +18,7 @@ from gladius_tui.app.screens.base import GladiusScreen
 from gladius_tui.app.screens.job import Notice, Tone
 from gladius_tui.app.watch import JobAttached, JobDetached
 from gladius_tui.app.widgets.table import Cell, Table, coloured, facts
-from gladius_tui.headless import size
+from gladius_tui.format import size
 
 if TYPE_CHECKING:
     from engine.experts.registry import ExpertSpec, ExpertStatus

@@ -21,7 +21,7 @@ from gladius_tui.app.screens.job import JobScreen
 from gladius_tui.app.watch import JobDetached
 from gladius_tui.app.widgets.form_fields import choice, choose_among, field, line
 from gladius_tui.app.widgets.table import Cell, Table, coloured, facts
-from gladius_tui.headless import duration
+from gladius_tui.format import duration
 
 _VERDICTS = {
     "pass": ("✓", "success"),

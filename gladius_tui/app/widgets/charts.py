@@ -23,13 +23,13 @@ from gladius_tui.app.model.curves import (
     is_sparse,
     log_ticks,
     on_log,
-    short,
     ticks,
     title_of,
     unit_of,
 )
 from gladius_tui.app.theme import chart_colours
-from gladius_tui.app.widgets.partial_refresh import Partly, changed_lines
+from gladius_tui.app.widgets.partial_refresh import PartialRefresh, changed_lines
+from gladius_tui.format import axis_number
 
 LEAST_INTERVAL = 1.0
 """Seconds between two drawings of a chart that grows, at least; a key redraws it at once."""
@@ -70,7 +70,7 @@ class Drawing:
         return Drawing(series, self.lo, self.hi, self.log, self.smoothing)
 
 
-class Chart(Partly, PlotextPlot):
+class Chart(PartialRefresh, PlotextPlot):
     """Curves over steps. `show` gives it what to draw; it is drawn in a thread, one at a time, and
     what was drawn before stays until that is done."""
 
@@ -177,7 +177,7 @@ class Sketch:
         lo, hi = self._drawing.lo, max(self._drawing.hi - 1, self._drawing.lo + 1)
         plot.xlim(lo, hi)
         at = ticks(lo, hi, max(2, width // 14))
-        plot.xticks(at, [short(x) for x in at])
+        plot.xticks(at, [axis_number(x) for x in at])
         for side, (low, high) in ranges.items():
             self._ticks(side, low, high, height)
         return Text.from_ansi(plot.build(), no_wrap=True, end="")
@@ -245,7 +245,7 @@ class Sketch:
             at = [y for _, ys in on_log([([0.0] * len(values), values)]) for y in ys]
         else:
             values = at = ticks(low, high, most)
-        self._plot.yticks(at, [short(v) for v in values], side)  # type: ignore[arg-type]
+        self._plot.yticks(at, [axis_number(v) for v in values], side)  # type: ignore[arg-type]
 
 
 def _blend(colour: RGB, behind: RGB, share: float) -> RGB:
@@ -264,7 +264,7 @@ def legend(drawing: Drawing, colours: Sequence[str]) -> list[tuple[str, str]]:
             parts.append((f"┄ {series.run} ", f"{colour} 70%"))
             continue
         last = next((c.last for c in reversed(series.curve.columns) if c.last is not None), None)
-        value = "-" if last is None else short(last) if abs(last) < 1e-2 else f"{last:.2f}"
+        value = "-" if last is None else axis_number(last) if abs(last) < 1e-2 else f"{last:.2f}"
         sign = "•" if is_sparse(series.curve.metric) else "─"
         parts.append((f"{sign} {name} {value}  ", colour))
     return parts

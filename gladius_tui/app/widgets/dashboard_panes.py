@@ -13,7 +13,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from gladius_tui.app.model.board import Board
+from gladius_tui.app.model.board import RunView
 from gladius_tui.app.widgets.panes import (
     abilities_pane,
     experts_pane,
@@ -24,12 +24,12 @@ from gladius_tui.app.widgets.panes import (
     run_pane,
     sample_pane,
 )
-from gladius_tui.app.widgets.partial_refresh import Partly, changed_lines
+from gladius_tui.app.widgets.partial_refresh import PartialRefresh, changed_lines
 
-Write = Callable[[Board, int, int, float], Content]
+Write = Callable[[RunView, int, int, float], Content]
 
 
-class Pane(Partly, Static):
+class Pane(PartialRefresh, Static):
     """A bordered box that writes one part of a board, and only when that part has changed."""
 
     class Sized(Message):
@@ -43,7 +43,7 @@ class Pane(Partly, Static):
         super().__init__(id=f"{name}-pane", classes="part side", markup=False)
         self.border_title = title
         self.shows = shows
-        """Names of `Board.changed` that this pane tells of."""
+        """Names of `RunView.changed` that this pane tells of."""
         self._write = write
         self._said: tuple | None = None
         self._rows: list[tuple] = []
@@ -51,7 +51,7 @@ class Pane(Partly, Static):
     def on_resize(self) -> None:
         self.post_message(self.Sized(self))
 
-    def show(self, board: Board | None, now: float) -> None:
+    def show(self, board: RunView | None, now: float) -> None:
         """Write the board, if it says anything new."""
         if not self.display or self.size.width < 4:
             return
@@ -70,7 +70,7 @@ class Pane(Partly, Static):
                 self.update(content, layout=False)
 
 
-class ChartPane(Partly, Vertical):
+class ChartPane(PartialRefresh, Vertical):
     """The chart, its legend in the border. plotext is imported with the first chart."""
 
     def __init__(self) -> None:
@@ -130,7 +130,7 @@ class Tabs(Static):
 SIDES = ("run", "experts", "abilities", "parameters", "hardware", "sample", "log")
 
 
-def _run(board: Board, width: int, height: int, now: float) -> Content:
+def _run(board: RunView, width: int, height: int, now: float) -> Content:
     return run_pane(board, width, now, mfu(board))
 
 
@@ -167,7 +167,7 @@ class Panes(Container):
     def on_mount(self) -> None:
         self.choose("run")
 
-    def make_room(self, board: Board | None) -> None:
+    def make_room(self, board: RunView | None) -> None:
         """In the grid, the abilities stand below the hardware where both have room, else a key
         puts them into the log's place."""
         rows = len(board.able_best) if board is not None else 0

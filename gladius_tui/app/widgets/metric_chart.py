@@ -16,9 +16,10 @@ from textual.content import Content
 
 from engine.events import AnyEvent, CapabilitiesScored, EvalDone, StepDone
 from engine.run.rollup import Column, measurements
-from gladius_tui.app.model.board import Board
-from gladius_tui.app.model.curves import SMOOTHINGS, Curve, View, short, title_of
+from gladius_tui.app.model.board import RunView
+from gladius_tui.app.model.curves import SMOOTHINGS, Curve, View, title_of
 from gladius_tui.app.screens.base import GladiusScreen
+from gladius_tui.format import axis_number
 
 if TYPE_CHECKING:
     from gladius_tui.app.widgets.charts import Chart
@@ -52,7 +53,7 @@ class ChartKeys(GladiusScreen):
     ]  # fmt: skip
 
     if TYPE_CHECKING:
-        board: Board | None
+        board: RunView | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,7 +100,7 @@ class ChartKeys(GladiusScreen):
 
     # Curves
 
-    def open_chart(self, board: Board) -> None:
+    def open_chart(self, board: RunView) -> None:
         """Show another run (or the same, read anew)."""
         self.curves = {}
         self.read_curves()
@@ -230,7 +231,9 @@ class ChartKeys(GladiusScreen):
         scale = "log" if self.log_scale else "lin"
         parts = [average, scale]
         if self.view.span is not None:
-            where = "newest" if self.view.end is None else f"{short(lo)}-{short(hi - 1)}"
+            where = (
+                "newest" if self.view.end is None else f"{axis_number(lo)}-{axis_number(hi - 1)}"
+            )
             parts.append(f"{self.view.span:,} steps, {where}")
         return " · ".join(parts)
 

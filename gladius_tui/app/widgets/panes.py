@@ -11,14 +11,21 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from engine.events import STUDENT, CapabilityScore, GpuReading, HardwareRead
-from gladius_tui.app.model.board import Board, ExpertRow
-from gladius_tui.headless import duration
-from gladius_tui.status import bar
+from gladius_tui.app.model.board import ExpertRow, RunView
+from gladius_tui.format import (
+    MILESTONES,
+    NONE,
+    bar,
+    duration,
+    number,
+    percent,
+    short_size,
+    sparkline,
+    time_ago,
+)
 
-NONE = "-"
 MUTED = "$foreground 60%"
 STRONG = "bold"
-MILESTONES = ((100e6, "100M"), (250e6, "250M"), (500e6, "500M"), (750e6, "750M"), (1e9, "1B"))
 
 STATUS = {
     "preparing": ("◌", "preparing", "$accent"),
@@ -30,7 +37,6 @@ STATUS = {
     "ended": ("■", "ended, can be resumed", "$text-warning"),
     "failed": ("✗", "failed", "$text-error"),
 }
-_BLOCKS = "▁▂▃▄▅▆▇█"
 
 Part = str | tuple[str, str] | Content
 
@@ -54,57 +60,7 @@ def _pair(left: Sequence[Part], right: Sequence[Part], width: int) -> Content:
     return Content.assemble(a, " " * room, b) if room > 0 else a
 
 
-def number(value: float | None, form: str = "{:,.0f}") -> str:
-    """The value as `form` writes it."""
-    return NONE if value is None else form.format(value)
-
-
-def percent(value: float | None) -> str:
-    """A share of 1 as percent."""
-    return NONE if value is None else f"{value:.0%}"
-
-
-def clock(seconds: float | None) -> str:
-    """A duration."""
-    return NONE if seconds is None else duration(seconds)
-
-
-def amount(count: float) -> str:
-    """Bytes in few characters: 310 GiB."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    if count < 999.5:
-        return f"{count:.0f} GiB" if count >= 10 else f"{count:.1f} GiB"
-    return f"{count / 1024:.1f} TiB"
-
-
-def ago(seconds: float) -> str:
-    """How long since, coarse enough not to change with every second."""
-    if seconds < 60:
-        return "just now"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min ago"
-    if seconds < 48 * 3600:
-        return f"{seconds // 3600:.0f} h ago"
-    return f"{seconds // 86400:.0f} days ago"
-
-
-def spark(values: Sequence[float | None], top: float, width: int) -> str:
-    """The newest `width` values as blocks between 0 and `top`; a missing one is a space."""
-    shown = list(values)[-width:]
-
-    def block(value: float | None) -> str:
-        if value is None:
-            return " "
-        level = value / top if top > 0 else 0.0
-        return _BLOCKS[min(len(_BLOCKS) - 1, max(0, round(level * (len(_BLOCKS) - 1))))]
-
-    return "".join(block(value) for value in shown).rjust(width)
-
-
-def status_part(board: Board) -> tuple[str, str]:
+def status_part(board: RunView) -> tuple[str, str]:
     """The status with its sign, and its style."""
     sign, word, style = STATUS.get(board.status or "", ("◌", "starting", "$accent"))
     return f"{sign} {word}", style
@@ -113,7 +69,7 @@ def status_part(board: Board) -> tuple[str, str]:
 # Run
 
 
-def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> Content:
+def run_pane(board: RunView, width: int, now: float, mfu: float | None = None) -> Content:
     """Phase, step, progress, loss, speed, what is left, checkpoint; in two columns where wide."""
     status, style = status_part(board)
     phase = NONE if board.phase is None else f"{board.phase}/{board.phases}"
@@ -148,13 +104,13 @@ def run_pane(board: Board, width: int, now: float, mfu: float | None = None) -> 
 
 
 def _facts(
-    board: Board, now: float, mfu: float | None
+    board: RunView, now: float, mfu: float | None
 ) -> list[tuple[Sequence[Part], Sequence[Part]]]:
     """Figures two by two, the most wanted first."""
     last, saved = board.last, board.checkpoint
     rate = number(last.lr if last else None, "{:.1e}").replace("e-0", "e-")
     left = last if board.alive else None
-    age = "" if saved is None else ago(max(0.0, now - saved.time))
+    age = "" if saved is None else time_ago(max(0.0, now - saved.time))
     return [
         (
             [("loss ", MUTED), (number(last.loss if last else None, "{:.3f}"), STRONG)],
@@ -172,8 +128,8 @@ def _facts(
             else [f"{last.step_seconds:.3g}", (" s/step", MUTED)],
         ),
         (
-            [("ETA phase ", MUTED), clock(left.phase_eta if left else None)],
-            [("all ", MUTED), clock(left.run_eta if left else None)],
+            [("ETA phase ", MUTED), duration(left.phase_eta if left else None)],
+            [("all ", MUTED), duration(left.run_eta if left else None)],
         ),
         (
             [("checkpoint ", MUTED), number(saved.step if saved else None)],
@@ -181,14 +137,14 @@ def _facts(
         ),
         (
             [("tokens ", MUTED), number(last.tokens_seen if last else None)],
-            [("time ", MUTED), clock(last.training_seconds if last else None)],
+            [("time ", MUTED), duration(last.training_seconds if last else None)],
         ),
     ]
 
 
 def _work_lines(work, width: int) -> list[Content | str | Sequence[Part]]:
     share = work.done / work.total if work.total else None
-    left = percent(share) + (f"  {clock(work.eta)}" if work.eta is not None else "")
+    left = percent(share) + (f"  {duration(work.eta)}" if work.eta is not None else "")
     return [work.label[:width], progress_bar(share, width - len(left) - 1, left)]
 
 
@@ -204,7 +160,7 @@ def progress_bar(share: float | None, width: int, after: str = "") -> Content:
 # Hardware
 
 
-def hardware_pane(board: Board, width: int, height: int) -> Content:
+def hardware_pane(board: RunView, width: int, height: int) -> Content:
     """The machine: now, and the last minutes as sparklines."""
     now = board.hardware
     if now is None:
@@ -218,13 +174,13 @@ def hardware_pane(board: Board, width: int, height: int) -> Content:
     ram = _of(now.ram_used, now.ram_total)
     lines.append(line("RAM", ram, [r.ram_used for r in past], now.ram_total, width))
     if now.worker_rss:
-        lines.append(_item("worker", amount(now.worker_rss)))
-    lines.append(_item("disk", f"{amount(now.disk_free)} free"))
+        lines.append(_item("worker", short_size(now.worker_rss)))
+    lines.append(_item("disk", f"{short_size(now.disk_free)} free"))
     for name, value, series in (
         ("read", now.disk_read_per_sec, [r.disk_read_per_sec for r in past]),
         ("write", now.disk_write_per_sec, [r.disk_write_per_sec for r in past]),
     ):
-        lines.append(line(name, f"{amount(value)}/s", series, max(1e6, *series), width))
+        lines.append(line(name, f"{short_size(value)}/s", series, max(1e6, *series), width))
     return _lines(lines[: max(height, 1)])
 
 
@@ -245,8 +201,8 @@ def _gpu_lines(gpu: GpuReading, past: Sequence[HardwareRead], width: int) -> lis
 
 
 def _of(used: float, total: float) -> str:
-    unit = amount(total)
-    return f"{used / 2**30:.0f}/{unit}" if unit.endswith("GiB") else f"{amount(used)}/{unit}"
+    unit = short_size(total)
+    return f"{used / 2**30:.0f}/{unit}" if unit.endswith("GiB") else f"{short_size(used)}/{unit}"
 
 
 def _item(name: str, text: str) -> Content:
@@ -257,14 +213,14 @@ def _spark_line(
     name: str, text: str, values: Sequence[float | None], top: float, width: int
 ) -> Content:
     room = width - 7 - max(len(text), 9) - 1
-    drawn = f" {spark(values, top, room)}" if room >= 4 else ""
+    drawn = f" {sparkline(list(values)[-room:], 0, top).rjust(room)}" if room >= 4 else ""
     return Content.assemble((f"{name:<7}", MUTED), f"{text:<9}", (drawn, "$accent"))
 
 
 # Parameters
 
 
-def parameters_pane(board: Board, width: int) -> Content:
+def parameters_pane(board: RunView, width: int) -> Content:
     """How large the student is, and of what parts."""
     student = board.config.get("student", {})
     share = board.current_params / board.target_params if board.target_params else None
@@ -322,7 +278,7 @@ def _short(count: float | None) -> str:
 _HEAD = ("share", "progress", "KL", "agree", "forgot")
 
 
-def experts_pane(board: Board, width: int, height: int) -> Content:
+def experts_pane(board: RunView, width: int, height: int) -> Content:
     """A line an expert: its share, how far its phase is, and how the student matches it; where
     there is room a second one, of how well it is heard."""
     rows = list(board.experts.values())
@@ -344,7 +300,7 @@ def experts_pane(board: Board, width: int, height: int) -> Content:
     return _lines(lines)
 
 
-def _heard(board: Board, name: str, width: int) -> str:
+def _heard(board: RunView, name: str, width: int) -> str:
     """How well the expert is heard, in as many words as fit."""
     data = board.data.get(name)
     if data is None:
@@ -361,7 +317,7 @@ def _heard(board: Board, name: str, width: int) -> str:
     return " · ".join(said)
 
 
-def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: bool) -> Content:
+def _expert_line(board: RunView, row: ExpertRow, names: int, gauge: int, forgot: bool) -> Content:
     done = row.phase is not None and (board.status == "completed" or (board.phase or 0) > row.phase)
     now = row.phase is not None and row.phase == board.phase and not done
     mark, style = ("✓", "$text-success") if done else ("◆", "$accent") if now else ("○", MUTED)
@@ -390,7 +346,7 @@ def _expert_line(board: Board, row: ExpertRow, names: int, gauge: int, forgot: b
 _LEAST_NAME = 7
 
 
-def abilities_pane(board: Board, width: int, height: int) -> Content:
+def abilities_pane(board: RunView, width: int, height: int) -> Content:
     """Held-out prompts answered rightly, by capability: the student now and at its best, and the
     best of the experts. What the student could do and can no more is marked (↓).
 
@@ -467,7 +423,7 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def sample_pane(board: Board) -> Content:
+def sample_pane(board: RunView) -> Content:
     """What the student wrote last."""
     sample = board.sample
     if sample is None:
@@ -484,7 +440,7 @@ _LEVELS = {"info": "", "good": "$text-success", "warning": "$text-warning", "err
 _SIGNS = {"info": "", "good": "", "warning": "! ", "error": "✗ "}
 
 
-def log_pane(board: Board, width: int, height: int) -> Content:
+def log_pane(board: RunView, width: int, height: int) -> Content:
     """The newest lines that fit, the last at the bottom."""
     entries = list(board.log)[-max(height, 1) :]
     if not entries:
@@ -499,7 +455,7 @@ def log_pane(board: Board, width: int, height: int) -> Content:
     return Content("\n").join(lines)
 
 
-def summary_line(board: Board | None) -> str:
+def summary_line(board: RunView | None) -> str:
     """The run in one line, for the smallest terminals."""
     if board is None:
         return "no run yet: press 3 to start one"
@@ -510,7 +466,7 @@ def summary_line(board: Board | None) -> str:
     parts.append(f"step {number(board.step)}")
     parts.append(f"loss {number(last.loss if last else None, '{:.3f}')}")
     if last is not None and last.run_eta is not None and board.alive:
-        parts.append(f"eta {clock(last.run_eta)}")
+        parts.append(f"eta {duration(last.run_eta)}")
     return " · ".join(parts)
 
 
@@ -530,7 +486,7 @@ _PEAK_BF16 = (
 )
 
 
-def mfu(board: Board) -> float | None:
+def mfu(board: RunView) -> float | None:
     """Model FLOPs utilisation: 6 N tokens/s over the device's peak (arXiv 2204.02311).
 
     None unless it trains in bf16 on a device whose peak is known.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 
-class Partly(Widget):
+class PartialRefresh(Widget):
     """A widget that can be told which of its lines are new."""
 
     _only: tuple[Region, ...] = ()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from engine.distill.align.blocks import Reader, TextBlock, normalise
+from engine.distill.align.blocks import ChatEncoder, TextBlock, normalise
 from engine.text.examples import Example, Message
 from tests.support.toys import NASTY, PROSE, block_of, blocks_of, byte_level, chat, document, reader
 
@@ -18,11 +18,13 @@ PAIRS = [
 ]
 
 
-def scored_bytes(reader: Reader, ids: np.ndarray, scored: np.ndarray) -> list[bytes | None]:
+def scored_bytes(reader: ChatEncoder, ids: np.ndarray, scored: np.ndarray) -> list[bytes | None]:
     return [reader.vocabulary.token_bytes[i] for i in ids[scored]]
 
 
-def check_block(block: TextBlock, student: Reader, teacher: Reader, turns: list[str]) -> None:
+def check_block(
+    block: TextBlock, student: ChatEncoder, teacher: ChatEncoder, turns: list[str]
+) -> None:
     """The scored tokens of both spell the turns, each turn with its end."""
     text = "".join(turns).encode()
     read = scored_bytes(student, block.student_ids, block.student_scored)
@@ -125,7 +127,7 @@ def test_special_looking_text_in_an_answer_is_plain_text(trained):
         assert b"".join(scored_bytes(s, scored, np.arange(len(scored) - 1))) == answer.encode()
 
 
-def with_template(kind: str, template: str) -> Reader:
+def with_template(kind: str, template: str) -> ChatEncoder:
     tokenizer = byte_level()
     tokenizer.chat_template = template
     assert kind == "byte_level"

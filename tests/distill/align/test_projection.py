@@ -13,7 +13,7 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from engine.distill.align.blocks import Reader
+from engine.distill.align.blocks import ChatEncoder
 from engine.distill.align.projection import (
     ProjectionTables,
     Projector,
@@ -385,7 +385,7 @@ def real_tables(real_reader):
     """A real teacher's tables for a student, and the processor seconds that they took."""
     held = {}
 
-    def get(name: str, student: Reader) -> tuple[ProjectionTables, float]:
+    def get(name: str, student: ChatEncoder) -> tuple[ProjectionTables, float]:
         if (name, student) not in held:
             teacher, eos = real_reader(name), student.end_ids[0]
             began = time.process_time()

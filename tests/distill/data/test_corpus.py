@@ -18,7 +18,7 @@ from engine.distill.data.corpus import (
     read_text,
     score_into,
 )
-from engine.distill.teacher.scoring import teacher_reader
+from engine.distill.teacher.scoring import teacher_encoder
 from engine.distill.teacher.targets import ShardKey, TargetStore
 from engine.distill.teacher.teacher import Teacher, load_teacher
 from engine.errors import UsageError
@@ -112,7 +112,7 @@ def teacher(tmp_path_factory) -> Teacher:
 
 @pytest.fixture(scope="module")
 def projector(trained, teacher) -> Projector:
-    return projector_of(teacher_reader(teacher), trained["prepend"])
+    return projector_of(teacher_encoder(teacher), trained["prepend"])
 
 
 CONFIG = RunConfig(
@@ -127,7 +127,7 @@ def read(trained, teacher, examples, held=None, spec=SPEC, config=CONFIG):
         examples,
         held,
         trained["prepend"],
-        teacher_reader(teacher),
+        teacher_encoder(teacher),
         spec,
         config,
         lambda doing: None,
@@ -213,7 +213,7 @@ KEY = ShardKey(
 )
 
 
-class Interrupted(Exception):
+class JobStopped(Exception):
     pass
 
 
@@ -229,7 +229,7 @@ def score(trained, teacher, projector, monkeypatch):
         def report(blocks: int, tokens: int) -> None:
             told.append((blocks, tokens))
             if stop_at is not None and blocks >= stop_at:
-                raise Interrupted
+                raise JobStopped
 
         size = trained["prepend"].vocabulary.size
         score_into(store, text.train, teacher, projector, config, size, text.tally, report)
@@ -252,7 +252,7 @@ def test_scoring_reports_its_way_to_the_end(score, tmp_path):
 @pytest.mark.parametrize("stop_at", [1, 9, 20, 36])
 def test_an_interrupted_scoring_goes_on_and_gives_the_same_shards(score, tmp_path, stop_at):
     score(TargetStore(tmp_path / "whole", KEY))
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped):
         score(TargetStore(tmp_path / "cut", KEY), stop_at)
     resumed = TargetStore(tmp_path / "cut", KEY)
     there = resumed.open()

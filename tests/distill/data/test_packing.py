@@ -21,7 +21,7 @@ from engine.distill.data.packing import (
     make_batch,
     pack,
 )
-from engine.distill.teacher.targets import Row
+from engine.distill.teacher.targets import EncodedBlock
 
 MAX = 100
 block_lengths = st.lists(st.integers(1, MAX), min_size=1, max_size=60).map(
@@ -148,10 +148,10 @@ def test_a_mix_that_changes_goes_on_where_each_expert_stood():
     assert after["two"].row + after["two"].epoch > 0
 
 
-def row_of(length: int, first_scored: int, seed: int) -> Row:
+def row_of(length: int, first_scored: int, seed: int) -> EncodedBlock:
     ids = np.random.default_rng(seed).integers(1, 50, size=length)
     scored = np.arange(first_scored, length)
-    return Row(ids=ids, scored=scored, is_end=scored == length - 1, text_bytes=length)
+    return EncodedBlock(ids=ids, scored=scored, is_end=scored == length - 1, text_bytes=length)
 
 
 def test_a_batch_predicts_each_scored_token_from_the_one_before_it():

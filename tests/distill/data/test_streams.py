@@ -13,7 +13,7 @@ import pytest
 
 from engine.distill.data import corpus
 from engine.distill.data.corpus import held_by_digest
-from engine.distill.data.packing import Cursor, Place, cursors_from_json, cursors_to_json
+from engine.distill.data.packing import Cursor, StreamPosition, cursors_from_json, cursors_to_json
 from engine.distill.data.sources import CachedSource
 from engine.distill.data.streams import Order, StreamSource, open_texts
 from engine.errors import GladiusError, UsageError
@@ -49,7 +49,7 @@ def write_texts(path, count: int, seed: int = 0, **keys: Any) -> list[str]:
     return texts
 
 
-def texts_of(order: Order, place: Place, number: int, most: int = 10**9):
+def texts_of(order: Order, place: StreamPosition, number: int, most: int = 10**9):
     """The texts read in one window, and the place after them."""
     found = []
     for example, after in order.read(place, number):
@@ -69,11 +69,11 @@ def test_a_pass_has_each_example_once_and_the_next_one_in_another_order(tmp_path
     texts = write_texts(tmp_path / "many.jsonl", 500)
     (text,) = open_texts([str(tmp_path)], tmp_path)
     order = Order(text, [7], print)
-    first, _ = texts_of(order, Place(), 0)
-    second, _ = texts_of(order, Place(turn=1), 9)
+    first, _ = texts_of(order, StreamPosition(), 0)
+    second, _ = texts_of(order, StreamPosition(turn=1), 9)
     assert Counter(first) == Counter(second) and first != second
     assert set(texts) <= set(first)
-    assert texts_of(Order(text, [8], print), Place(), 0)[0] != first
+    assert texts_of(Order(text, [8], print), StreamPosition(), 0)[0] != first
 
 
 def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
@@ -81,7 +81,7 @@ def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
     write_texts(tmp_path / "b.jsonl", 300, seed=1)
     (text,) = open_texts([str(tmp_path)], tmp_path)
     running = Order(text, [0], print)
-    place, windows = Place(), []
+    place, windows = StreamPosition(), []
     for number in range(6):
         found, after = texts_of(running, place, number, 70)
         windows.append((place, found))
@@ -89,12 +89,12 @@ def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
     for number, (begins, found) in enumerate(windows):
         # opened anew, and by one that has read something else meanwhile
         assert texts_of(Order(text, [0], print), begins, number, 70)[0] == found
-    texts_of(running, Place(), 0, 5)
+    texts_of(running, StreamPosition(), 0, 5)
     assert texts_of(running, windows[3][0], 3, 70)[0] == windows[3][1]
 
 
 def test_a_place_survives_the_checkpoint():
-    cursors = {"tiny/text": Cursor(3, 2, 0.25, Place(1, 9, ((4, 0, 17), (2, 1, 0))))}
+    cursors = {"tiny/text": Cursor(3, 2, 0.25, StreamPosition(1, 9, ((4, 0, 17), (2, 1, 0))))}
     assert cursors_from_json(json.loads(json.dumps(cursors_to_json(cursors)))) == cursors
     # as a run without streams had them
     assert cursors_from_json({"tiny": {"epoch": 1, "row": 2, "credit": 0.5}})["tiny"].row == 2
@@ -112,7 +112,7 @@ def stream_of(ws: Workspace, **fields: Any) -> StreamSource:
 def test_windows_hold_all_text_but_what_is_held_out(ws):
     write_texts(ws.root / "text.jsonl", 400)
     source = stream_of(ws)
-    place, seen, number = Place(), Counter[bytes](), 0
+    place, seen, number = StreamPosition(), Counter[bytes](), 0
     while place.turn == 0:
         source.forget(number)
         window = source.window(number, place)
@@ -141,7 +141,7 @@ def test_variants_are_streamed_to_learn_from_or_to_measure_on_together(ws):
     def family_of(ids: Any) -> str:
         return re.findall(r"family \d+(?=:)", tokenizer.decode(ids))[0]
 
-    place, learnt, number = Place(), Counter[str](), 0
+    place, learnt, number = StreamPosition(), Counter[str](), 0
     while place.turn == 0:
         source.forget(number)
         window = source.window(number, place)
@@ -155,7 +155,7 @@ def test_variants_are_streamed_to_learn_from_or_to_measure_on_together(ws):
 
 def test_a_row_is_there_until_its_window_is_forgotten(ws):
     source = stream_of(ws)
-    first = source.window(0, Place())
+    first = source.window(0, StreamPosition())
     source.window(1, first.ends)
     assert len(source.row(0, 0).ids) == first.lengths[0]
     source.forget(1)
@@ -247,7 +247,7 @@ def test_an_example_goes_to_the_experts_that_can_teach_it(ws):
     tokenizer, prepared = prepare(ws, msgspec.structs.replace(config, data=data))
     ((source, share),) = prepared["other"].feeds.values()
     assert share == 1.0 and isinstance(source, StreamSource)
-    window = source.window(0, Place())
+    window = source.window(0, StreamPosition())
     read = [tokenizer.decode(source.row(n, 0).ids) for n in range(len(window.lengths))]
     assert read and all(any(t in text for t in code) for text in read)
 

@@ -15,9 +15,9 @@ from engine.distill.jobs.audit import (
     matmul_flops,
     reachable,
     student_tokenizer,
-    tokenizer_reader,
+    tokenizer_encoder,
 )
-from engine.distill.student import student_reader
+from engine.distill.student import student_encoder
 from engine.distill.teacher.teacher import load_teacher
 from engine.errors import MissingError
 from engine.experts.registry import ExpertSpec
@@ -46,7 +46,7 @@ def test_the_sample_has_every_kind_of_text_and_both_forms(sample):
 def test_a_student_with_the_experts_own_tokenizer_hears_it_whole(ws: Workspace, expert, sample):
     run = load_config(ws, preset="nano", overrides=[f"student.tokenizer={expert}"])
     tokenizer, source = student_tokenizer(ws, run)
-    student = student_reader(tokenizer, run.student.vocab_size)
+    student = student_encoder(tokenizer, run.student.vocab_size)
     told = audit(ws, spec_of(expert), student, sample, run)
     assert source == str(expert)
     assert (told.reachable, told.aligned, told.inside, told.crossing) == (1.0, 1.0, 0.0, 0.0)
@@ -59,7 +59,7 @@ def test_an_expert_that_is_run_tells_weight_and_residual(ws: Workspace, expert, 
     run = load_config(ws, preset="nano")
     tokenizer, source = student_tokenizer(ws, run)
     assert source.startswith("a stand-in")
-    student = student_reader(tokenizer, run.student.vocab_size)
+    student = student_encoder(tokenizer, run.student.vocab_size)
     spec = spec_of(expert)
     teacher = load_teacher(expert, spec, dtype=torch.float32)
     part = [example for example in sample if example.capability in ("json", "conversation")]
@@ -89,7 +89,7 @@ def test_the_figures_of_real_tokenizers_are_those_known(ws: Workspace, sample):
     if not (llama2.is_dir() and gpt2.is_dir()):
         pytest.skip("real tokenizers are not in tmp/: run `make tokenizers`")
     run = load_config(ws, preset="1b", overrides=[f"student.tokenizer={llama2}"])
-    student = student_reader(student_tokenizer(ws, run)[0], 32000)
+    student = student_encoder(student_tokenizer(ws, run)[0], 32000)
     spec = ExpertSpec(name="phi", title="Phi", source="folder", repo=str(gpt2), chat="phi",
                       end_tokens=("<|endoftext|>",))  # fmt: skip
     told = audit(ws, spec, student, sample, run)
@@ -108,11 +108,11 @@ def test_a_tokenizer_without_byte_exact_tokens_is_refused_by_name(tmp_path, expe
     data |= {"model": words, "added_tokens": [end]}
     (folder / "tokenizer.json").write_text(json.dumps(data))
     with pytest.raises(ValueError, match="WordLevel"):
-        tokenizer_reader(folder, spec_of(folder))
+        tokenizer_encoder(folder, spec_of(folder))
 
 
 def test_reachable_counts_spelled_tokens_only(expert):
-    vocabulary = tokenizer_reader(expert, spec_of(expert)).vocabulary
+    vocabulary = tokenizer_encoder(expert, spec_of(expert)).vocabulary
     assert reachable(vocabulary, vocabulary) == 1.0
 
 

@@ -14,7 +14,7 @@ from engine.distill.jobs.preparation import Preparation, TeacherPool, device_and
 from engine.errors import UsageError
 from engine.events import DataReady, Progress, Stop
 from engine.experts.registry import load_experts
-from engine.run.job import Interrupted, Steering
+from engine.run.job import JobContext, JobStopped
 from engine.workspace import Workspace
 from tests.support.small_run import CPU, KeepingLink, make_config, make_root
 
@@ -38,7 +38,7 @@ class Counting(TeacherPool):
 def make(ws: Workspace, config: RunConfig, link: Any) -> Preparation:
     pool = Counting(ws, link, CPU, torch.float32, keep_all=config.targets.source == "online")
     experts = [load_experts(ws)[name] for name in config.experts.names]
-    return Preparation(ws, config, experts, Steering(link), link, pool, torch.float32)
+    return Preparation(ws, config, experts, JobContext(link), link, pool, torch.float32)
 
 
 def prepared(ws: Workspace, config: RunConfig, link: Any = None):
@@ -101,7 +101,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_targets(ws, tmp_path):
         return [Stop()] if calls == 60 else []
 
     link.poll = react  # type: ignore[method-assign]
-    with pytest.raises(Interrupted):
+    with pytest.raises(JobStopped):
         prepared(ws, make_config(ws), link)
     _, source, _ = prepared(ws, make_config(ws))
 

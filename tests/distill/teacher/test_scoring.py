@@ -1,4 +1,4 @@
-"""How an expert is heard: hidden states at the scored positions, cached and online targets."""
+"""How an expert is output: hidden states at the scored positions, cached and online targets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from engine.distill.align.blocks import TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import CachedSource, OnlineSource
 from engine.distill.teacher import scoring
-from engine.distill.teacher.scoring import hear, score_blocks, teacher_reader
+from engine.distill.teacher.scoring import score_blocks, teacher_encoder, teacher_forward
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.targets import BlockTargets, ShardKey, TargetStore, temper
 from engine.distill.teacher.teacher import Teacher, load_teacher
@@ -52,13 +52,13 @@ def blocks(trained, teacher) -> list[TextBlock]:
         chat("One?", "Rivers run.", "Two?", "To the sea.", complete=False),
         document("é🙂\r\n"),
     ]
-    reader = teacher_reader(teacher)
+    reader = teacher_encoder(teacher)
     return [block_of(example, trained["prepend"], reader) for example in examples]
 
 
 @pytest.fixture(scope="module")
 def projector(trained, teacher) -> Projector:
-    return projector_of(teacher_reader(teacher), trained["prepend"])
+    return projector_of(teacher_encoder(teacher), trained["prepend"])
 
 
 def logits_of(teacher: Teacher, block: TextBlock) -> torch.Tensor:
@@ -72,21 +72,21 @@ def test_a_block_is_heard_as_if_it_were_alone(teacher, blocks, monkeypatch):
     expected = torch.cat([logits_of(teacher, block) for block in blocks], dim=1)
     for limit in (1, 200, 10_000):  # one block a pass, some, all padded together
         monkeypatch.setitem(scoring._TOKENS_PER_PASS, "cpu", limit)
-        heard = hear(teacher, blocks)
-        assert len(heard.alignment) == sum(len(block.alignment) for block in blocks)
+        output = teacher_forward(teacher, blocks)
+        assert len(output.alignment) == sum(len(block.alignment) for block in blocks)
         torch.testing.assert_close(
-            heard.logits(0, expected.shape[1]), expected, rtol=1e-4, atol=1e-5
+            output.logits(0, expected.shape[1]), expected, rtol=1e-4, atol=1e-5
         )
-        torch.testing.assert_close(heard.logits(3, 9), expected[:, 3:9], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.logits(3, 9), expected[:, 3:9], rtol=1e-4, atol=1e-5)
 
 
 def test_a_softcap_and_a_bias_of_the_head_are_heard(teacher, blocks):
-    plain = hear(teacher, blocks[:1]).logits(0, 4)
+    plain = teacher_forward(teacher, blocks[:1]).logits(0, 4)
     layer = teacher.model.get_output_embeddings()
     bias = torch.linspace(-1, 1, plain.shape[0])
     try:
         layer.bias, teacher.logit_softcap = torch.nn.Parameter(bias), 3.0
-        capped = hear(teacher, blocks[:1]).logits(0, 4)
+        capped = teacher_forward(teacher, blocks[:1]).logits(0, 4)
     finally:
         layer.bias, teacher.logit_softcap = None, None
     torch.testing.assert_close(capped, 3.0 * ((plain + bias[:, None]) / 3.0).tanh())
@@ -146,8 +146,8 @@ def test_cached_targets_are_the_projection_of_each_block(
         np.testing.assert_allclose(part.weight, projected.weight, **tolerance)
         np.testing.assert_allclose(part.residual, projected.residual, **tolerance)
         np.testing.assert_allclose(part.top_mass, q_t.topk(8, 0).values.t(), **tolerance)
-        heard = part.weight > 0
-        np.testing.assert_allclose((part.top_mass.sum(1) + part.tail)[heard], 1.0, atol=1e-5)
+        output = part.weight > 0
+        np.testing.assert_allclose((part.top_mass.sum(1) + part.tail)[output], 1.0, atol=1e-5)
 
 
 def test_the_same_seed_scores_the_same(teacher, projector, blocks):
@@ -207,15 +207,15 @@ def test_online_targets_cover_each_position_once(teacher, projector, blocks):
             covered[span] += 1
             assert isinstance(part, SoftTargets)
             assert part.dense is not None
-            heard = part.weight > 0
+            output = part.weight > 0
             sums = part.dense.sum(1)
-            torch.testing.assert_close(sums[heard], torch.ones_like(sums[heard]))
+            torch.testing.assert_close(sums[output], torch.ones_like(sums[output]))
         assert (covered == 1).all()
 
 
 def test_blocks_without_an_answers_end_are_heard_too(teacher, projector, trained):
     block = block_of(
-        chat("Go on.", "and so it", complete=False), trained["prepend"], teacher_reader(teacher)
+        chat("Go on.", "and so it", complete=False), trained["prepend"], teacher_encoder(teacher)
     )
     (part,) = score(teacher, projector, [block])
     assert len(part.weight) == len(block.student_scored)

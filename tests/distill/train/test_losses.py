@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.soft_targets import ChainedTargets, SoftTargets
-from engine.distill.teacher.targets import Row, TargetBatch, sparsify, temper
+from engine.distill.teacher.targets import EncodedBlock, TargetBatch, sparsify, temper
 from engine.distill.train.losses import chunk_positions, distillation_loss, score_positions
 from tests.support.toys import (
     PROSE,
@@ -507,7 +507,7 @@ def test_cached_targets_are_unbiased_and_their_noise_is_bounded(temperature):
 MODEL_VOCAB = 40
 
 
-def model_rows(seed: int, lengths: list[int]) -> list[Row]:
+def model_rows(seed: int, lengths: list[int]) -> list[EncodedBlock]:
     """Blocks of random tokens, the second half scored."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
@@ -515,11 +515,11 @@ def model_rows(seed: int, lengths: list[int]) -> list[Row]:
         ids = torch.randint(MODEL_VOCAB, (length,), generator=generator).numpy()
         scored = torch.arange(max(1, length // 2), length).numpy()
         is_end = scored == length - 1
-        rows.append(Row(ids=ids, scored=scored, is_end=is_end, text_bytes=length))
+        rows.append(EncodedBlock(ids=ids, scored=scored, is_end=is_end, text_bytes=length))
     return rows
 
 
-def targets_of(rows: list[Row], seed: int) -> list[SoftTargets]:
+def targets_of(rows: list[EncodedBlock], seed: int) -> list[SoftTargets]:
     found = []
     for n, row in enumerate(rows):
         q = random_logits(MODEL_VOCAB, len(row.scored), seed + n).softmax(0).t().contiguous()
@@ -528,7 +528,7 @@ def targets_of(rows: list[Row], seed: int) -> list[SoftTargets]:
     return found
 
 
-def accumulate(batches: list[list[list[int]]], rows: list[Row], soft: list[SoftTargets]):
+def accumulate(batches: list[list[list[int]]], rows: list[EncodedBlock], soft: list[SoftTargets]):
     """Loss and gradients of an optimizer step whose micro-batches are packed rows of blocks."""
     model = tiny_llama(MODEL_VOCAB, seed=3)
     denominator = sum(len(row.scored) for row in rows)

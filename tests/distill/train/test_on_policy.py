@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from engine.distill.data.packing import Cursor
-from engine.distill.teacher.soft_targets import OwnTargets, SoftTargets
+from engine.distill.teacher.soft_targets import OnPolicyTargets, SoftTargets
 from engine.distill.train.losses import distillation_loss
-from engine.distill.train.on_policy import PASSES, OwnSource
+from engine.distill.train.on_policy import PASSES, OnPolicySource
 from engine.errors import UsageError
 from engine.events import LogLine, StepDone, Stop
 from engine.prompts.prompt import is_reserved, load_prompts
@@ -71,7 +71,7 @@ def test_of_its_own_text_the_student_learns_the_experts_opinion_alone():
         hidden,
         matrix,
         labels,
-        OwnTargets(soft),
+        OnPolicyTargets(soft),
         alpha=alpha,
         temperature=temperature,
         denominator=3.0,
@@ -87,7 +87,7 @@ def test_of_its_own_text_the_student_learns_the_experts_opinion_alone():
     assert (gradient[2] == 0).all()
 
 
-# --- Rounds ----------------------------------------------------------------
+# --- OnPolicyRounds ----------------------------------------------------------------
 
 
 def test_no_round_is_written_unless_asked_for(ws):
@@ -120,7 +120,9 @@ def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
     assert wrote(link) == [6, 12, 14, 20]
     assert all(shares[step] == 0 for step in range(1, 7))
     assert shares[7] == 0.5
-    assert all(isinstance(s, OwnSource) or "/own@" not in n for n, s in trainer.sources.items())
+    assert all(
+        isinstance(s, OnPolicySource) or "/own@" not in n for n, s in trainer.sources.items()
+    )
     feeds = Counter("/own@" in name for name in trainer.session.progress.cursors)
     assert feeds[True] <= 1 and feeds[False] == 1
 

@@ -8,7 +8,7 @@ from engine.distill.train import pace as pace_module
 from engine.distill.train.pace import Pace
 from engine.distill.train.phases import Schedule, plan_phases
 from engine.experts.registry import load_experts
-from engine.run.job import Steering
+from engine.run.job import JobContext
 from tests.support.small_run import KeepingLink, make_config, make_root
 
 
@@ -35,7 +35,7 @@ def schedule_of(ws, **fields) -> Schedule:
 
 
 def test_time_is_of_all_attempts_without_the_pauses(clock):
-    steering = Steering(KeepingLink())
+    steering = JobContext(KeepingLink())
     steering.paused_seconds = 5.0  # before this, counted by whoever made former_seconds
     pace = Pace(steering, 100.0)
     clock(10)
@@ -44,7 +44,7 @@ def test_time_is_of_all_attempts_without_the_pauses(clock):
 
 
 def test_speed_is_a_recent_mean(clock):
-    pace = Pace(Steering(KeepingLink()), 0.0)
+    pace = Pace(JobContext(KeepingLink()), 0.0)
     assert pace.seconds_per_step == 0.0
     for _ in range(60):
         clock(1.0)
@@ -63,7 +63,7 @@ def test_speed_is_a_recent_mean(clock):
 
 
 def test_steps_planned_give_the_ends_of_phase_and_run(clock, ws):
-    pace = Pace(Steering(KeepingLink()), 0.0)
+    pace = Pace(JobContext(KeepingLink()), 0.0)
     clock(2.0)
     pace.step_done()
     schedule = schedule_of(ws, schedule__max_steps=20)  # 12 of the expert's, 8 of all
@@ -74,7 +74,7 @@ def test_steps_planned_give_the_ends_of_phase_and_run(clock, ws):
 
 
 def test_hours_give_the_end_of_the_run_by_the_clock(clock, ws):
-    pace = Pace(Steering(KeepingLink()), 0.0)
+    pace = Pace(JobContext(KeepingLink()), 0.0)
     schedule = schedule_of(ws, schedule__max_steps="none", schedule__hours=1.0)
     for _ in range(9):
         clock(100.0)
@@ -89,7 +89,7 @@ def test_hours_give_the_end_of_the_run_by_the_clock(clock, ws):
 
 
 def test_neither_gives_no_end(clock, ws):
-    pace = Pace(Steering(KeepingLink()), 0.0)
+    pace = Pace(JobContext(KeepingLink()), 0.0)
     schedule = schedule_of(ws, schedule__max_steps="none")
     clock(1.0)
     pace.step_done()

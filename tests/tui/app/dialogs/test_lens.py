@@ -16,7 +16,7 @@ from gladius_tui.app.dialogs.lens import (
     shown,
     verdict,
 )
-from gladius_tui.app.model.board import Board
+from gladius_tui.app.model.board import RunView
 from tests.support.recording import recorded
 
 EVENTS = recorded()
@@ -89,7 +89,7 @@ def test_the_whole_sentence_is_summed_up():
 
 
 async def test_keys_lead_through_positions_sentences_and_experts():
-    board = Board()
+    board = RunView()
     board.take(EVENTS)
     other = [e for e in EVENTS if isinstance(e, ProbeRead)][-4:]
     import msgspec
@@ -126,7 +126,7 @@ async def test_keys_lead_through_positions_sentences_and_experts():
 async def test_without_readings_it_says_when_they_come():
     app = App()
     async with app.run_test(size=(80, 24)) as pilot:
-        lens = Lens(Board())
+        lens = Lens(RunView())
         await app.push_screen(lens)
         await pilot.press("right", "down", "e")
         assert "at every evaluation" in str(lens.query_one("#lens-body").render())  # type: ignore[union-attr]

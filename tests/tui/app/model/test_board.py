@@ -25,8 +25,8 @@ from engine.events import (
 )
 from engine.run.state import RunState, advance
 from engine.workspace import Workspace
-from gladius_tui.app.model.board import Board
-from gladius_tui.app.model.past_runs import board_of, former_runs, read_board, read_metrics
+from gladius_tui.app.model.board import RunView
+from gladius_tui.app.model.past_runs import board_of, former_runs, read_metrics, read_run_view
 from gladius_tui.app.widgets.panes import experts_pane, log_pane, run_pane, summary_line
 from gladius_tui.headless import Renderer
 from tests.support.recording import recorded, write_run
@@ -36,13 +36,13 @@ EVENTS = recorded()
 COUNTS = {"changed", "checkpoints", "logged", "skipped", "log", "former_probes", "readings"}
 
 
-def folded(events) -> Board:
-    board = Board()
+def folded(events) -> RunView:
+    board = RunView()
     board.take(events)
     return board
 
 
-def facts(board: Board) -> dict:
+def facts(board: RunView) -> dict:
     return {name: value for name, value in vars(board).items() if name not in COUNTS}
 
 
@@ -52,7 +52,7 @@ def test_a_run_read_out_of_the_history_is_the_run_that_was_watched(tmp_path, cou
     events = [event for event in EVENTS[:count] if not isinstance(event, Heartbeat)]
     run_id = write_run(ws, events)
     watched = folded(events)
-    read = read_board(ws, run_id)
+    read = read_run_view(ws, run_id)
     assert read is not None
     watched.seq = read.seq
     assert facts(read) == facts(watched)
@@ -76,7 +76,7 @@ def test_reading_up_to_a_number_and_watching_from_there_on_is_the_whole(tmp_path
 
 def test_headless_and_app_tell_the_same_of_one_stream():
     """Step, loss, speed, bits per byte, checkpoints, phase and status, at every event."""
-    renderer, board, state = Renderer(), Board(), RunState()
+    renderer, board, state = Renderer(), RunView(), RunState()
     checkpoints = 0
     told: dict[str, str] = {}
     for event in EVENTS:
@@ -146,10 +146,10 @@ def test_what_it_can_do_is_read_out_of_the_history_as_it_was_watched(tmp_path):
     began = next(event for event in EVENTS if isinstance(event, RunStarted))
     events = [began, *rows, step(400)]
     events = [msgspec.structs.replace(e, seq=n) for n, e in enumerate(events, start=1)]
-    watched = Board()
+    watched = RunView()
     watched.take(events)
     ws = Workspace.find(tmp_path)
-    read = read_board(ws, write_run(ws, events))
+    read = read_run_view(ws, write_run(ws, events))
     assert read is not None
     for board in (watched, read):
         assert board.able["smollm2"].scores[0].right == 3
@@ -195,7 +195,7 @@ def test_an_event_that_comes_twice_counts_once():
 
 
 def test_what_is_forgotten_is_measured_against_the_best():
-    board = Board()
+    board = RunView()
     for kl in (3.0, 1.0, 1.25):
         score = ExpertScore(expert="a", bits_per_byte=2.0, kl=kl, agreement=0.5, positions=9)
         board.take([EvalDone(bits_per_byte=2.0, scores=(score,))])
@@ -249,6 +249,6 @@ def test_runs_and_metrics_are_listed(tmp_path):
     second = write_run(ws, EVENTS, "two")
     assert [run[:2] for run in former_runs(ws, second)] == [(first, "demo")]
     assert {"loss", "kl", "bits_per_byte", "kl/smollm2"} <= set(read_metrics(ws, second))
-    board = read_board(ws)
+    board = read_run_view(ws)
     assert board is not None and board.run_id == second
-    assert read_board(Workspace.find(tmp_path / "none")) is None
+    assert read_run_view(Workspace.find(tmp_path / "none")) is None

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from engine.events import EvalDone, StepDone
 from engine.run import rollup
 from engine.run.rollup import Column, SeriesWriter, read_columns
-from gladius_tui.app.model.curves import Curve, View, log_ticks, on_log, short, ticks, unit_of
+from gladius_tui.app.model.curves import Curve, View, log_ticks, on_log, ticks, unit_of
+from gladius_tui.format import axis_number
 
 
 def step(number: int, loss: float | None) -> StepDone:
@@ -119,7 +120,7 @@ def test_ticks_of_a_log_axis_are_few_and_inside(low, span, most):
 
 def test_numbers_are_short():
     values = (0, 12_000, 2.5, 0.0003, 1e6, 0.25)
-    assert [short(v) for v in values] == ["0", "12k", "2.5", "3e-4", "1M", "0.25"]
+    assert [axis_number(v) for v in values] == ["0", "12k", "2.5", "3e-4", "1M", "0.25"]
 
 
 views = st.lists(

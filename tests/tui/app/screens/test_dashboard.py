@@ -19,7 +19,7 @@ from engine.run.history import History
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
 from gladius_tui.app.dialogs.pick import Pick
-from gladius_tui.app.model.board import Board
+from gladius_tui.app.model.board import RunView
 from gladius_tui.app.screens.dashboard import DashboardScreen
 from gladius_tui.app.widgets.dashboard_panes import SIDES, Pane
 from gladius_tui.app.widgets.top_bar import KeyBar
@@ -315,7 +315,7 @@ def toy(ws) -> Iterator[Callable[..., subprocess.Popen]]:
         process.wait()
 
 
-async def attached(pilot, screen: DashboardScreen) -> Board:
+async def attached(pilot, screen: DashboardScreen) -> RunView:
     """The board, once steps come in live."""
     await until(pilot, lambda: screen._attached and screen.board and screen.board.step)
     assert screen.board is not None

@@ -15,11 +15,9 @@ from engine.events import (
     StepDone,
 )
 from engine.experts.registry import CAPABILITIES
-from gladius_tui.app.model.board import Board
+from gladius_tui.app.model.board import RunView
 from gladius_tui.app.widgets.panes import (
     abilities_pane,
-    ago,
-    amount,
     experts_pane,
     hardware_pane,
     log_pane,
@@ -27,16 +25,16 @@ from gladius_tui.app.widgets.panes import (
     parameters_pane,
     run_pane,
     sample_pane,
-    spark,
     summary_line,
 )
+from gladius_tui.format import short_size, sparkline, time_ago
 from tests.support.recording import recorded
 
 EVENTS = recorded()
 
 
-def board(count: int = len(EVENTS)) -> Board:
-    made = Board()
+def board(count: int = len(EVENTS)) -> RunView:
+    made = RunView()
     made.take(EVENTS[:count])
     return made
 
@@ -59,7 +57,7 @@ def test_no_line_is_wider_than_its_pane(width, count):
 
 
 def test_what_nobody_told_is_a_dash():
-    empty = Board()
+    empty = RunView()
     text = run_pane(empty, 40, 0.0).plain
     for name in ("phase", "step", "loss", "lr", "held-out", "best", "checkpoint", "all", "MFU"):
         assert f"{name} -" in text, text
@@ -78,7 +76,7 @@ def able(who: str, *right: int) -> CapabilitiesScored:
 
 
 def test_what_the_student_can_do_stands_beside_what_the_best_expert_can():
-    seen = Board()
+    seen = RunView()
     assert "measured at every evaluation" in abilities_pane(seen, 60, 6).plain
     seen.take([able("one", 3, 2), able("two", 1, 4), able("student", 2, 1), able("student", 1, 1)])
     lines = abilities_pane(seen, 60, 4).plain.splitlines()
@@ -98,7 +96,7 @@ def test_what_the_student_can_do_stands_beside_what_the_best_expert_can():
 @pytest.mark.parametrize("width", [26, 38, 56, 76, 116, 196])
 @pytest.mark.parametrize("height", [3, 5, 7, 9])
 def test_abilities_keep_to_their_room(width, height):
-    seen = Board()
+    seen = RunView()
     seen.take([able("one", *range(5, 13)), able("student", *range(8))])
     text = abilities_pane(seen, width, height)
     assert max(line.cell_length for line in text.split("\n")) <= width
@@ -109,7 +107,7 @@ def test_abilities_keep_to_their_room(width, height):
 
 def test_a_gpu_is_shown_with_what_it_tells_and_a_dash_for_what_not():
     gpu = GpuReading(index=0, name="H100", used_bytes=61 << 30, total_bytes=80 << 30, percent=97)
-    seen = Board()
+    seen = RunView()
     reading = HardwareRead(cpu_percent=34, ram_used=22 << 30, ram_total=128 << 30, gpus=(gpu,))
     seen.take([reading])
     text = hardware_pane(seen, 40, 9).plain
@@ -152,17 +150,17 @@ def test_why_it_failed_stands_at_the_top():
 
 
 def test_sparklines_keep_to_their_scale():
-    assert spark([0, 50, 100, None], 100, 6) == "  ▁▅█ "
-    assert spark(range(100), 99, 3) == "███"
+    assert sparkline([0, 50, 100, None], 100, 6) == "  ▁▅█ "
+    assert sparkline(range(100), 99, 3) == "███"
 
 
 def test_ages_and_amounts_are_short():
-    assert [ago(s) for s in (5, 120, 7200, 3e5)] == [
+    assert [time_ago(s) for s in (5, 120, 7200, 3e5)] == [
         "just now",
         "2 min ago",
         "2 h ago",
         "3 days ago",
     ]
-    assert [amount(b) for b in (12, 2048, 310 << 30, 5 << 20)] == [
+    assert [short_size(b) for b in (12, 2048, 310 << 30, 5 << 20)] == [
         *("12 B", "2.0 KiB", "310 GiB", "5.0 MiB"),
     ]

@@ -1,0 +1,115 @@
+"""How numbers read in the terminal and in the app: durations, sizes, bars and sparklines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.units import size
+
+__all__ = [
+    "MILESTONES",
+    "NONE",
+    "axis_number",
+    "bar",
+    "duration",
+    "number",
+    "percent",
+    "short_size",
+    "size",
+    "sparkline",
+    "time_ago",
+]
+
+NONE = "–"
+"""Stands for a value that is not known."""
+
+MILESTONES = ((100e6, "100M"), (250e6, "250M"), (500e6, "500M"), (750e6, "750M"), (1e9, "1B"))
+"""Parameter counts that the progress of a student is marked with."""
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as `45s`, `6m12`, `3h05`, `2d04h`; `–` where unknown."""
+    if seconds is None:
+        return NONE
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}"
+    if whole < 86400:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}"
+    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+
+
+def time_ago(seconds: float) -> str:
+    """How long ago, coarse enough not to change with every second."""
+    if seconds < 60:
+        return "just now"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min ago"
+    if seconds < 48 * 3600:
+        return f"{seconds // 3600:.0f} h ago"
+    return f"{seconds // 86400:.0f} days ago"
+
+
+def number(value: float | None, form: str = "{:,.0f}") -> str:
+    """The value as `form` writes it; `–` where unknown."""
+    return NONE if value is None else form.format(value)
+
+
+def percent(value: float | None) -> str:
+    """A share of 1 as percent; `–` where unknown."""
+    return NONE if value is None else f"{value:.0%}"
+
+
+def short_size(count: float) -> str:
+    """Bytes in few characters: `310 GiB`."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 999.5:
+            return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    if count < 999.5:
+        return f"{count:.0f} GiB" if count >= 10 else f"{count:.1f} GiB"
+    return f"{count / 1024:.1f} TiB"
+
+
+def axis_number(value: float) -> str:
+    """A number for an axis: `12k`, `2.5`, `3e-4`."""
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if magnitude >= unit:
+            return f"{value / unit:.4g}{name}"
+    return f"{value:.0e}".replace("e-0", "e-") if magnitude < 1e-3 else f"{value:.3g}"
+
+
+def bar(share: float, width: int = 30) -> str:
+    """A bar of `width` cells, full at a share of 1."""
+    full = round(min(max(share, 0.0), 1.0) * width)
+    return "▇" * full + "▁" * (width - full)
+
+
+def sparkline(
+    values: Sequence[float | None], low: float | None = None, top: float | None = None
+) -> str:
+    """The values as a line of blocks between `low` and `top`; None is a gap.
+
+    Without bounds the line goes from the least of the values to the greatest.
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return " " * len(values)
+    low = min(known) if low is None else low
+    span = (max(known) if top is None else top) - low
+    last = len(_BLOCKS) - 1
+
+    def block(value: float | None) -> str:
+        if value is None:
+            return " "
+        level = (value - low) / span if span > 0 else 0.0
+        return _BLOCKS[min(last, max(0, round(level * last)))]
+
+    return "".join(block(value) for value in values)
