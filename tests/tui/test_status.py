@@ -109,7 +109,7 @@ def test_the_snapshot_tells_what_student_and_experts_can_as_they_were_asked_last
 
 
 def test_curves_and_bars_bear_any_input():
-    assert sparkline([]) == sparkline([None, None]) == ""
+    assert sparkline([]) == "" and sparkline([None, None]) == "  "
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert sparkline([1.0, None, 2.0]) == "▁ █"
     assert bar(-1, 4) == "▁▁▁▁" and bar(0.5, 4) == "▇▇▁▁" and bar(9, 4) == "▇▇▇▇"
