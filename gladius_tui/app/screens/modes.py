@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mode:
-    """A mode; its screen is class `{Title}Screen` in `gladius_tui.app.{name}`."""
+    """A mode; its screen is class `{Title}Screen` in `gladius_tui.app.screens.{name}`."""
 
     name: str
     title: str
@@ -26,7 +26,7 @@ class Mode:
         """Makes the screen; imported when it is first shown."""
 
         def make() -> GladiusScreen:
-            module = import_module(f"gladius_tui.app.{self.name}")
+            module = import_module(f"gladius_tui.app.screens.{self.name}")
             return getattr(module, f"{self.title}Screen")()
 
         return make
