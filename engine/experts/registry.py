@@ -125,7 +125,7 @@ def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
     for name, table in _user_tables(workspace).items():
         prefix = f"experts.{_printable(name)}"
         if not isinstance(table, dict):
-            problems.append(Problem(prefix, f"{table!r} is no table"))
+            problems.append(Problem(prefix, f"{table!r} is not a table"))
         elif name in tables:
             tables[name] = {**tables[name], **table}
         elif "repo" not in table:

@@ -144,7 +144,7 @@ def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
         assert done.returncode == code, done.stderr
         said += [done.stdout, done.stderr]
     assert expert_status(root.ws, load_experts(root.ws)["x"]).state == "ready"
-    assert any("Bearer " + TOKEN in str(headers) for _, _, headers in hub.asked)
+    assert any("Bearer " + TOKEN in str(headers) for _, _, headers in hub.requests)
     said += [p.read_bytes().decode("latin-1") for p in root.path.rglob("*") if p.is_file()]
     assert "refuses the token (401)" in said[1]
     for secret in (TOKEN, "secret-of-the-address"):

@@ -315,10 +315,10 @@ def test_several_experts_come_at_the_same_time_within_the_connections(hub, ws, d
 
 def test_what_is_ready_is_fetched_again_only_by_force(hub, repo, ws, download):
     download()
-    asked = len(hub.asked)
+    asked = len(hub.requests)
     link = download()
     assert link.ended.status == "completed" and "x is ready already" in link.lines
-    assert len(hub.asked) == asked, "what is ready asks nothing of the network"
+    assert len(hub.requests) == asked, "what is ready asks nothing of the network"
     inode = (ws.experts_dir / "x" / WEIGHTS).stat().st_ino
     assert download(force=True).ended.status == "completed"
     assert (ws.experts_dir / "x" / WEIGHTS).stat().st_ino != inode
@@ -345,9 +345,9 @@ def test_files_whose_time_alone_has_changed_are_verified_again_without_a_network
     os.utime(ws.experts_dir / "x" / WEIGHTS)
     status = expert_status(ws, load_experts(ws)["x"])
     assert status.state == "partial" and "models --verify" in status.detail
-    asked = len(hub.asked)
+    asked = len(hub.requests)
     assert any("nothing to fetch" in line for line in download().lines)
-    assert state(ws) == "ready" and len(hub.asked) == asked
+    assert state(ws) == "ready" and len(hub.requests) == asked
 
 
 def test_a_part_of_an_older_commit_is_used_where_the_content_is_the_same(hub, repo, ws, download):
@@ -373,7 +373,7 @@ def test_a_mirror_whose_listing_has_no_hashes_is_asked_for_each_file(hub, repo, 
     repo.bare = True
     assert download().ended.status == "completed"
     assert published(ws) == repo.files[WEIGHTS]
-    heads = [path for method, path, _ in hub.asked if method == "HEAD"]
+    heads = [path for method, path, _ in hub.requests if method == "HEAD"]
     assert len(heads) == 4
 
 

@@ -76,10 +76,10 @@ def test_the_token_comes_from_the_environment_else_from_the_file_and_not_to_the_
     assert download().ended.status == "completed"
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert download(force=True).ended.status == "completed"
-    sent = [headers.get("authorization", "") for _, _, headers in hub.asked]
-    sent += [headers.get("Authorization", "") for _, _, headers in hub.asked]
+    sent = [headers.get("authorization", "") for _, _, headers in hub.requests]
+    sent += [headers.get("Authorization", "") for _, _, headers in hub.requests]
     assert {"Bearer hf_other", f"Bearer {TOKEN}"} <= set(sent)
-    to_store = [h for _, path, h in hub.asked if "signature=" in path]
+    to_store = [h for _, path, h in hub.requests if "signature=" in path]
     assert to_store and not any(key.lower() == "authorization" for h in to_store for key in h)
 
 
@@ -94,7 +94,7 @@ def test_a_token_that_can_not_be_sent_is_refused_without_being_printed(
         assert "refuses the token (401)" in one_line(link)
     else:
         assert "holds signs that no token has" in one_line(link)
-        assert not hub.asked
+        assert not hub.requests
     assert token not in one_line(link) and link.ended.exit_code == 3
 
 
@@ -264,7 +264,7 @@ def test_a_model_with_code_of_its_own_is_refused_and_the_code_not_fetched(hub, w
     config = json.loads(CONFIG) | {"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}}
     hub.add("me/x", model_files() | {"config.json": json.dumps(config).encode()})
     assert "can't read its config" in one_line(download())
-    assert not any("evil.py" in path for _, path, _ in hub.asked)
+    assert not any("evil.py" in path for _, path, _ in hub.requests)
 
 
 def test_an_unknown_name_is_a_usage_error(ws, download):

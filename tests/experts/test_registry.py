@@ -94,7 +94,7 @@ def test_all_problems_of_the_users_file_are_told_at_once(ws):
     text = str(raised.value)
     assert text.startswith(f"{ws.user_config}: 6 problems\n")
     for part in (
-        "experts.qwen.wieght: no such field; did you mean 'weight'?",
+        "experts.qwen.wieght: unknown field; did you mean 'weight'?",
         "experts.new.repo: missing",
         "experts.other.weight: -1 is not a number over 0",
         "experts.odd.capabilities: 'maths' is unknown; did you mean 'math'?",

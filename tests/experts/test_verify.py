@@ -106,7 +106,7 @@ def test_a_model_put_there_by_hand_is_ready_once_verified(hub, repo, ws, verify,
     first, second = verify(), verify()
     assert "there were no hashes to compare; they are kept" in first.lines[-1]
     assert second.lines == ["x: every file is intact"]
-    assert status(ws).state == "ready" and not hub.asked
+    assert status(ws).state == "ready" and not hub.requests
     (folder / "manifest.json").unlink()
     assert download().ended.status == "completed"
     assert hub.sent == 0, "the Hub's hashes are those of what is here"

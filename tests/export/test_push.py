@@ -156,7 +156,7 @@ def test_where_nobody_can_be_asked_it_is_not_uploaded(root: Workspace, hub: Hub)
         text=True,
     )
     assert result.returncode == 2 and "add --yes" in result.stderr
-    assert result.stderr.count("\n") == 1 and not hub.asked
+    assert result.stderr.count("\n") == 1 and not hub.requests
 
 
 def test_a_no_uploads_nothing_and_makes_nothing(root: Workspace, hub: Hub) -> None:
@@ -175,4 +175,4 @@ def test_a_no_uploads_nothing_and_makes_nothing(root: Workspace, hub: Hub) -> No
     os.close(theirs)
     assert "Upload the model and its GGUF file to me/student" in said and "PUBLIC" in said
     assert "nothing is exported" in said and process.returncode == 1
-    assert set(root.model_dir.iterdir()) == before and not hub.asked
+    assert set(root.model_dir.iterdir()) == before and not hub.requests

@@ -132,7 +132,7 @@ class Hub:
     def __init__(self, rate: float | None = None, port: int = 0) -> None:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent = 0
         self.rate = rate
         self.tokens: set[str] = set()
@@ -178,7 +178,7 @@ class Hub:
 
     def file_requests(self) -> list[tuple[str, str, dict[str, str]]]:
         """The requests for bytes of files."""
-        return [a for a in self.asked if a[0] == "GET" and "/api/" not in a[1]]
+        return [a for a in self.requests if a[0] == "GET" and "/api/" not in a[1]]
 
 
 def _serve(hub: Hub, handler: type[_Handler], port: int) -> ThreadingHTTPServer:
@@ -224,7 +224,7 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append((self.command, self.path, dict(self.headers.items())))
+        self.hub.requests.append((self.command, self.path, dict(self.headers.items())))
         fault = self.hub.fault(self.command, path)
         self.received = self.body() if self.command in ("POST", "PUT") else b""
         with contextlib.suppress(ConnectionError):

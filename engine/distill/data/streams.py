@@ -29,7 +29,8 @@ from engine.errors import GladiusError, UsageError
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example
 from engine.text.hub import HubPieces
-from engine.text.sources import HUB, FileText, Text, parse_hub, source_files
+from engine.text.pieces import FilePieces, TextPieces
+from engine.text.sources import HUB, parse_hub, source_files
 
 LANES = 8
 """Pieces that are read side by side, so that neighbours of one piece do not stand together."""
@@ -41,13 +42,13 @@ _TOLD = 5
 Takes = Callable[[Example], bool]
 
 
-def open_texts(sources: Sequence[str], cache_dir: Path) -> list[Text]:
+def open_texts(sources: Sequence[str], cache_dir: Path) -> list[TextPieces]:
     """The sources' text in pieces, all files together as one; UsageError or MissingError."""
     files = [source for source in sources if not source.startswith(HUB)]
-    texts: list[Text] = []
+    texts: list[TextPieces] = []
     if files:
         found = dict.fromkeys(file for source in files for file in source_files(source))
-        texts.append(FileText(list(found), files[0] if len(files) == 1 else ""))
+        texts.append(FilePieces(list(found), files[0] if len(files) == 1 else ""))
     hub = [source for source in sources if source.startswith(HUB)]
     return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
 
@@ -63,7 +64,7 @@ class Order:
     and the next example is from one of them at random.
     """
 
-    def __init__(self, text: Text, seed: Sequence[int], warn: Callable[[str], None]) -> None:
+    def __init__(self, text: TextPieces, seed: Sequence[int], warn: Callable[[str], None]) -> None:
         self.text = text
         self._seed = list(seed)
         self._warn = warn
@@ -113,7 +114,12 @@ class _Lane:
     """One piece that is being read."""
 
     def __init__(
-        self, text: Text, piece: int, warn: Callable[[str], None], part: int = 0, passed: int = 0
+        self,
+        text: TextPieces,
+        piece: int,
+        warn: Callable[[str], None],
+        part: int = 0,
+        passed: int = 0,
     ) -> None:
         self.at = (piece, part, passed)
         self._rows = text.read(piece, part, passed, warn)
@@ -160,7 +166,7 @@ class StreamSource:
 
     def __init__(
         self,
-        text: Text,
+        text: TextPieces,
         *,
         name: str,
         spec: ExpertSpec,
@@ -304,7 +310,7 @@ class Stream:
 
     name: str
     """Of its feed: `expert/text`."""
-    text: Text
+    text: TextPieces
     share: float
     """Of the expert's streamed rows."""
     capabilities: tuple[str, ...] = ()
@@ -342,7 +348,7 @@ def open_streams(
     files = open_texts(streamed_files(config.data), cache_dir)
     streams: dict[str, list[Stream]] = {spec.name: [] for spec in experts}
     for spec in experts:
-        parts: list[tuple[Text, float, tuple[str, ...]]]
+        parts: list[tuple[TextPieces, float, tuple[str, ...]]]
         parts = [(text, 1.0 / len(files), ()) for text in files]
         for text, corpus in opened:
             able = [s.name for s in experts if set(corpus.capabilities) & set(s.capabilities)]
