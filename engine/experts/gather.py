@@ -173,7 +173,7 @@ class _Gathering:
         for path in (final, self._parts, self._files):
             if path.is_symlink():  # said before the first byte, not when all has come
                 raise GladiusError(
-                    f"{self.spec.name}: {path} is a link; remove it, then download again"
+                    f"{self.spec.name}: {path} is a symbolic link; remove it, then download again"
                 )
         for path in (self._parts, self._files):
             path.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""Owns the Hub's token, and what a refusal means, of the Hub, of the way to it or of the disk: one
-line with the remedy, or a hiccup after which another try may help.
+"""Read the Hub token, and translate errors of the Hub, the network and the disk to one line with a
+remedy.
 """
 
 from __future__ import annotations
@@ -28,107 +28,106 @@ from engine.experts.registry import ExpertSpec
 from engine.units import size
 
 _TOKEN = re.compile(r"[!-~]+")
-_PATIENCE = 3600.0
-"""The longest Retry-After that is waited for, in seconds."""
+_LOGIN = "hf auth login, or set HF_TOKEN"
+_MAX_RETRY_AFTER = 3600.0
+"""Seconds: with a longer Retry-After the download fails at once."""
 
 
 class Hiccup(Exception):
-    """The Hub, or the way to it, fails for the moment; the same may go well a little later."""
+    """The Hub or the network failed temporarily; a retry may succeed."""
 
-    def __init__(self, why: str, wait: float | None = None, *, unreachable: bool = False) -> None:
-        super().__init__(why)
+    def __init__(
+        self, reason: str, wait: float | None = None, *, unreachable: bool = False
+    ) -> None:
+        super().__init__(reason)
         self.wait = wait
-        """Seconds that the Hub asks to wait (Retry-After); None: it doesn't say."""
+        """Seconds to wait before the retry, from the Hub (Retry-After); None where not given."""
         self.unreachable = unreachable
-        """Whether there was no connection at all: then other questions have none either."""
+        """Whether no connection could be made: other requests will fail too."""
 
 
 def hub_token() -> str | None:
-    """HF_TOKEN, else the token file. MissingError for one that can't be sent: the transport would
-    print it in its complaint."""
+    """HF_TOKEN, else the content of the token file; None where there is neither.
+
+    Raises MissingError for a token that is no valid header value: the HTTP client would print it
+    in its error message.
+    """
     try:
         token = get_token()
     except Exception as error:  # an unreadable file, or a broken single sign-on
         raise MissingError(
-            f"the Hub's token can't be read ({type(error).__name__}); log in again: hf auth login"
+            f"the Hub token can't be read ({type(error).__name__}); log in again: hf auth login"
         ) from None
     if token is not None and not _TOKEN.fullmatch(token):
         raise MissingError(
-            "the Hub's token holds signs that no token has; set HF_TOKEN anew, or: hf auth login"
+            "the Hub token has invalid characters; set HF_TOKEN again, or: hf auth login"
         )
     return token
 
 
 def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
-    """What the Hub's client, its transport or the disk raised, as one line with the remedy.
+    """An error of the Hub client, its HTTP transport or the disk as one line with the remedy.
 
-    A GladiusError, or a Hiccup where another try may help. The text never holds the token, nor an
-    address with a query (it may be signed).
+    Returns a Hiccup where a retry may help, else a GladiusError. `what` is the file that was
+    requested. The text never contains the token or the query of a URL (it may be a signature).
     """
     if isinstance(error, GladiusError | Hiccup):
         return error
     place = f"{spec.repo}/{what}" if what else spec.repo
     if isinstance(error, HfHubHTTPError):
-        return _refusal(spec, error, place)
+        return _http_error(spec, error, place)
     if isinstance(error, HFValidationError):
-        return UsageError(f"{spec.name}: {spec.repo!r} is no Hub id; it is written org/model")
+        return UsageError(f"{spec.name}: {spec.repo!r} is not a Hub id; write it as org/model")
     if isinstance(error, OfflineModeIsEnabled):
         return GladiusError(
-            f"{spec.name}: HF_HUB_OFFLINE is set, so nothing is fetched; unset it, try again"
+            f"{spec.name}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it and try again"
         )
+    # httpx and its successors are told apart by class names, without importing them.
     transport = {kind.__name__ for kind in type(error).__mro__}
-    why = _plain(error)
+    why = _without_query(error)
     if "ProxyError" in transport:
         return GladiusError(
-            f"{spec.name}: the proxy refuses ({why}); correct HTTPS_PROXY, or leave the Hub out "
-            "with NO_PROXY=huggingface.co"
+            f"{spec.name}: the proxy refuses the connection ({why}); correct HTTPS_PROXY, or "
+            "bypass it with NO_PROXY=huggingface.co"
         )
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return GladiusError(
-            f"{spec.name}: the Hub's certificate is not trusted (a proxy that looks inside?); name "
-            "the authority's file in SSL_CERT_FILE"
+            f"{spec.name}: the Hub's certificate is not trusted (is there a TLS-inspecting "
+            "proxy?); set SSL_CERT_FILE to its CA file"
         )
     if "TimeoutException" in transport:
         return Hiccup(f"no answer in time ({type(error).__name__})")
     if transport & {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}:
         return GladiusError(
-            f"{spec.name}: {constants.ENDPOINT!r} is no address of a Hub; correct HF_ENDPOINT, or "
-            "unset it"
+            f"{spec.name}: {constants.ENDPOINT!r} is not a valid URL of a Hub; correct HF_ENDPOINT "
+            "or unset it"
         )
     if "ConnectError" in transport:
-        way = " and HTTPS_PROXY" if getproxies() else ""
-        why = f"the Hub can't be reached at {constants.ENDPOINT} ({why}); check the network{way}"
+        proxy = " and HTTPS_PROXY" if getproxies() else ""
+        why = f"the Hub can't be reached at {constants.ENDPOINT} ({why}); check the network{proxy}"
         return Hiccup(why, unreachable=True)
     if "TransportError" in transport:
-        return Hiccup("the connection broke off")
+        return Hiccup("the connection was lost")
     if isinstance(error, OSError):
         return disk_error(spec, error)
     if isinstance(error, ValueError | TypeError | KeyError):
         return GladiusError(
-            f"{spec.name}: {constants.ENDPOINT} answers as no Hub does ({type(error).__name__}); "
-            "is there a login page in between? see HF_ENDPOINT"
+            f"{spec.name}: {constants.ENDPOINT} does not answer like a Hub "
+            f"({type(error).__name__}); check HF_ENDPOINT, and for a login page of the network"
         )
     return GladiusError(f"{spec.name}: {type(error).__name__} at {place}: {why}; try again later")
 
 
-def _refusal(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exception:
+def _http_error(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exception:
+    """The error for an HTTP status of the Hub; `place` names the repository or file."""
     code = error.response.status_code
     if code in (401, 403) and urlsplit(str(error.response.url)).netloc != _hub_host():
-        # Where large files lie it is the address that permits, and each try gets a new one.
-        return Hiccup(f"the store of the Hub's large files answers {code}")
-    page = f"https://huggingface.co/{spec.repo}"
-    known = hub_token() is not None
-    login = "hf auth login, or set HF_TOKEN"
-    unseen = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
-    if isinstance(error, GatedRepoError) or (unseen and spec.gated and not known):
-        if known:
-            return MissingError(
-                f"{spec.name} is gated and your token may not read it ({code}): accept its licence "
-                f"at {page} with the token's account, and let the token read gated repositories"
-            )
-        return MissingError(
-            f"{spec.name} is gated ({code}): accept its licence at {page}, then log in: {login}"
-        )
+        # Large files are stored on another host with signed URLs; a retry gets a new signature.
+        return Hiccup(f"the Hub's storage of large files answers {code}")
+    has_token = hub_token() is not None
+    not_found = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
+    if isinstance(error, GatedRepoError) or (not_found and spec.gated and not has_token):
+        return _gated_error(spec, code, has_token)
     if isinstance(error, RevisionNotFoundError):
         return GladiusError(
             f"{spec.name}: {spec.repo} has no revision {spec.revision!r}; "
@@ -138,28 +137,44 @@ def _refusal(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exception:
         return GladiusError(f"{spec.name}: the Hub has no {place} (404); download again")
     if isinstance(error, DisabledRepoError):
         return GladiusError(f"{spec.name}: the Hub has disabled {spec.repo}; choose another one")
-    if code == 401 and not unseen:
+    if code == 401 and not not_found:
         return MissingError(
-            f"{spec.name}: the Hub refuses the token (401); make a new one at "
-            f"https://huggingface.co/settings/tokens, then: {login}"
+            f"{spec.name}: the Hub rejects the token (401); create a new one at "
+            f"https://huggingface.co/settings/tokens, then: {_LOGIN}"
         )
-    if unseen or code == 404:
-        hint = "correct the name" if known else f"correct the name, or for a private one: {login}"
+    if not_found or code == 404:
+        hint = "correct the name"
+        if not has_token:
+            hint += f", or log in for a private repository: {_LOGIN}"
         return GladiusError(f"{spec.name}: {spec.repo} is not on the Hub ({code}); {hint}")
     if code == 403:
         return MissingError(
-            f"{spec.name}: the Hub forbids {place} (403); use a token that may read it: {login}"
+            f"{spec.name}: the Hub forbids access to {place} (403); use a token that may read it: "
+            f"{_LOGIN}"
         )
     if code == 429:
         wait = _retry_after(error)
-        if wait is not None and wait > _PATIENCE:
+        if wait is not None and wait > _MAX_RETRY_AFTER:
             return GladiusError(
-                f"{spec.name}: the Hub asks to wait {wait / 60:.0f} minutes (429); try again then"
+                f"{spec.name}: the Hub's rate limit is reached (429); try again in "
+                f"{wait / 60:.0f} minutes"
             )
-        return Hiccup("the Hub asks for fewer requests (429); a token raises the limit", wait)
+        return Hiccup("the Hub's rate limit is reached (429); a token raises it", wait)
     if code in (408, 416) or code >= 500:
         return Hiccup(f"the Hub answers {code}", _retry_after(error))
     return GladiusError(f"{spec.name}: the Hub answers {code} for {place}; try again later")
+
+
+def _gated_error(spec: ExpertSpec, code: int, has_token: bool) -> MissingError:
+    page = f"https://huggingface.co/{spec.repo}"
+    if has_token:
+        return MissingError(
+            f"{spec.name} is gated and your token may not read it ({code}): accept its licence at "
+            f"{page} with the token's account, and allow the token to read gated repositories"
+        )
+    return MissingError(
+        f"{spec.name} is gated ({code}): accept its licence at {page}, then log in: {_LOGIN}"
+    )
 
 
 def _hub_host() -> str:
@@ -167,8 +182,8 @@ def _hub_host() -> str:
 
 
 def _retry_after(error: HfHubHTTPError) -> float | None:
-    """Seconds that the answer asks to wait: Retry-After (seconds or a date), or the Hub's own
-    `RateLimit: "api";r=0;t=55`."""
+    """Seconds to wait, from the header Retry-After (seconds or a date) or the Hub's
+    `RateLimit: "api";r=0;t=55`; None where there is neither."""
     from email.utils import parsedate_to_datetime
 
     headers = error.response.headers
@@ -187,20 +202,24 @@ def _retry_after(error: HfHubHTTPError) -> float | None:
 
 
 def disk_error(spec: ExpertSpec, error: OSError) -> GladiusError:
-    """What the disk refused, as one line with the remedy."""
+    """An error of the file system as one line with the remedy."""
     place = str(error.filename or "the root")
     free = _free(place) if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return GladiusError(
-            f"{spec.name}: the disk is full{free}; make room, then the same command goes on"
+            f"{spec.name}: the disk is full{free}; free space, then run the same command to resume"
         )
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
         return GladiusError(
             f"{spec.name}: {place} can't be written ({error.strerror}); choose another --root"
         )
     if error.errno == errno.ELOOP:
-        return GladiusError(f"{spec.name}: {place} is a link; remove it, then download again")
-    return GladiusError(f"{spec.name}: {error.strerror or error} at {place}; mend it, try again")
+        return GladiusError(
+            f"{spec.name}: {place} is a symbolic link; remove it, then download again"
+        )
+    return GladiusError(
+        f"{spec.name}: {error.strerror or error} at {place}; fix the disk, then try again"
+    )
 
 
 def _free(place: str) -> str:
@@ -210,7 +229,7 @@ def _free(place: str) -> str:
         return ""
 
 
-def _plain(error: Exception) -> str:
-    """The error's first line, without what follows a question mark in an address."""
+def _without_query(error: Exception) -> str:
+    """The error's message on one line, without the query part of URLs."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"(https?://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text)[:160]

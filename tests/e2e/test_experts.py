@@ -146,7 +146,7 @@ def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
     assert expert_status(root.ws, load_experts(root.ws)["x"]).state == "ready"
     assert any("Bearer " + TOKEN in str(headers) for _, _, headers in hub.requests)
     said += [p.read_bytes().decode("latin-1") for p in root.path.rglob("*") if p.is_file()]
-    assert "refuses the token (401)" in said[1]
+    assert "rejects the token (401)" in said[1]
     for secret in (TOKEN, "secret-of-the-address"):
         assert not any(secret in text for text in said)
 
