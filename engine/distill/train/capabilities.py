@@ -23,7 +23,7 @@ from engine.experts.registry import CAPABILITIES, ExpertSpec
 from engine.prompts.answers import is_open
 from engine.prompts.checkers import VERSION, judge
 from engine.prompts.prompt import Prompt, nfc
-from engine.prompts.variants import measured
+from engine.prompts.variants.generate import evaluation_prompts
 from engine.workspace import write_bytes
 
 _BATCH = 16
@@ -39,7 +39,7 @@ def choose_measured(
     """
     chosen: list[Prompt] = []
     for capability in capabilities:
-        fitting = (prompt for prompt in measured(capability) if encode(prompt) <= room)
+        fitting = (prompt for prompt in evaluation_prompts(capability) if encode(prompt) <= room)
         chosen += [prompt for _, prompt in zip(range(count), fitting, strict=False)]
     return chosen
 
