@@ -21,7 +21,7 @@ _BITS = {
 }  # fmt: skip
 
 
-def lacking(folder: Path) -> str | None:
+def find_problem(folder: Path) -> str | None:
     """Why the folder can't be loaded as a model, in a few words; None where it can."""
     config = _json_object(folder / "config.json")
     if isinstance(config, str):

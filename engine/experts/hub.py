@@ -16,7 +16,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from engine.errors import GladiusError, UsageError
 from engine.experts.folder import INDEX, PICKLES
-from engine.experts.refusals import Hiccup, hub_token, told
+from engine.experts.hub_errors import TransientError, hub_token, translate_error
 from engine.experts.registry import ExpertSpec
 
 # Files that are downloaded besides weights: configs, tokenizers, chat templates. Weights are
@@ -74,7 +74,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 def list_files(spec: ExpertSpec) -> Listing:
     """The files to download for the expert, each with its size and hash.
 
-    Raises Hiccup where a retry may help, else GladiusError.
+    Raises TransientError where a retry may help, else GladiusError.
     """
     try:
         info = HfApi().model_info(
@@ -110,10 +110,10 @@ def list_files(spec: ExpertSpec) -> Listing:
                 sha256, blob_id = (etag, "") if len(etag) == 64 else ("", etag)
             _check_identity(spec, name, size, sha256 or blob_id)
             files.append(RemoteFile(name=name, size=size or 0, sha256=sha256, blob_id=blob_id))
-    except (GladiusError, Hiccup):
+    except (GladiusError, TransientError):
         raise
     except Exception as error:
-        raise told(spec, error) from error
+        raise translate_error(spec, error) from error
     return Listing(repo=spec.repo, commit=commit, files=tuple(files))
 
 
@@ -196,10 +196,10 @@ def fetch_config(spec: ExpertSpec, listing: Listing) -> dict[str, Any]:
         )
         hf_raise_for_status(response)
         config = response.json()
-    except (GladiusError, Hiccup):
+    except (GladiusError, TransientError):
         raise
     except Exception as error:
-        raise told(spec, error, file.name) from error
+        raise translate_error(spec, error, file.name) from error
     return config if isinstance(config, dict) else {}
 
 

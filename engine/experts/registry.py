@@ -252,7 +252,7 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
             revision = manifest.revision
             problem = _manifest_problem(path, manifest)
         else:
-            problem = folders.lacking(path)
+            problem = folders.find_problem(path)
             if problem is None and spec.source in ("hub", "wheel"):
                 problem = f"not verified yet; {_CHECK}"
     else:

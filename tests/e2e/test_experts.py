@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from engine.events import RunResumed
-from engine.experts.publish import write_manifest
+from engine.experts.install import write_manifest
 from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
 from engine.workspace import write_json
 from gladius_tui.cli import app

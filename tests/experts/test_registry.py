@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from engine.experts import publish
+from engine.experts import install
 from engine.experts.registry import (
     CAPABILITIES,
     Manifest,
@@ -125,7 +125,7 @@ def test_an_expert_goes_from_missing_to_partial_to_ready(ws):
     fill(folder, model__safetensors=safetensors(64))
     status = expert_status(ws, spec)
     assert status.state == "partial" and "models --verify" in status.detail
-    publish.write_manifest(folder, spec)
+    install.write_manifest(folder, spec)
     assert expert_status(ws, spec).state == "ready"
 
 

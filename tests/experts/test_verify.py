@@ -105,7 +105,7 @@ def test_a_model_copied_by_hand_is_ready_after_verification(hub, repo, ws, verif
         (folder / name).write_bytes(repo.files[name])
     assert status(ws).state == "partial" and "models --verify" in status(ws).detail
     first, second = verify(), verify()
-    assert "there were no hashes to compare; they are kept" in first.lines[-1]
+    assert "there were no hashes to compare; they are stored now" in first.lines[-1]
     assert second.lines == ["x: every file is intact"]
     assert status(ws).state == "ready" and not hub.requests
     (folder / "manifest.json").unlink()
@@ -158,7 +158,7 @@ def fill(folder, **changes: bytes | None):
     for name, data in {**files, **changes}.items():
         if data is not None:
             (folder / name).write_bytes(data)
-    return folders.lacking(folder)
+    return folders.find_problem(folder)
 
 
 def header(**entry: object) -> bytes:
@@ -192,8 +192,8 @@ def header(**entry: object) -> bytes:
     ],
 )
 def test_damaged_weights_are_named(tmp_path, content, message):
-    lacking = fill(tmp_path, **{WEIGHTS: content})
-    assert lacking is not None and message in lacking
+    problem = fill(tmp_path, **{WEIGHTS: content})
+    assert problem is not None and message in problem
 
 
 def test_a_header_of_640_bytes_is_not_taken_for_a_pickle(tmp_path):
@@ -224,8 +224,8 @@ def test_an_unknown_dtype_is_accepted(tmp_path):
     ],
 )
 def test_an_invalid_config_or_index_is_named(tmp_path, name, content, message):
-    lacking = fill(tmp_path, **{name: content})
-    assert lacking is not None and message in lacking
+    problem = fill(tmp_path, **{name: content})
+    assert problem is not None and message in problem
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json"])

@@ -197,7 +197,7 @@ def test_a_ready_expert_is_downloaded_again_only_with_force(
     before = weights.stat().st_ino
     link = RecordingLink()
     assert main(JobContext(link), _request(workspace, b'{"names": ["tiny"]}')) == 0
-    assert any(isinstance(e, LogLine) and "ready already" in e.text for e in link.events)
+    assert any(isinstance(e, LogLine) and "already ready" in e.text for e in link.events)
     assert weights.stat().st_ino == before
     forced = _request(workspace, b'{"names": ["tiny"], "force": true}')
     assert main(JobContext(RecordingLink()), forced) == 0

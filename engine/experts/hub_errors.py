@@ -33,7 +33,7 @@ _MAX_RETRY_AFTER = 3600.0
 """Seconds: with a longer Retry-After the download fails at once."""
 
 
-class Hiccup(Exception):
+class TransientError(Exception):
     """The Hub or the network failed temporarily; a retry may succeed."""
 
     def __init__(
@@ -65,13 +65,13 @@ def hub_token() -> str | None:
     return token
 
 
-def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
+def translate_error(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
     """An error of the Hub client, its HTTP transport or the disk as one line with the remedy.
 
-    Returns a Hiccup where a retry may help, else a GladiusError. `what` is the file that was
-    requested. The text never contains the token or the query of a URL (it may be a signature).
+    Returns a TransientError where a retry may help, else a GladiusError. `what` is the requested
+    file. The text never contains the token or the query of a URL (it may be a signature).
     """
-    if isinstance(error, GladiusError | Hiccup):
+    if isinstance(error, GladiusError | TransientError):
         return error
     place = f"{spec.repo}/{what}" if what else spec.repo
     if isinstance(error, HfHubHTTPError):
@@ -82,7 +82,7 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
         return GladiusError(
             f"{spec.name}: HF_HUB_OFFLINE is set, so nothing is downloaded; unset it and try again"
         )
-    # httpx and its successors are told apart by class names, without importing them.
+    # httpx and its successors are recognised by class names, without importing them.
     transport = {kind.__name__ for kind in type(error).__mro__}
     why = _without_query(error)
     if "ProxyError" in transport:
@@ -96,7 +96,7 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
             "proxy?); set SSL_CERT_FILE to its CA file"
         )
     if "TimeoutException" in transport:
-        return Hiccup(f"no answer in time ({type(error).__name__})")
+        return TransientError(f"no answer in time ({type(error).__name__})")
     if transport & {"UnsupportedProtocol", "LocalProtocolError", "InvalidURL"}:
         return GladiusError(
             f"{spec.name}: {constants.ENDPOINT!r} is not a valid URL of a Hub; correct HF_ENDPOINT "
@@ -105,9 +105,9 @@ def told(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
     if "ConnectError" in transport:
         proxy = " and HTTPS_PROXY" if getproxies() else ""
         why = f"the Hub can't be reached at {constants.ENDPOINT} ({why}); check the network{proxy}"
-        return Hiccup(why, unreachable=True)
+        return TransientError(why, unreachable=True)
     if "TransportError" in transport:
-        return Hiccup("the connection was lost")
+        return TransientError("the connection was lost")
     if isinstance(error, OSError):
         return disk_error(spec, error)
     if isinstance(error, ValueError | TypeError | KeyError):
@@ -123,7 +123,7 @@ def _http_error(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exceptio
     code = error.response.status_code
     if code in (401, 403) and urlsplit(str(error.response.url)).netloc != _hub_host():
         # Large files are stored on another host with signed URLs; a retry gets a new signature.
-        return Hiccup(f"the Hub's storage of large files answers {code}")
+        return TransientError(f"the Hub's storage of large files answers {code}")
     has_token = hub_token() is not None
     not_found = isinstance(error, RepositoryNotFoundError) and not isinstance(error, GatedRepoError)
     if isinstance(error, GatedRepoError) or (not_found and spec.gated and not has_token):
@@ -159,9 +159,9 @@ def _http_error(spec: ExpertSpec, error: HfHubHTTPError, place: str) -> Exceptio
                 f"{spec.name}: the Hub's rate limit is reached (429); try again in "
                 f"{wait / 60:.0f} minutes"
             )
-        return Hiccup("the Hub's rate limit is reached (429); a token raises it", wait)
+        return TransientError("the Hub's rate limit is reached (429); a token raises it", wait)
     if code in (408, 416) or code >= 500:
-        return Hiccup(f"the Hub answers {code}", _retry_after(error))
+        return TransientError(f"the Hub answers {code}", _retry_after(error))
     return GladiusError(f"{spec.name}: the Hub answers {code} for {place}; try again later")
 
 

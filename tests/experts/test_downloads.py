@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from engine.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
-from engine.experts import gather, loadable, publish, ranges
+from engine.experts import downloads, install, loadable, transfer
 from engine.experts.registry import expert_status, load_experts
 from tests.support.downloading import CONFIG, RecordingLink, big_shards, model_files, safetensors
 from tests.support.hub_server import Fault
@@ -92,9 +92,9 @@ def test_progress_of_each_file_and_the_total_has_bytes_rate_and_remaining_time(
             "the Hub's rate limit is reached (429)",
         ),
         (Fault(path=STORE, hang=1.0), "no answer in time"),
-        (Fault(path=STORE, wrong_at=2_000_000), "its sha256 is not what the Hub says"),
+        (Fault(path=STORE, wrong_at=2_000_000), "its sha256 is not the Hub's"),
         (Fault(path="resolve.*config", status=500), "the Hub answers 500"),
-        (Fault(path="resolve.*/config", wrong_at=3), "its git id is not what the Hub says"),
+        (Fault(path="resolve.*/config", wrong_at=3), "its git id is not the Hub's"),
         (Fault(path="api/models", status=502), "the Hub answers 502"),
         (Fault(path="api/models", status=429, headers={"RateLimit": '"api";r=0;t=0'}), "(429)"),
     ],
@@ -156,7 +156,7 @@ def test_bytes_with_a_wrong_hash_are_never_installed(hub, repo, ws, download):
     repo.claimed[WEIGHTS] = "0" * 64
     link = download()
     assert (link.ended.status, link.ended.exit_code) == ("failed", 1)
-    assert "came 3 times with another sha256" in link.ended.reason
+    assert "had a wrong sha256 in 3 downloads" in link.ended.reason
     assert len(weights_requests(hub)) == 3
     assert not (ws.experts_dir / "x").exists() and state(ws) != "ready"
     assert part_of(ws, repo).stat().st_size == 0
@@ -165,27 +165,27 @@ def test_bytes_with_a_wrong_hash_are_never_installed(hub, repo, ws, download):
 def test_a_download_gives_up_on_a_server_that_always_disconnects_and_keeps_its_bytes(
     hub, repo, ws, download, monkeypatch
 ):
-    monkeypatch.setattr(ranges, "MAX_TRIES", 3)
+    monkeypatch.setattr(transfer, "MAX_TRIES", 3)
     hub.faults = [Fault(path=STORE, cut_after=1_000_000), Fault(path=STORE, cut_after=0, times=99)]
     link = download()
-    assert link.ended.exit_code == 1 and "given up after 3 tries" in link.ended.reason
+    assert link.ended.exit_code == 1 and "failed 3 times in a row" in link.ended.reason
     assert part_of(ws, repo).stat().st_size == 1_000_000
     hub.faults = [Fault(path=STORE, no_ranges=True, cut_after=900_000, times=99)]
-    assert "given up after 3 tries" in download().ended.reason, "repeated bytes are no progress"
+    assert "failed 3 times in a row" in download().ended.reason, "repeated bytes are no progress"
     hub.faults = []
     assert download().ended.status == "completed"
 
 
 def test_retry_waits_grow_with_jitter_up_to_a_bound():
     for tries, longest in ((1, 1.0), (2, 2.0), (4, 8.0), (20, 30.0)):
-        waits = {ranges.retry_wait(tries, first=1.0) for _ in range(50)}
+        waits = {transfer.retry_wait(tries, first=1.0) for _ in range(50)}
         assert longest / 2 <= min(waits) < max(waits) <= longest
 
 
 def test_retry_after_is_respected(hub, repo, ws, download):
     hub.faults = [Fault(path=STORE, status=429, headers={"Retry-After": "1"})]
     began = time.monotonic()
-    assert any("again in 1 s" in line for line in download().lines)
+    assert any("retrying in 1 s" in line for line in download().lines)
     assert time.monotonic() - began >= 1.0
 
 
@@ -228,7 +228,7 @@ def test_pause_and_stop_work_during_the_wait_for_a_retry(hub, repo, ws, download
     link = RecordingLink()
 
     def on_event(event):
-        if "again in" in getattr(event, "text", ""):
+        if "retrying in" in getattr(event, "text", ""):
             return Pause()
         return Stop() if isinstance(event, RunPaused) else None
 
@@ -305,7 +305,7 @@ def test_several_experts_download_in_parallel_within_the_connection_limit(hub, w
     link.on_event = on_event
     download(*names, link=link)
     assert link.ended.reason.startswith("1 of 6 failed (e5)")
-    assert 2 <= most <= gather.CONNECTIONS
+    assert 2 <= most <= downloads.CONNECTIONS
     assert len(together) >= 2, "weights of several experts, before one was whole"
     for seed, name in enumerate(names[:5]):
         assert (ws.experts_dir / name / WEIGHTS).read_bytes() == safetensors(600_000, seed)
@@ -318,7 +318,7 @@ def test_a_ready_expert_is_downloaded_again_only_with_force(hub, repo, ws, downl
     download()
     asked = len(hub.requests)
     link = download()
-    assert link.ended.status == "completed" and "x is ready already" in link.lines
+    assert link.ended.status == "completed" and "x is already ready" in link.lines
     assert len(hub.requests) == asked, "a ready expert needs no network"
     inode = (ws.experts_dir / "x" / WEIGHTS).stat().st_ino
     assert download(force=True).ended.status == "completed"
@@ -345,13 +345,13 @@ def test_files_with_a_changed_time_are_verified_again_without_network(hub, repo,
     status = expert_status(ws, load_experts(ws)["x"])
     assert status.state == "partial" and "models --verify" in status.detail
     asked = len(hub.requests)
-    assert any("nothing to fetch" in line for line in download().lines)
+    assert any("nothing to download" in line for line in download().lines)
     assert state(ws) == "ready" and len(hub.requests) == asked
 
 
 def test_a_part_file_of_an_older_commit_is_used_for_the_same_content(hub, repo, ws, download):
     hub.faults = [Fault(path=STORE, cut_after=1_000_000), Fault(path=STORE, status=403, times=99)]
-    assert "the Hub's storage of large files answers 403; given up" in download().ended.reason
+    assert "the Hub's storage of large files answers 403; failed 8" in download().ended.reason
     hub.faults = []
     newer = hub.add("me/x", {**repo.files, "config.json": CONFIG + b" "}, commit="c" * 40)
     assert download().ended.status == "completed"
@@ -397,18 +397,18 @@ def test_after_a_kill_during_the_install_the_next_call_installs_without_download
     download()
     (ws.experts_dir / "x" / "config.json").write_bytes(b"an older one")
 
-    publish_expert = gather.publish_expert
+    install_expert = downloads.install_expert
 
     def kill(*arguments) -> None:
         if place == "published":
-            publish_expert(*arguments)
+            install_expert(*arguments)
         raise _Killed
 
     with monkeypatch.context() as patch, pytest.raises(_Killed):
         if place == "former":  # the old folder is moved away, the new one not yet installed
-            patch.setattr(publish, "publish_dir", kill)
+            patch.setattr(install, "publish_dir", kill)
         else:
-            patch.setattr(gather, "publish_expert", kill)
+            patch.setattr(downloads, "install_expert", kill)
         download(force=True)
     sent = hub.sent
     assert download().ended.status == "completed"
@@ -424,7 +424,7 @@ def test_a_disk_that_is_too_small_fails_before_the_first_byte(hub, repo, ws, dow
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=50_000_000))
     link = download()
     assert link.ended.exit_code == 1
-    assert "2.9 MiB are to be written (x 2.9 MiB) and 47.7 MiB are free" in link.ended.reason
+    assert "need 2.9 MiB (x 2.9 MiB) and only 47.7 MiB are free" in link.ended.reason
     assert not hub.file_requests() and not (ws.downloads_dir / "x").exists()
 
 
@@ -465,7 +465,7 @@ def test_a_full_disk_is_a_one_line_error_and_the_download_can_be_resumed(
             raise OSError(errno.ENOSPC, "No space left on device")
         return os.write(descriptor, data)
 
-    monkeypatch.setattr(ranges, "os", SimpleNamespace(**{**vars(os), "write": write}))
+    monkeypatch.setattr(transfer, "os", SimpleNamespace(**{**vars(os), "write": write}))
     link = download()
     assert link.ended.exit_code == 1
     assert "the disk is full (" in link.ended.reason and "to resume" in link.ended.reason

@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from engine.errors import UsageError
-from engine.experts.refusals import disk_error, told
+from engine.experts.hub_errors import disk_error, translate_error
 from engine.experts.registry import ExpertSpec
 from tests.support.downloading import CONFIG, model_files, safetensors
 from tests.support.hub_server import Fault
@@ -134,7 +134,7 @@ def test_without_network_only_the_first_expert_is_retried(hub, ws, download, mon
     reason = one_line(link)
     assert reason.startswith("3 of 3 failed (qwen, phi, x): the Hub can't be reached at http")
     assert reason.count("can't be reached") == 1
-    assert sum("again in" in line for line in link.lines) == 2
+    assert sum("retrying in" in line for line in link.lines) == 2
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://x"])
@@ -187,7 +187,9 @@ def test_a_full_disk_without_a_path_gives_no_free_space():
 
 
 def test_the_query_of_a_url_is_never_shown():
-    text = str(told(SPEC, RuntimeError("bad answer of https://store/x?signature=secret of it")))
+    text = str(
+        translate_error(SPEC, RuntimeError("bad answer of https://store/x?signature=secret of it"))
+    )
     assert "https://store/x" in text and "secret" not in text
 
 
@@ -266,5 +268,5 @@ def test_a_model_that_needs_its_own_code_is_rejected_and_the_code_not_downloaded
 
 
 def test_an_unknown_name_is_a_usage_error(ws, download):
-    with pytest.raises(UsageError, match="no expert is called y; there are: qwen"):
+    with pytest.raises(UsageError, match="unknown expert 'y'; known: qwen"):
         download("y")

@@ -36,7 +36,7 @@ def write_manifest(
     write_json(folder / MANIFEST, manifest)
 
 
-def publish_expert(workspace: Workspace, spec: ExpertSpec, folder: Path) -> Path:
+def install_expert(workspace: Workspace, spec: ExpertSpec, folder: Path) -> Path:
     """Move a complete folder to tmp/models/NAME, replacing what was there; returns that path.
 
     On another file system it is copied first, so that the final move is atomic.
