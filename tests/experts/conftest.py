@@ -14,7 +14,8 @@ from engine.experts.fetch import DownloadRequest, main
 from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.downloading import RecordingLink, model_files
-from tests.support.hub_server import Hub, Repo
+from tests.support.hub_repo import Repo
+from tests.support.hub_server import Hub
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from engine.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
 from engine.experts import downloads, install, loadable, transfer
 from engine.experts.registry import expert_status, load_experts
 from tests.support.downloading import CONFIG, RecordingLink, big_shards, model_files, safetensors
-from tests.support.hub_server import Fault
+from tests.support.hub_repo import Fault
 
 WEIGHTS = "model.safetensors"
 STORE = r"^/me/x/model"

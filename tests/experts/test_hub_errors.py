@@ -15,7 +15,7 @@ from engine.errors import UsageError
 from engine.experts.hub_errors import disk_error, translate_error
 from engine.experts.registry import ExpertSpec
 from tests.support.downloading import CONFIG, model_files, safetensors
-from tests.support.hub_server import Fault
+from tests.support.hub_repo import Fault
 
 SPEC = ExpertSpec(name="x", title="X", source="hub", repo="me/x")
 TOKEN = "hf_averysecrettokenindeed"

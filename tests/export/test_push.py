@@ -17,7 +17,8 @@ from engine.events import Exported, LogLine, Progress, RunEnded, Stop
 from engine.export import llama_runtime
 from engine.workspace import Workspace
 from tests.support.exported import byte_level_tokenizer, export, make_model, root_with
-from tests.support.hub_server import Fault, Hub
+from tests.support.hub_repo import Fault
+from tests.support.hub_server import Hub
 from tests.support.paths import REPO
 from tests.support.small_run import KeepingLink
 

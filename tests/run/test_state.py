@@ -33,8 +33,8 @@ from engine.run.state import (
     lock_path,
     read_state,
 )
-from tests.support.hosting import until
 from tests.support.toy_job import PLAN, ToyConfig
+from tests.support.waiting import until
 
 
 def step_done(step: int, **fields) -> StepDone:
