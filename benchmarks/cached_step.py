@@ -1,7 +1,7 @@
-"""Owns `cached_step_ratio`: a step with cached soft targets against a bare step with none.
+"""`cached_step_ratio`: a training step with cached soft targets, relative to a plain step without.
 
-Above: `Trainer`'s own step, rows read from the shards included. Below: `BareLoop` on the same
-batch, already a tensor. The strict one spares itself the logits that no label asks for.
+Numerator: the trainer's step, with reading from the shards. Denominator: `BareLoop` on the same
+batch, already in tensors. The strict ratio's baseline computes logits of scored positions only.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""Owns `loss_memory_ratio`: memory of the loss, forward and backward, at 8,192 positions x 32,000
-tokens, against the dense formula.
+"""`loss_memory_ratio`: peak memory of the chunked loss, relative to the dense formula.
 
-Each formula runs in processes of its own, in turns. What is measured is the resident memory's
-high-water mark (VmHWM, set back just before) less what was resident before, so it holds what the
-kernels take beside the allocator, and the gradients of both inputs. The dense formula has the same
-inputs and the same sparse targets, which it makes dense for the KL term. Linux only.
+Forward and backward at 8,192 positions x 32,000 tokens, each formula in its own processes, in
+turns. Measured is the peak resident memory (VmHWM, reset before) minus the resident memory before,
+so it includes kernel workspaces and the gradients of both inputs. The dense formula has the same
+inputs and sparse targets, which it scatters to dense rows for the KL term. Linux only.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import Figure, ratio, say
+from benchmarks.timing import Figure, narrate, ratio
 from engine import hardware
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.train.losses import distillation_loss
@@ -34,27 +33,28 @@ ALPHA, TEMPERATURE = 0.5, 2.0
 
 
 def measure() -> dict[str, Figure]:
-    """The wider student counts: there the gradient of its output matrix is most of the memory."""
+    """The ratios for the hidden sizes of 1b and nano; the gradient of the output matrix takes most
+    of the memory of 1b."""
     if not Path("/proc/self/clear_refs").exists():
-        say("loss_memory_ratio: skipped, this system tells no high-water mark of memory")
+        narrate("loss_memory_ratio: skipped, this system does not report peak memory")
         return {}
     if hardware.available_ram() < DENSE_BYTES:
-        say("loss_memory_ratio: skipped, the dense formula needs 8 GiB of free memory")
+        narrate("loss_memory_ratio: skipped, the dense formula needs 8 GiB of free memory")
         return {}
     figures = {}
     for hidden_size, name in HIDDEN_SIZES.items():
         peaks: dict[str, list[float]] = {"chunked": [], "dense": []}
         for _ in range(REPETITIONS):
-            for which, values in peaks.items():
-                values.append(_in_own_process(which, hidden_size))
+            for formula, values in peaks.items():
+                values.append(_peak_in_subprocess(formula, hidden_size))
         figures[name] = ratio(peaks["chunked"], peaks["dense"], BOUND, hidden_size=hidden_size)
     return figures
 
 
-def _in_own_process(which: str, hidden_size: int) -> float:
-    command = [sys.executable, "-m", __name__, which, str(hidden_size)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout)
+def _peak_in_subprocess(formula: str, hidden_size: int) -> float:
+    command = [sys.executable, "-m", __name__, formula, str(hidden_size)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(result.stdout)
 
 
 def _inputs(positions: int, hidden_size: int) -> tuple[Tensor, Tensor, Tensor, SoftTargets]:
@@ -75,7 +75,7 @@ def _inputs(positions: int, hidden_size: int) -> tuple[Tensor, Tensor, Tensor, S
 
 
 def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftTargets) -> None:
-    """The engine's loss."""
+    """The loss of `engine.distill.train`."""
     distillation_loss(
         hidden,
         weight,
@@ -89,7 +89,7 @@ def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftTargets) -
 
 
 def dense(hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftTargets) -> None:
-    """The same formula over all logits at once."""
+    """The same loss with all logits at once, (N, V)."""
     assert soft.ids is not None and soft.mass is not None
     with torch.autocast("cpu", dtype=_dtype(), enabled=_dtype() != torch.float32):
         logits = F.linear(hidden, weight)
@@ -113,13 +113,13 @@ def _status_bytes(field: str) -> int:
 
 
 def main(which: str, hidden_size: int) -> None:
-    """Prints the extra bytes of one formula."""
+    """Print the peak bytes of one formula."""
     torch.set_num_threads(hardware.physical_cores())
     formula = {"chunked": chunked, "dense": dense}[which]
-    formula(*_inputs(64, hidden_size))  # loads the kernels
+    formula(*_inputs(64, hidden_size))  # warm-up: loads the kernels
     inputs = _inputs(POSITIONS, hidden_size)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = _status_bytes("VmRSS")
     formula(*inputs)
     print(_status_bytes("VmHWM") - before)

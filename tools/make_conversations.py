@@ -1,8 +1,8 @@
-"""Writes assets/conversations/demo.jsonl anew (`make conversations`): SmolLM2's own answers to the
-prompts that ship, through the very step that a training run uses. Takes about ten minutes.
+"""Generate assets/conversations/demo.jsonl (`make conversations`): SmolLM2's answers to the prompts
+of assets/prompts, written by the same code as in a training run. Takes about ten minutes.
 
-An interrupted call goes on where it stopped. Answers are taken in turns of the capabilities until
-the text, prompts included, comes to TOKENS of SmolLM2's tokens: what the demo scores.
+An interrupted call can be continued. Answers of the capabilities alternate, up to TOKENS of
+SmolLM2's tokens, prompts included: the text that the demo scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.workspace import Workspace, assets_dir, write_bytes
 
 EXPERT = "smollm2"
 TOKENS = 78_000
-# Wrong answers stay: the demo shows what its expert says, and is too short to learn more.
+# Wrong answers are kept: the demo shows what its expert writes and is too short to learn facts.
 DATA = DataConfig(
     max_answers=336,
     max_answer_tokens=256,
@@ -36,7 +36,7 @@ SEED = 0
 
 
 def _count(reader: ChatEncoder, example: Example) -> int:
-    """The expert's tokens of the whole conversation; 0 where it can't be read byte for byte."""
+    """Tokens of the whole conversation; 0 where its encoding does not reproduce every byte."""
     chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
     reading = reader.read_chat(chat, example.complete)
     return 0 if reading is None else len(reading.ids)
@@ -48,7 +48,7 @@ def _report(event: Event) -> None:
 
 
 def main() -> int:
-    """Write the file; prints how many answers and tokens it holds."""
+    """Write the file and print its number of answers and tokens."""
     workspace = Workspace.find()
     workspace.create()
     spec = load_experts(workspace)[EXPERT]
