@@ -120,7 +120,7 @@ def _export(model: Path, target: Path, *, logits: bool) -> dict[str, float]:
 
 
 def _memory(key: str) -> float:
-    """A field of /proc/self/status in MiB; 0 where there is no such file."""
+    """A field of /proc/self/status in MiB; 0 if there is no such file."""
     try:
         with open("/proc/self/status") as file:
             line = next(line for line in file if line.startswith(key))

@@ -196,7 +196,7 @@ def has_bf16() -> bool:
 
 def disk_free(path: Path) -> int:
     """Free bytes for this user on the file system of `path` (or its nearest parent that exists);
-    0 where unknown."""
+    0 if unknown."""
     for folder in (path, *path.parents):
         try:
             return shutil.disk_usage(folder).free

@@ -13,7 +13,7 @@ ENVIRONMENT = ".venv-gguf"
 
 
 def find_python() -> Path | None:
-    """A Python that can import llama-cpp-python; None where there is none.
+    """A Python that can import llama-cpp-python; None if there is none.
 
     Tried in this order: this interpreter, GLADIUS_LLAMA_PYTHON, the one of `make llama-cpp`.
     """

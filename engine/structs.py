@@ -29,11 +29,11 @@ class Problem(msgspec.Struct, frozen=True):
         return f"{self.name}: {self.text}" if self.name else self.text
 
 
-def problems_text(problems: list[Problem], where: str) -> str:
+def problems_text(problems: list[Problem], source: str) -> str:
     """The problems as one message: a single line, or their number and one line for each."""
     if len(problems) == 1:
-        return f"{where}: {problems[0]}"
-    return "\n".join([f"{where}: {len(problems)} problems", *(f"  {p}" for p in problems)])
+        return f"{source}: {problems[0]}"
+    return "\n".join([f"{source}: {len(problems)} problems", *(f"  {p}" for p in problems)])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -49,7 +49,7 @@ def convert(struct: type[T], data: Any, prefix: str = "") -> tuple[T | None, lis
     """A struct from plain data, nested structs included, and every problem found.
 
     An invalid field keeps its default, so that checks across fields can still run on the others.
-    The struct is None where a required field is missing or invalid.
+    The struct is None if a required field is missing or invalid.
     """
     problems: list[Problem] = []
     values: dict[str, Any] = {}
@@ -89,7 +89,7 @@ def _fields(struct: type[msgspec.Struct]) -> tuple[dict[str, mi.Field], dict[str
 
 def _convert_leaf(annotation: Any, info: mi.Type, value: Any) -> Any:
     kinds = _kinds(info)
-    # TOML has no null: the text "none" means None where the field may be None.
+    # TOML has no null: the text "none" means None if the field may be None.
     if value == "none" and any(isinstance(kind, mi.NoneType) for kind in kinds):
         return None
     if isinstance(value, float):

@@ -36,7 +36,7 @@ SEED = 0
 
 
 def _count(reader: ChatEncoder, example: Example) -> int:
-    """Tokens of the whole conversation; 0 where its encoding does not reproduce every byte."""
+    """Tokens of the whole conversation; 0 if its encoding does not reproduce every byte."""
     chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
     reading = reader.read_chat(chat, example.complete)
     return 0 if reading is None else len(reading.ids)

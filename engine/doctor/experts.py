@@ -47,7 +47,7 @@ def query_hub(
 ) -> dict[str, int | Exception]:
     """For each expert the bytes of its download, or the error; all are requested in parallel.
 
-    The value is a TimeoutError where there was no answer within `seconds`.
+    The value is a TimeoutError if there was no answer within `seconds`.
     """
     from engine.experts.hub import list_files
 
@@ -70,7 +70,7 @@ def query_hub(
 
 
 def check_hub(answers: Mapping[str, int | Exception]) -> Check:
-    """Whether the Hub answers; a note where no expert needs to be downloaded."""
+    """Whether the Hub answers; a note if no expert needs to be downloaded."""
     from huggingface_hub import constants
 
     if not answers:
@@ -107,15 +107,15 @@ def _is_answer(error: Exception) -> bool:
 def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception | None) -> Check:
     """Whether an expert is ready on this machine.
 
-    `answer` is its value from `query_hub`; None where the Hub was not queried.
+    `answer` is its value from `query_hub`; None if the Hub was not queried.
     """
     topic = spec.name
     if state.state == "ready":
         return Check(topic=topic, status="ok", figure=f"ready, {size(state.present_bytes)}")
-    whole = answer if isinstance(answer, int) else state.expected_bytes
-    figure = f"missing, {size(whole)}" if whole else "missing"
+    total = answer if isinstance(answer, int) else state.expected_bytes
+    figure = f"missing, {size(total)}" if total else "missing"
     if state.state == "partial":
-        figure = f"{size(state.present_bytes)} of {size(whole)}: {state.detail}"
+        figure = f"{size(state.present_bytes)} of {size(total)}: {state.detail}"
     if spec.source in ("folder", "gguf"):
         action = "put the model" if state.state == "missing" else "complete the model"
         remedy = f"{action} at {spec.repo}, or correct the path in gladius.toml"
@@ -134,7 +134,7 @@ def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception 
 def missing_student_tokenizer(
     ws: Workspace, config: RunConfig, experts: Mapping[str, ExpertSpec]
 ) -> str:
-    """The expert whose tokenizer the student uses, where it is not downloaded; else ""."""
+    """The expert whose tokenizer the student uses, if that one is not downloaded; else ""."""
     name = config.student.tokenizer
     if name not in experts or name in experts_with_tokenizer(ws, experts):
         return ""
@@ -154,7 +154,7 @@ def experts_with_tokenizer(ws: Workspace, experts: Mapping[str, ExpertSpec]) -> 
 def alignment_quality(audit: TokenizersAudited) -> Literal["good", "fair", "poor"]:
     """How well an expert's distributions can be projected into the student's vocabulary.
 
-    Rated by the mean projection weight where the expert was run (`--listen`): good from 0.9, fair
+    Rated by the mean projection weight if the expert was run (`--listen`): good from 0.9, fair
     from 0.75. Otherwise by the share of aligned positions, the mean over the kinds of text: good
     from 80%, fair from 60%. With more than 5% of the blocks skipped it is at most fair, with more
     than 20% poor.

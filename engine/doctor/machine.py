@@ -45,7 +45,7 @@ def check_python() -> Check:
 def torch_build() -> tuple[str, str]:
     """(version, CUDA version) of the installed torch, read without importing it.
 
-    The CUDA version is "" for a CPU build; both are "" where torch is not installed.
+    The CUDA version is "" for a CPU build; both are "" if torch is not installed.
     """
     try:
         version = metadata.version("torch")
@@ -63,7 +63,7 @@ def torch_build() -> tuple[str, str]:
 
 
 def check_torch(version: str, cuda: str, gpus: Sequence[GpuReading], config: RunConfig) -> Check:
-    """Whether torch is installed, with CUDA where there is a GPU."""
+    """Whether torch is installed, with CUDA if there is a GPU."""
     if not version:
         return Check(
             topic="torch", status="fail", figure="not installed", remedy="install with: make setup"
@@ -216,7 +216,7 @@ def check_disk(
 def write_speed(folder: Path, most: int = 1 << 30, seconds: float = 2.0) -> float:
     """Bytes a second written durably (fsync) to a temporary file in `folder`.
 
-    Writes `most` bytes, or for `seconds`. Raises OSError where the folder can't be written.
+    Writes `most` bytes, or for `seconds`. Raises OSError if the folder can't be written.
     """
     path = folder / f".probe-{os.getpid()}"
     chunk = os.urandom(8 << 20)

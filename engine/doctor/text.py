@@ -40,8 +40,8 @@ def scored_tokens(config: RunConfig, specs: Sequence[ExpertSpec], budget: TokenB
 
 
 def least_tokens(config: RunConfig, budget: TokenBudget) -> float | None:
-    """Tokens that the run trains on at least: its length, or that of its expert phases where
-    convergence ends it. None where --hours ends it."""
+    """Tokens that the run trains on at least: its length, or that of its expert phases if
+    convergence ends it. None if --hours ends it."""
     if budget.to_be_used is not None or config.schedule.hours is not None:
         return budget.to_be_used
     return float(len(config.experts.names) * config.schedule.expert_tokens)

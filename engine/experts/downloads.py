@@ -189,12 +189,12 @@ class _ExpertDownload:
         for file in list(self._waiting):
             path = self._files / file.name
             if not has_content(path, file, self._checkpoint):
-                former = installed / file.name
-                if self._force or not has_content(former, file, self._checkpoint):
+                installed_file = installed / file.name
+                if self._force or not has_content(installed_file, file, self._checkpoint):
                     part = self._parts / f"{file.key}.part"
                     self._progress.done[file.name] = min(_size(part), file.size)
                     continue
-                _link(former, path)
+                _link(installed_file, path)
             self._finish(file)
 
     def _checkpoint(self) -> None:
@@ -350,7 +350,7 @@ class _DownloadProgress:
 
 
 def _link(source: Path, target: Path) -> None:
-    """Hard-link the file; copy it where the file system has no hard links."""
+    """Hard-link the file; copy it if the file system has no hard links."""
     target.unlink(missing_ok=True)
     try:
         os.link(source, target, follow_symlinks=False)

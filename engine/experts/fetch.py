@@ -216,7 +216,7 @@ def _retry(
 def _check_disk_space(
     workspace: Workspace, specs: list[ExpertSpec], listings: dict[str, Listing], force: bool
 ) -> None:
-    """Raise GladiusError where the downloads do not fit on the disk."""
+    """Raise GladiusError if the downloads do not fit on the disk."""
     needed = {
         spec.name: missing_bytes(workspace, spec, listings[spec.name], force)
         if spec.name in listings

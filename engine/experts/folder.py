@@ -22,7 +22,7 @@ _BITS = {
 
 
 def find_problem(folder: Path) -> str | None:
-    """Why the folder can't be loaded as a model, in a few words; None where it can."""
+    """Why the folder can't be loaded as a model, in a few words; None if it can."""
     config = _json_object(folder / "config.json")
     if isinstance(config, str):
         return config
@@ -57,7 +57,7 @@ def find_problem(folder: Path) -> str | None:
 
 def tensors_of(path: Path) -> dict[str, Any] | str:
     """The tensors of a safetensors file by name, from its header; a text that names the problem
-    where the file is damaged.
+    if the file is damaged.
 
     The header must describe the file's bytes without gap or overlap, up to the last byte.
     """

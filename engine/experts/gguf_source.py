@@ -70,7 +70,7 @@ def _regex_split(pattern: str) -> pre_tokenizers.PreTokenizer:
 class GGUFExpert:
     """An expert in one GGUF file (architectures llama and qwen2).
 
-    All methods raise GladiusError where the file is damaged or can't be read exactly.
+    All methods raise GladiusError if the file is damaged or can't be read exactly.
     """
 
     def __init__(self, path: Path) -> None:

@@ -74,7 +74,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 def list_files(spec: ExpertSpec) -> Listing:
     """The files to download for the expert, each with its size and hash.
 
-    Raises TransientError where a retry may help, else GladiusError.
+    Raises TransientError if a retry may help, else GladiusError.
     """
     try:
         info = HfApi().model_info(
@@ -140,8 +140,8 @@ def chosen_files(spec: ExpertSpec, names: Iterable[str]) -> list[str]:
         GladiusError: weights, config or tokenizer are missing in a supported format.
     """
     names = list(names)
-    texts = sorted(name for name in names if is_wanted(name) and name in _TEXTS)
-    weights = sorted(name for name in names if is_wanted(name) and name not in _TEXTS)
+    texts = sorted(name for name in names if is_downloaded(name) and name in _TEXTS)
+    weights = sorted(name for name in names if is_downloaded(name) and name not in _TEXTS)
     if INDEX in texts:
         weights = [name for name in weights if _SHARD.fullmatch(name)] or weights
     else:
@@ -161,7 +161,7 @@ def chosen_files(spec: ExpertSpec, names: Iterable[str]) -> list[str]:
     return texts + weights
 
 
-def is_wanted(name: str) -> bool:
+def is_downloaded(name: str) -> bool:
     """Whether a file of a repository is downloaded: top-level safetensors, configs, tokenizers and
     templates. Raises UsageError for a name that is a path out of the folder."""
     path = PurePosixPath(name)
@@ -204,7 +204,7 @@ def fetch_config(spec: ExpertSpec, listing: Listing) -> dict[str, Any]:
 
 
 def request_headers() -> dict[str, str]:
-    """HTTP headers of a request, with the token where there is one. Compression is off: byte
+    """HTTP headers of a request, with the token if there is one. Compression is off: byte
     ranges and sizes must be those of the file."""
     headers = build_hf_headers(token=hub_token() or False, library_name="gladius")
     return {**headers, "Accept-Encoding": "identity"}

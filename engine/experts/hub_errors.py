@@ -41,13 +41,13 @@ class TransientError(Exception):
     ) -> None:
         super().__init__(reason)
         self.wait = wait
-        """Seconds to wait before the retry, from the Hub (Retry-After); None where not given."""
+        """Seconds to wait before the retry, from the Hub (Retry-After); None if not given."""
         self.unreachable = unreachable
         """Whether no connection could be made: other requests will fail too."""
 
 
 def hub_token() -> str | None:
-    """HF_TOKEN, else the content of the token file; None where there is neither.
+    """HF_TOKEN, else the content of the token file; None if there is neither.
 
     Raises MissingError for a token that is no valid header value: the HTTP client would print it
     in its error message.
@@ -68,7 +68,7 @@ def hub_token() -> str | None:
 def translate_error(spec: ExpertSpec, error: Exception, what: str = "") -> Exception:
     """An error of the Hub client, its HTTP transport or the disk as one line with the remedy.
 
-    Returns a TransientError where a retry may help, else a GladiusError. `what` is the requested
+    Returns a TransientError if a retry may help, else a GladiusError. `what` is the requested
     file. The text never contains the token or the query of a URL (it may be a signature).
     """
     if isinstance(error, GladiusError | TransientError):
@@ -183,7 +183,7 @@ def _hub_host() -> str:
 
 def _retry_after(error: HfHubHTTPError) -> float | None:
     """Seconds to wait, from the header Retry-After (seconds or a date) or the Hub's
-    `RateLimit: "api";r=0;t=55`; None where there is neither."""
+    `RateLimit: "api";r=0;t=55`; None if there is neither."""
     from email.utils import parsedate_to_datetime
 
     headers = error.response.headers

@@ -46,12 +46,12 @@ def install_expert(workspace: Workspace, spec: ExpertSpec, folder: Path) -> Path
         raise GladiusError(f"{final} is a symbolic link; remove it, then download again")
     if os.stat(folder).st_dev != os.stat(final.parent).st_dev:
         folder = _copied(folder, final.with_name(f".{spec.name}-tmp"))
-    former = final.with_name(f".{spec.name}-tmp-former")
-    shutil.rmtree(former, ignore_errors=True)
+    previous = final.with_name(f".{spec.name}-tmp-former")
+    shutil.rmtree(previous, ignore_errors=True)
     if final.exists():
-        final.rename(former)
+        final.rename(previous)
     publish_dir(folder, final)
-    shutil.rmtree(former, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
     return final
 
 

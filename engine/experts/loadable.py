@@ -21,7 +21,7 @@ from engine.workspace import Workspace
 def check_loadable(workspace: Workspace, spec: ExpertSpec, path: Path | None = None) -> None:
     """Load the expert's config and tokenizer from `path` (default: its folder or file).
 
-    Nothing is downloaded and no code of the model is run. Raises GladiusError where loading fails.
+    Nothing is downloaded and no code of the model is run. Raises GladiusError if loading fails.
     """
     path = path or expert_path(workspace, spec)
     if spec.source == "gguf":

@@ -36,6 +36,6 @@ class Meter:
         return (last - first) / (end - start) if end - start >= _MIN_INTERVAL else None
 
     def eta(self, remaining: float) -> float | None:
-        """Seconds for `remaining` more units at the current rate; None where it is unknown or 0."""
+        """Seconds for `remaining` more units at the current rate; None if it is unknown or 0."""
         rate = self.rate
         return remaining / rate if rate else None

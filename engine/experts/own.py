@@ -36,7 +36,7 @@ def candidate(
     """The expert that `models add` describes, and its table for gladius.toml.
 
     `target` is a path relative to the current folder if it exists or is written as one (./x, /x,
-    ~/x, x.gguf), else a Hub id. Raises UsageError where it is neither, or the name is taken.
+    ~/x, x.gguf), else a Hub id. Raises UsageError if it is neither, or the name is taken.
     """
     if name in load_experts(workspace):
         if name in shipped_names():

@@ -53,7 +53,7 @@ class ExpertSpec(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str = ""
     """Hash of that file, in hex."""
     size_bytes: Annotated[int, Meta(ge=0)] = 0
-    """Bytes to download; 0 where unknown."""
+    """Bytes to download; 0 if unknown."""
     weight: Annotated[float, Meta(gt=0)] = 1.0
     """Share of the token budget and of the mix, relative to the other experts."""
     capabilities: tuple[str, ...] = CAPABILITIES
@@ -84,7 +84,7 @@ class ExpertStatus(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     """What is missing, or the path of a ready expert."""
     revision: str = ""
-    """The downloaded commit of the Hub repository; empty where unknown."""
+    """The downloaded commit of the Hub repository; empty if unknown."""
 
     @property
     def unverified(self) -> bool:
@@ -112,7 +112,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """The downloaded commit; empty for an expert that is not from the Hub."""
     license: str = ""
     damage: str = ""
-    """The problem that the last verification found; empty where there was none."""
+    """The problem that the last verification found; empty if there was none."""
 
 
 def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
@@ -289,7 +289,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest; None where it is missing or unreadable."""
+    """The folder's manifest; None if it is missing or unreadable."""
     if not (folder / MANIFEST).is_file():
         return None
     try:

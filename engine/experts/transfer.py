@@ -177,7 +177,7 @@ class Transfer:
 
         Raises:
             TransferStopped: `stop` was called.
-            GladiusError: the download failed, after retries where they could help.
+            GladiusError: the download failed, after retries if they could help.
         """
         tries = wrong = 0
         furthest = self.done
@@ -276,7 +276,7 @@ class Transfer:
             write_bytes(self._etag_file, etag.encode())
 
     def _etag(self) -> str:
-        """The ETag of the response that began the part file; empty where unknown."""
+        """The ETag of the response that began the part file; empty if unknown."""
         try:
             text = self._etag_file.read_text("latin-1")
         except OSError:

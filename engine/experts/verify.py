@@ -74,7 +74,7 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> st
 def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> bool:
     """Whether every byte of the expert is as its manifest says; updates the times in the manifest.
 
-    False where there is a difference or no manifest.
+    False if there is a difference or no manifest.
     """
     path = expert_path(workspace, spec)
     manifest = read_manifest(path)

@@ -165,11 +165,11 @@ def checks_digest(answers: Iterable[Answer]) -> str:
 
 
 def reason_of(answer: Answer) -> str:
-    """The reason why an answer is wrong, "" where it is right. A dialogue is incomplete where any
+    """The reason why an answer is wrong, "" if it is right. A dialogue is incomplete if any
     of its answers is."""
-    asked = [m.content for m in answer.prompt.messages if m.role == "user"]
-    asked += answer.prompt.then
-    return judge(answer.texts, all(answer.complete), asked, answer.prompt.check)
+    questions = [m.content for m in answer.prompt.messages if m.role == "user"]
+    questions += answer.prompt.then
+    return judge(answer.texts, all(answer.complete), questions, answer.prompt.check)
 
 
 def is_open(prompt: Prompt) -> bool:
@@ -210,8 +210,8 @@ def _is_kept(answer: Answer, reason: str, keep: Keep) -> bool:
 
 def _dialogue_text(answer: Answer) -> str:
     """The questions and answers as one text, for comparison."""
-    asked = [m.content for m in answer.prompt.messages if m.role == "user"]
-    return "\n".join((*asked, *answer.prompt.then, *answer.texts))
+    questions = [m.content for m in answer.prompt.messages if m.role == "user"]
+    return "\n".join((*questions, *answer.prompt.then, *answer.texts))
 
 
 def to_example(answer: Answer, expert: str) -> Example:

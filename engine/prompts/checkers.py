@@ -76,12 +76,12 @@ _REFUSAL = re.compile(
 def judge(
     texts: Sequence[str],
     complete: bool,
-    asked: Sequence[str] = (),
+    questions: Sequence[str] = (),
     check: AnyCheck | None = None,
 ) -> str:
-    """The reason why a conversation's answers are wrong, a key of REASONS; "" where they are right.
+    """The reason why a conversation's answers are wrong, a key of REASONS; "" if they are right.
 
-    `texts` are the answers in order, `asked` the user's messages (to find echoes), `complete`
+    `texts` are the answers in order, `questions` the user's messages (to find echoes), `complete`
     whether the last answer was finished. `check` applies to the last answer.
     """
     if not texts or not all(text.strip() for text in texts):
@@ -90,21 +90,21 @@ def judge(
         return "markup"
     if any(is_looping(text) for text in texts):
         return "looping"
-    if any(_is_echo(text, asked) for text in texts):
+    if any(_is_echo(text, questions) for text in texts):
         return "echo"
     if not complete:
         # The beginning is enough to tell whether it refuses.
         reason = _run_check(check, texts[-1], "") if isinstance(check, RefusalCheck) else ""
         return reason or "truncated"
-    return "" if check is None else _run_check(check, texts[-1], "\n".join(asked))
+    return "" if check is None else _run_check(check, texts[-1], "\n".join(questions))
 
 
-def _run_check(check: AnyCheck, text: str, asked: str) -> str:
+def _run_check(check: AnyCheck, text: str, question: str) -> str:
     match check:
         case NumberCheck():
-            return check_number(check, without_quotes(text, asked))
+            return check_number(check, without_quotes(text, question))
         case MentionCheck():
-            return check_mention(check, text if check.begins else without_quotes(text, asked))
+            return check_mention(check, text if check.begins else without_quotes(text, question))
         case JsonCheck():
             return check_json(check, text)
         case ToolCheck():
@@ -148,12 +148,12 @@ def is_looping(text: str) -> bool:
     return any(c.isalnum() for run in runs for c in run.group(1))
 
 
-def _is_echo(text: str, asked: Sequence[str]) -> bool:
+def _is_echo(text: str, questions: Sequence[str]) -> bool:
     def normalised(value: str) -> str:
         return " ".join(re.findall(r"\w+", value.lower()))
 
     answer = normalised(text)
-    return len(answer) > 12 and any(answer == normalised(question) for question in asked)
+    return len(answer) > 12 and any(answer == normalised(question) for question in questions)
 
 
 def is_refusal(text: str) -> bool:

@@ -46,7 +46,7 @@ class NearDuplicates:
         self._shingles: dict[str, frozenset[str]] = {}
 
     def find(self, text: str) -> str | None:
-        """The key of a near-duplicate that was added before; None where there is none."""
+        """The key of a near-duplicate that was added before; None if there is none."""
         new = shingles(text)
         for key in self._index.query(_minhash(new)):
             known = self._shingles[str(key)]

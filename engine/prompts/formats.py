@@ -102,7 +102,7 @@ def in_order(words: list[str], order: tuple[str, ...]) -> bool:
 
 
 def language_of(text: str) -> str:
-    """The language with the most stopwords in the text; "" where there are too few."""
+    """The language with the most stopwords in the text; "" if there are too few."""
     words = [word.lower() for word in words_of(text)]
     counts = {
         code: sum(word in stopwords for word in words) for code, stopwords in LANGUAGES.items()

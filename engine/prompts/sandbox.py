@@ -54,8 +54,8 @@ def run(
 ) -> Outcome:
     """Run the code and then each test in the same namespace, in the sandbox.
 
-    The result is "passed" where everything finished, "failed" where something raised, "stopped"
-    where a limit was reached or the process exited. Nothing that the code does raises here.
+    The result is "passed" if everything finished, "failed" if something raised, "stopped"
+    if a limit was reached or the process exited. Nothing that the code does raises here.
 
     `hook` and `namespaces` (None: where available) switch single layers of isolation off, to test
     the others.

@@ -128,7 +128,7 @@ def _set_limits(cpu: int, memory: int) -> None:
 
 
 def _enter_namespaces() -> None:
-    """Enter new namespaces; exits with code 3 where the system does not allow it.
+    """Enter new namespaces; exits with code 3 if the system does not allow it.
 
     Returns only in a child, the first process of the new process namespace. The calling process
     waits for it and exits with its code.

@@ -144,7 +144,7 @@ def _is_call(expected: ToolCall, name: str, arguments: dict[str, Any]) -> bool:
 
 def code_in(text: str) -> str:
     """The Python code of an answer: its Python (or unlabelled) code fences, else the whole text
-    where it compiles; "" where there is none."""
+    if it compiles; "" if there is none."""
     fences = [
         body
         for language, body in _FENCE.findall(text)

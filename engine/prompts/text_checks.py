@@ -34,7 +34,7 @@ def numbers_in(text: str) -> list[float]:
     return found
 
 
-def without_quotes(text: str, asked: str) -> str:
+def without_quotes(text: str, question: str) -> str:
     """The text without quotes of the question, which are no answer.
 
     Removes every run of five or more words that also occurs in the question.
@@ -43,7 +43,7 @@ def without_quotes(text: str, asked: str) -> str:
     def grams(words: list[str]) -> list[tuple[str, ...]]:
         return [tuple(words[n : n + _QUOTED]) for n in range(len(words) - _QUOTED + 1)]
 
-    question_grams = set(grams(re.findall(r"\w+", asked.lower())))
+    question_grams = set(grams(re.findall(r"\w+", question.lower())))
     found = list(re.finditer(r"\w+", text))
     quoted: set[int] = set()
     for n, gram in enumerate(grams([word.group().lower() for word in found])):

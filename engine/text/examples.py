@@ -35,7 +35,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     family: str | None = None
     """Groups variants of one text: a family is trained on or held out as a whole."""
     complete: bool = True
-    """False where the last answer (or the document) was cut off: its end is no training target."""
+    """False if the last answer (or the document) was cut off: its end is no training target."""
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
@@ -58,7 +58,7 @@ def encode_example(example: Example) -> bytes:
 
 
 def decode_line(line: bytes) -> Example:
-    """The example of a line; raises ValueError where it is not valid."""
+    """The example of a line; raises ValueError if it is not valid."""
     try:
         return _decoder.decode(line)
     except msgspec.MsgspecError as error:
@@ -68,7 +68,7 @@ def decode_line(line: bytes) -> Example:
 def example_of(values: Mapping[str, Any], column: str) -> Example:
     """The example of a table row: `column` holds a conversation (a list of turns) or a text.
 
-    Raises ValueError where it is not valid.
+    Raises ValueError if it is not valid.
     """
     content = values.get(column)
     fields = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
@@ -87,7 +87,7 @@ def example_of(values: Mapping[str, Any], column: str) -> Example:
 def read_data_file(path: str | Path) -> Iterator[Example]:
     """The examples of a JSON Lines file, in order; blank lines are skipped.
 
-    Raises UsageError, with file and line, where the file can't be opened, has an invalid line or
+    Raises UsageError, with file and line, if the file can't be opened, has an invalid line or
     has no example.
     """
     try:

@@ -52,8 +52,8 @@ class HubPieces:
                 skip = passed if number == part else 0
                 rows = parts.shard(parts.num_shards, number)
                 for row, values in enumerate(rows.skip(skip) if skip else rows, start=skip + 1):
-                    where = f"{self.title}, file {piece}, part {number}, row {row}"
-                    yield number, example_or_warning(values, self._column, where, warn)
+                    source = f"{self.title}, file {piece}, part {number}, row {row}"
+                    yield number, example_or_warning(values, self._column, source, warn)
         except GladiusError:
             raise
         except Exception as error:  # whatever fsspec, httpx and pyarrow raise over a network

@@ -37,20 +37,20 @@ def open_parquet(file: Path) -> Any:
 
 
 def parquet_column(opened: Any, file: Path) -> str:
-    """The text column of an opened file; raises UsageError where it has none."""
+    """The text column of an opened file; raises UsageError if it has none."""
     return text_column(list(opened.schema_arrow.names), None, str(file))
 
 
-def text_column(columns: Sequence[str], chosen: str | None, where: str) -> str:
+def text_column(columns: Sequence[str], chosen: str | None, source: str) -> str:
     """The column to train on: `chosen`, else `messages` or `text`.
 
-    Raises UsageError, with the columns that exist, where there is no such column.
+    Raises UsageError, with the columns that exist, if there is no such column.
     """
     found = [name for name in ((chosen,) if chosen else ("messages", "text")) if name in columns]
     if not found:
         lacks = f"column {chosen}" if chosen else "column `messages` or `text`"
         raise UsageError(
-            f"{where} has no {lacks}, only {', '.join(columns)}; name one: hf:DATASET:SPLIT:COLUMN"
+            f"{source} has no {lacks}, only {', '.join(columns)}; name one: hf:DATASET:SPLIT:COLUMN"
         )
     return found[0]
 
@@ -68,16 +68,16 @@ def parquet_rows(file: Path, group: int, skip: int, warn: Warn) -> Iterator[Exam
         for values in batch.to_pylist():
             row += 1
             if row > skip:
-                where = f"{file}, row {row} of group {group}"
-                yield example_or_warning(values, column, where, warn)
+                source = f"{file}, row {row} of group {group}"
+                yield example_or_warning(values, column, source, warn)
 
 
 def example_or_warning(
-    values: dict[str, Any], column: str, where: str, warn: Warn
+    values: dict[str, Any], column: str, source: str, warn: Warn
 ) -> Example | None:
-    """A table row as an example; None, after a warning, where it is not a valid one."""
+    """A table row as an example; None, after a warning, if it is not a valid one."""
     try:
         return example_of(values, column)
     except ValueError as error:
-        warn(f"{where}: {' '.join(str(error).split())}")
+        warn(f"{source}: {' '.join(str(error).split())}")
         return None

@@ -39,7 +39,7 @@ class TextPieces(Protocol):
 
     @property
     def size(self) -> int | None:
-        """Bytes; None where unknown."""
+        """Bytes; None if unknown."""
         ...
 
     @property

@@ -80,7 +80,7 @@ def absolute_source(source: str) -> str:
 def source_files(source: str) -> list[Path]:
     """The text files at a path, a folder's sorted by name; hidden files and folders are skipped.
 
-    Raises UsageError where the path doesn't exist or has no text file.
+    Raises UsageError if the path doesn't exist or has no text file.
     """
     path = Path(source)
     if path.is_file():

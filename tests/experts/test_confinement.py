@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import GladiusError, UsageError
 from engine.experts import folder as folders
-from engine.experts.hub import chosen_files, is_wanted
+from engine.experts.hub import chosen_files, is_downloaded
 from engine.experts.registry import ExpertSpec, expert_path, is_hub_id, load_experts
 from engine.workspace import Workspace
 from tests.support.downloading import model_files, safetensors
@@ -39,11 +39,11 @@ SUFFIXED = st.builds(str.__add__, NAMES, st.sampled_from([".safetensors", ".json
 @example("original/params.json")
 def test_every_downloaded_file_is_directly_in_its_folder(name: str):
     try:
-        wanted = is_wanted(name)
+        downloaded = is_downloaded(name)
     except UsageError:
         return
     folder = Path("/root/of/it")
-    if wanted:
+    if downloaded:
         path = folder / name
         assert path.parent == folder and path.resolve().parent == folder.resolve()
         assert path.name == name and not name.startswith(".") and name.isascii()
@@ -53,7 +53,7 @@ def test_every_downloaded_file_is_directly_in_its_folder(name: str):
 @pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", "a/../../x.json", "a\\x.json", "a\0"])
 def test_a_file_name_that_leaves_the_folder_is_rejected(name: str):
     with pytest.raises(UsageError, match="no safe file name"):
-        is_wanted(name)
+        is_downloaded(name)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_file_name_that_leaves_the_folder_is_rejected(name: str):
     ],
 )
 def test_which_files_of_a_repository_are_downloaded(name: str, fetched: bool):
-    assert is_wanted(name) is fetched
+    assert is_downloaded(name) is fetched
 
 
 def test_only_the_weights_that_transformers_loads_are_chosen():
@@ -82,9 +82,9 @@ def test_only_the_weights_that_transformers_loads_are_chosen():
     shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     several = [*base, folders.INDEX, *shards, "consolidated.safetensors"]
     assert chosen_files(SPEC, several)[-2:] == shards
-    for lacking in ("config.json", "tokenizer.json"):
-        with pytest.raises(GladiusError, match=f"has no {lacking}"):
-            chosen_files(SPEC, [name for name in one if name != lacking])
+    for missing in ("config.json", "tokenizer.json"):
+        with pytest.raises(GladiusError, match=f"has no {missing}"):
+            chosen_files(SPEC, [name for name in one if name != missing])
 
 
 @given(NAMES)

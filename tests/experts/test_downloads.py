@@ -26,7 +26,7 @@ STORE = r"^/me/x/model"
 """Request path of the weights."""
 
 
-def published(ws, name: str = WEIGHTS) -> bytes:
+def installed(ws, name: str = WEIGHTS) -> bytes:
     return (ws.experts_dir / "x" / name).read_bytes()
 
 
@@ -48,14 +48,14 @@ def test_only_safetensors_and_plain_data_are_downloaded_verified_and_installed(
     link = download()
     assert link.ended.status == "completed", link.ended
     folder = ws.experts_dir / "x"
-    wanted = {"config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS}
-    assert {path.name for path in folder.iterdir()} == wanted | {"manifest.json"}
-    for name in wanted:
-        assert published(ws, name) == repo.files[name]
-    manifest = json.loads(published(ws, "manifest.json"))
+    expected = {"config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS}
+    assert {path.name for path in folder.iterdir()} == expected | {"manifest.json"}
+    for name in expected:
+        assert installed(ws, name) == repo.files[name]
+    manifest = json.loads(installed(ws, "manifest.json"))
     assert (manifest["revision"], manifest["source"]) == (repo.commit, "me/x")
     assert manifest["files"][WEIGHTS]["sha256"] == repo.hash(WEIGHTS)
-    assert {file["size"] for file in manifest["files"].values()} == {repo.size(n) for n in wanted}
+    assert {file["size"] for file in manifest["files"].values()} == {repo.size(n) for n in expected}
     assert state(ws) == "ready"
     assert not (ws.downloads_dir / "x").exists()
     assert all(repo.commit in path for _, path, _ in hub.file_requests() if "resolve" in path)
@@ -74,9 +74,9 @@ def test_progress_of_each_file_and_the_total_has_bytes_rate_and_remaining_time(
         assert of_file[-1].done == of_file[-1].total == repo.size(name)
     weights = [e for e in events if e.task == f"download:x:{WEIGHTS}"]
     assert any(e.rate and 1e6 < e.rate < 4e6 and e.eta and e.eta < 3 for e in weights)
-    whole = [e for e in events if e.task == "download:x"]
-    assert whole[-1].finished and whole[-1].done >= sum(repo.size(name) for name in names)
-    done = [e.done for e in whole[:-1]]
+    total = [e for e in events if e.task == "download:x"]
+    assert total[-1].finished and total[-1].done >= sum(repo.size(name) for name in names)
+    done = [e.done for e in total[:-1]]
     assert done == sorted(done) and any(0 < n < 3_000_000 for n in done)
 
 
@@ -106,7 +106,7 @@ def test_a_failure_is_retried_and_reported(hub, repo, ws, download, monkeypatch,
     assert link.ended.status == "completed", link.ended
     assert fault.times == 0
     assert any(message in line for line in link.lines), link.lines
-    assert published(ws) == repo.files[WEIGHTS]
+    assert installed(ws) == repo.files[WEIGHTS]
 
 
 def test_an_interrupted_download_resumes_by_range_without_repeated_bytes(hub, repo, ws, download):
@@ -126,29 +126,31 @@ def test_an_interrupted_download_resumes_by_range_without_repeated_bytes(hub, re
 def test_a_response_that_is_not_the_requested_range_does_no_harm(hub, repo, ws, download, fault):
     hub.faults = [Fault(path=STORE, cut_after=1_000_000), Fault(path=STORE, **fault)]
     assert download().ended.status == "completed"
-    assert published(ws) == repo.files[WEIGHTS]
+    assert installed(ws) == repo.files[WEIGHTS]
 
 
-@pytest.mark.parametrize("kind", ["other etag", "wrong bytes", "too long", "whole", "whole, wrong"])
+@pytest.mark.parametrize(
+    "kind", ["other etag", "wrong bytes", "too long", "complete", "complete, wrong"]
+)
 def test_a_part_file_that_is_not_a_prefix_of_the_file_is_discarded(hub, repo, ws, download, kind):
     part = part_of(ws, repo)
     part.parent.mkdir(parents=True)
-    whole = repo.files[WEIGHTS]
+    content = repo.files[WEIGHTS]
     part.write_bytes(
         {
             "other etag": b"x" * 1000,
             "wrong bytes": b"x" * 1000,
-            "too long": whole + b"x",
-            "whole": whole,
-            "whole, wrong": b"x" * len(whole),
+            "too long": content + b"x",
+            "complete": content,
+            "complete, wrong": b"x" * len(content),
         }[kind]
     )
     if kind == "other etag":
         part.with_suffix(".etag").write_text('"an-older-one"')
     assert download().ended.status == "completed"
-    assert published(ws) == whole
+    assert installed(ws) == content
     assert len(weights_requests(hub)) == (
-        0 if kind == "whole" else 2 if kind == "wrong bytes" else 1
+        0 if kind == "complete" else 2 if kind == "wrong bytes" else 1
     )
 
 
@@ -219,7 +221,7 @@ def test_pause_stops_the_transfer_and_resume_continues_by_range(hub, repo, ws, d
     assert len(link.of(RunPaused)) == len(link.of(RunResumed)) == 1
     assert sent[1] == sent[2] > 0
     assert hub.sent <= 1.1 * sum(repo.size(n) for n in repo.files)
-    assert published(ws) == repo.files[WEIGHTS]
+    assert installed(ws) == repo.files[WEIGHTS]
 
 
 def test_pause_and_stop_work_during_the_wait_for_a_retry(hub, repo, ws, download, monkeypatch):
@@ -250,12 +252,12 @@ def test_a_stopped_download_is_resumed_by_the_next_call(hub, repo, ws, download)
         Stop(signal=15) if isinstance(e, Progress) and 500_000 < e.done < 2_900_000 else None
     )
     assert download(link=link).ended.status == "stopped"
-    here = part_of(ws, repo).stat().st_size
-    assert 0 < here < repo.size(WEIGHTS)
+    received = part_of(ws, repo).stat().st_size
+    assert 0 < received < repo.size(WEIGHTS)
     assert state(ws) == "partial"
     assert "iB downloaded" in expert_status(ws, load_experts(ws)["x"]).detail
     assert download().ended.status == "completed"
-    assert weights_requests(hub)[-1]["Range"] == f"bytes={here}-"
+    assert weights_requests(hub)[-1]["Range"] == f"bytes={received}-"
 
 
 def test_stop_while_the_tokenizer_loads_ends_the_job_at_once(hub, repo, ws, download, monkeypatch):
@@ -290,36 +292,36 @@ def test_several_experts_download_in_parallel_within_the_connection_limit(hub, w
     ]
     link = RecordingLink()
     most = 0
-    begun: set[str] = set()
+    started: set[str] = set()
     together: set[str] = set()
 
     def on_event(event):
         nonlocal most
         if isinstance(event, Progress) and event.task.endswith(WEIGHTS) and event.done > 0:
             if not event.finished:
-                begun.add(event.task)
+                started.add(event.task)
             elif not together:
-                together.update(begun)
+                together.update(started)
         most = max(most, sum(t.name.startswith("get ") for t in threading.enumerate()))
 
     link.on_event = on_event
     download(*names, link=link)
     assert link.ended.reason.startswith("1 of 6 failed (e5)")
     assert 2 <= most <= downloads.CONNECTIONS
-    assert len(together) >= 2, "weights of several experts, before one was whole"
+    assert len(together) >= 2, "weights of several experts, before one was complete"
     for seed, name in enumerate(names[:5]):
         assert (ws.experts_dir / name / WEIGHTS).read_bytes() == safetensors(600_000, seed)
 
 
-# What is here already
+# Files that are already here
 
 
 def test_a_ready_expert_is_downloaded_again_only_with_force(hub, repo, ws, download):
     download()
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     link = download()
     assert link.ended.status == "completed" and "x is already ready" in link.lines
-    assert len(hub.requests) == asked, "a ready expert needs no network"
+    assert len(hub.requests) == requests, "a ready expert needs no network"
     inode = (ws.experts_dir / "x" / WEIGHTS).stat().st_ino
     assert download(force=True).ended.status == "completed"
     assert (ws.experts_dir / "x" / WEIGHTS).stat().st_ino != inode
@@ -344,9 +346,9 @@ def test_files_with_a_changed_time_are_verified_again_without_network(hub, repo,
     os.utime(ws.experts_dir / "x" / WEIGHTS)
     status = expert_status(ws, load_experts(ws)["x"])
     assert status.state == "partial" and "models --verify" in status.detail
-    asked = len(hub.requests)
+    requests = len(hub.requests)
     assert any("nothing to download" in line for line in download().lines)
-    assert state(ws) == "ready" and len(hub.requests) == asked
+    assert state(ws) == "ready" and len(hub.requests) == requests
 
 
 def test_a_part_file_of_an_older_commit_is_used_for_the_same_content(hub, repo, ws, download):
@@ -356,22 +358,22 @@ def test_a_part_file_of_an_older_commit_is_used_for_the_same_content(hub, repo, 
     newer = hub.add("me/x", {**repo.files, "config.json": CONFIG + b" "}, commit="c" * 40)
     assert download().ended.status == "completed"
     assert weights_requests(hub)[-1]["Range"] == "bytes=1000000-"
-    assert published(ws, "config.json") == newer.files["config.json"]
-    assert json.loads(published(ws, "manifest.json"))["revision"] == "c" * 40
+    assert installed(ws, "config.json") == newer.files["config.json"]
+    assert json.loads(installed(ws, "manifest.json"))["revision"] == "c" * 40
 
 
 def test_the_same_content_under_two_names_is_downloaded_once(hub, repo, ws, download):
     repo.files["vocab.json"] = repo.files["added_tokens.json"] = b'{"a": 0}'
     assert download().ended.status == "completed"
-    assert published(ws, "vocab.json") == published(ws, "added_tokens.json")
-    asked = [path for _, path, _ in hub.file_requests()]
-    assert sum("vocab" in path or "added_tokens" in path for path in asked) == 1
+    assert installed(ws, "vocab.json") == installed(ws, "added_tokens.json")
+    paths = [path for _, path, _ in hub.file_requests()]
+    assert sum("vocab" in path or "added_tokens" in path for path in paths) == 1
 
 
 def test_a_mirror_without_hashes_in_its_listing_is_queried_for_each_file(hub, repo, ws, download):
     repo.bare = True
     assert download().ended.status == "completed"
-    assert published(ws) == repo.files[WEIGHTS]
+    assert installed(ws) == repo.files[WEIGHTS]
     heads = [path for method, path, _ in hub.requests if method == "HEAD"]
     assert len(heads) == 4
 
@@ -390,9 +392,9 @@ class _Killed(BaseException):
     """Simulates a kill: no handler catches it."""
 
 
-@pytest.mark.parametrize("place", ["manifest", "former", "published"])
+@pytest.mark.parametrize("moment", ["manifest", "moved away", "installed"])
 def test_after_a_kill_during_the_install_the_next_call_installs_without_downloading(
-    hub, repo, ws, download, monkeypatch, place
+    hub, repo, ws, download, monkeypatch, moment
 ):
     download()
     (ws.experts_dir / "x" / "config.json").write_bytes(b"an older one")
@@ -400,12 +402,12 @@ def test_after_a_kill_during_the_install_the_next_call_installs_without_download
     install_expert = downloads.install_expert
 
     def kill(*arguments) -> None:
-        if place == "published":
+        if moment == "installed":
             install_expert(*arguments)
         raise _Killed
 
     with monkeypatch.context() as patch, pytest.raises(_Killed):
-        if place == "former":  # the old folder is moved away, the new one not yet installed
+        if moment == "moved away":  # the old folder is moved away, the new one not yet installed
             patch.setattr(install, "publish_dir", kill)
         else:
             patch.setattr(downloads, "install_expert", kill)
@@ -413,7 +415,7 @@ def test_after_a_kill_during_the_install_the_next_call_installs_without_download
     sent = hub.sent
     assert download().ended.status == "completed"
     assert hub.sent == sent and state(ws) == "ready"
-    assert published(ws, "config.json") == repo.files["config.json"]
+    assert installed(ws, "config.json") == repo.files["config.json"]
     assert not list(ws.downloads_dir.rglob("*.part"))
 
 
@@ -445,7 +447,7 @@ def test_downloads_on_another_file_system_are_copied_as_a_whole(
             monkeypatch.undo()
             return
         assert download().ended.status == "completed"
-        assert state(ws) == "ready" and published(ws) == repo.files[WEIGHTS]
+        assert state(ws) == "ready" and installed(ws) == repo.files[WEIGHTS]
         assert not os.listdir(elsewhere)
         (ws.experts_dir / "x" / "config.json").unlink()
         assert download().ended.status == "completed"

@@ -99,11 +99,11 @@ def test_twenty_interruptions_give_the_same_bytes_for_at_most_a_tenth_more_traff
             assert code in (None, -signal.SIGKILL, 128 + signal.SIGTERM), _output(root)
             if code is not None:
                 running = Download(root, hub.url)
-            here = sum(p.stat().st_size for p in ws.downloads_dir.rglob("*.*") if p.is_file())
+            received = sum(p.stat().st_size for p in ws.downloads_dir.rglob("*.*") if p.is_file())
             moving = running.process.poll() is None and hub.sent > sent
-            if moving and len(done) < CUTS and here >= positions[len(done)]:
+            if moving and len(done) < CUTS and received >= positions[len(done)]:
                 _cut(kinds[len(done)], hub, running)
-                done.append(f"{kinds[len(done)]} at {here / 1e6:.0f} MB")
+                done.append(f"{kinds[len(done)]} at {received / 1e6:.0f} MB")
                 time.sleep(0.1)  # let bytes in transit arrive
                 sent = hub.sent
             time.sleep(0.02)

@@ -21,7 +21,7 @@ key = "value"
 
 
 @pytest.fixture
-def here(ws, monkeypatch, tmp_path):
+def current_folder(ws, monkeypatch, tmp_path):
     """The current folder is not the root."""
     monkeypatch.chdir(tmp_path)
     ws.user_config.write_text(BEFORE)
@@ -35,12 +35,12 @@ def add(ws, name: str, target: str, **options):
     return spec
 
 
-def test_a_hub_id_a_folder_and_a_file_are_registered_and_the_rest_is_kept(ws, here):
-    (here / "mine").mkdir()
-    (here / "x.gguf").write_bytes(b"GGUF")
+def test_a_hub_id_a_folder_and_a_file_are_registered_and_the_rest_is_kept(ws, current_folder):
+    (current_folder / "mine").mkdir()
+    (current_folder / "x.gguf").write_bytes(b"GGUF")
     (ws.root / "inside").mkdir()
     assert add(ws, "hub", "org/model", weight=2, capabilities=["math", "math"]).source == "hub"
-    assert add(ws, "folder", "mine").repo == str(here / "mine")
+    assert add(ws, "folder", "mine").repo == str(current_folder / "mine")
     assert add(ws, "file", "./x.gguf", title="File").source == "gguf"
     assert add(ws, "inside", str(ws.root / "inside")).source == "folder"
     text = ws.user_config.read_text()
@@ -54,12 +54,12 @@ def test_a_hub_id_a_folder_and_a_file_are_registered_and_the_rest_is_kept(ws, he
     assert experts["qwen"].weight == 3.0
 
 
-def test_a_hub_id_wins_over_a_folder_of_that_name_in_the_root(ws, here):
+def test_a_hub_id_wins_over_a_folder_of_that_name_in_the_root(ws, current_folder):
     (ws.root / "org" / "model").mkdir(parents=True)
     assert add(ws, "hub", "org/model").source == "hub"
 
 
-def test_removing_an_added_expert_restores_the_file(ws, here):
+def test_removing_an_added_expert_restores_the_file(ws, current_folder):
     add(ws, "hub", "org/model")
     (ws.experts_dir / "hub").mkdir()
     assert "its files are kept in" in remove_expert(ws, "hub")
@@ -70,7 +70,7 @@ def test_removing_an_added_expert_restores_the_file(ws, here):
     assert ws.user_config.read_text().split() == ["#", "my", "settings", *BEFORE.split()[-4:]]
 
 
-def test_the_first_expert_is_appended_to_the_file(ws, here):
+def test_the_first_expert_is_appended_to_the_file(ws, current_folder):
     ws.user_config.write_text('# mine\n[other]\nkey = "value"\n')
     add(ws, "hub", "org/model")
     add(ws, "more", "org/more")
@@ -83,7 +83,7 @@ def test_the_first_expert_is_appended_to_the_file(ws, here):
     assert ws.user_config.read_text() == '# mine\n[other]\nkey = "value"\n'
 
 
-def test_a_missing_file_is_created_and_left_empty_after_removal(ws, here):
+def test_a_missing_file_is_created_and_left_empty_after_removal(ws, current_folder):
     ws.user_config.unlink()
     add(ws, "hub", "org/model")
     assert remove_expert(ws, "hub") == "removed hub"
@@ -108,9 +108,9 @@ def test_a_missing_file_is_created_and_left_empty_after_removal(ws, here):
     ],
 )
 def test_an_invalid_candidate_is_one_line_and_nothing_is_written(
-    ws, here, name, target, options, message
+    ws, current_folder, name, target, options, message
 ):
-    (here / "gladius.bin").write_bytes(b"x")
+    (current_folder / "gladius.bin").write_bytes(b"x")
     with pytest.raises(UsageError) as raised:
         candidate(ws, name, target, **options)
     assert message in str(raised.value) and "\n" not in str(raised.value)
@@ -124,13 +124,13 @@ def test_an_invalid_candidate_is_one_line_and_nothing_is_written(
         ("olt", "did you mean 'old'?"),
     ],
 )
-def test_removing_an_unknown_or_built_in_expert_is_an_error(ws, here, name, message):
+def test_removing_an_unknown_or_built_in_expert_is_an_error(ws, current_folder, name, message):
     with pytest.raises(UsageError, match=message.replace("?", r"\?")):
         remove_expert(ws, name)
 
 
-def test_a_config_file_that_is_a_link_is_not_replaced(ws, here):
-    elsewhere = here / "dotfiles.toml"
+def test_a_config_file_that_is_a_link_is_not_replaced(ws, current_folder):
+    elsewhere = current_folder / "dotfiles.toml"
     ws.user_config.rename(elsewhere)
     ws.user_config.symlink_to(elsewhere)
     with pytest.raises(UsageError, match="is a symbolic link; edit the file"):
