@@ -48,8 +48,8 @@ class DownloadRequest(msgspec.Struct, frozen=True):
 def main(ctx: JobContext, request: JobRequest) -> int:
     """Do what `request.config` (a DownloadRequest) asks; returns 0, or 1 after a failure.
 
-    When one expert fails, the error is logged and the others are still fetched. The command's exit
-    code is 3 when every failure is a missing token or licence, which the user can fix, else 1.
+    The error of one expert is logged and does not stop the others. The command's exit code is 3 if
+    every failure is a missing token or licence, which the user can fix, else 1.
     """
     options = msgspec.json.decode(request.config, type=DownloadRequest)
     workspace = Workspace.find(request.root)

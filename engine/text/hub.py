@@ -46,7 +46,8 @@ class HubPieces:
         """See `TextPieces.read`."""
         try:
             shard = self._dataset.shard(self.pieces, piece)
-            # One part for each row group of Parquet; other files are a single part.
+            # One part for each row group of Parquet; other files, and older versions of `datasets`,
+            # have a single part.
             parts = shard.reshard() if hasattr(shard, "reshard") else shard
             for number in range(part, parts.num_shards):
                 skip = passed if number == part else 0

@@ -57,7 +57,7 @@ def test_a_file_name_that_leaves_the_folder_is_rejected(name: str):
 
 
 @pytest.mark.parametrize(
-    ("name", "fetched"),
+    ("name", "expected"),
     [
         ("model-00001-of-00002.safetensors", True),
         ("chat_template.jinja", True),
@@ -71,8 +71,8 @@ def test_a_file_name_that_leaves_the_folder_is_rejected(name: str):
         ("README.md", False),
     ],
 )
-def test_which_files_of_a_repository_are_downloaded(name: str, fetched: bool):
-    assert is_downloaded(name) is fetched
+def test_which_files_of_a_repository_are_downloaded(name: str, expected: bool):
+    assert is_downloaded(name) is expected
 
 
 def test_only_the_weights_that_transformers_loads_are_chosen():
@@ -157,7 +157,7 @@ def _tree(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("location", ["downloads", "files", "part", "published"])
+@pytest.mark.parametrize("location", ["downloads", "files", "part", "installed"])
 def test_links_are_not_written_through(hub, repo, ws, download, tmp_path, location):
     outside = tmp_path / "outside"
     outside.mkdir()
