@@ -136,8 +136,11 @@ class TargetsConfig(Section, frozen=True, kw_only=True):
 
 
 class LossConfig(Section, frozen=True, kw_only=True):
-    """L = mean(alpha w T^2 KL(q_T || p_T) + (1 - alpha w) CE)."""
+    """L = mean(alpha w T^2 D(q_T, p_T) + (1 - alpha w) CE)."""
 
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """D, between the expert's distribution q_T and the student's p_T: KL(q_T || p_T),
+    KL(p_T || q_T), or the Jensen-Shannon divergence (engine/distill/train/divergences.py)."""
     alpha: Share = 0.5
     """Weight of the expert's distribution against the text; 0 is plain cross-entropy."""
     temperature: PositiveFloat = 2.0

@@ -29,6 +29,7 @@ class SoftTargets:
         weight: (N,) float32 w; 0 where there is no soft target.
         entropy: (N,) float32 of q_T in nats.
         ids, mass: (N, K) sparse entries, or None.
+        top_k: the first top_k entries are exact, the others are draws; None: all are exact.
         dense: (N, V) q_T, or None.
         text_weight: factor on the cross-entropy; 0 where the student wrote the text itself.
     """
@@ -39,10 +40,17 @@ class SoftTargets:
     mass: Tensor | None = None
     dense: Tensor | None = None
     text_weight: float = 1.0
+    top_k: int | None = None
 
     @classmethod
     def of(cls, batch: TargetBatch) -> SoftTargets:
-        return cls(weight=batch.weight, entropy=batch.entropy, ids=batch.ids, mass=batch.mass)
+        return cls(
+            weight=batch.weight,
+            entropy=batch.entropy,
+            ids=batch.ids,
+            mass=batch.mass,
+            top_k=batch.top_k,
+        )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         for span in spans(len(self.weight), size):
@@ -89,4 +97,5 @@ def _slice(soft: SoftTargets, span: slice) -> SoftTargets:
         mass=cut(soft.mass),
         dense=cut(soft.dense),
         text_weight=soft.text_weight,
+        top_k=soft.top_k,
     )

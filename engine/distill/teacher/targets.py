@@ -37,15 +37,23 @@ class TargetBatch:
         mass: (N, K) float32, q_T of the top entries, tail mass / m for each draw.
         weight: (N,) float32, w; 0 where there is no soft target.
         entropy: (N,) float32, of q_T in nats.
+        top_k: the first top_k entries are exact, the others are draws.
     """
 
     ids: Tensor
     mass: Tensor
     weight: Tensor
     entropy: Tensor
+    top_k: int
 
     def to(self, device: torch.device) -> TargetBatch:
-        return TargetBatch(*(getattr(self, name).to(device) for name in self.__annotations__))
+        return TargetBatch(
+            ids=self.ids.to(device),
+            mass=self.mass.to(device),
+            weight=self.weight.to(device),
+            entropy=self.entropy.to(device),
+            top_k=self.top_k,
+        )
 
 
 def temper(q: Tensor, temperature: float) -> Tensor:
@@ -178,6 +186,7 @@ def in_memory_targets(parts: Sequence[BlockTargets], epoch: int) -> TargetBatch:
         mass=torch.from_numpy(np.concatenate(mass)),
         weight=torch.from_numpy(np.concatenate([p.weight for p in parts]).astype(np.float32)),
         entropy=torch.from_numpy(np.concatenate([p.entropy for p in parts]).astype(np.float32)),
+        top_k=parts[0].top_ids.shape[1],
     )
 
 
@@ -336,6 +345,7 @@ class TargetStore:
             mass=torch.from_numpy(np.concatenate(mass)),
             weight=torch.from_numpy(np.concatenate(weight)),
             entropy=torch.from_numpy(np.concatenate(entropy)),
+            top_k=ids[0].shape[1] - self.key.draws,
         )
 
     def teacher_bits_per_byte(self, blocks: Sequence[int] | None = None) -> float | None:

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.targets import TargetStore
-from engine.distill.train.losses import score_positions
+from engine.distill.train.position_scores import score_positions
 from engine.events import EvalDone, ExpertScore
 
 

@@ -344,11 +344,16 @@ class Trainer:
             alpha=self.config.loss.alpha,
             temperature=self.config.loss.temperature,
             denominator=float(denominator),
+            divergence=self.config.loss.divergence,
             chunk_size=self.config.loss.chunk_size,
             compute_dtype=self.parts.dtype,
         )
         parts.loss.backward()
-        return torch.stack([parts.loss.detach(), parts.kl, parts.ce, parts.weight]).double().cpu()
+        return (
+            torch.stack([parts.loss.detach(), parts.divergence, parts.ce, parts.teacher_weight])
+            .double()
+            .cpu()
+        )
 
     def _finish_step(
         self, step: int, phase: Phase, result: StepResult, cursors: dict[str, Cursor]
