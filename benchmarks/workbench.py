@@ -126,7 +126,7 @@ class Workbench:
         schedule = Schedule(
             config,
             plan_phases(config, [self.expert]),
-            optimizer.rows_per_step * optimizer.max_seq_len,
+            optimizer.global_batch_size * optimizer.max_seq_len,
             [],
         )
         vocabulary = ByteVocabulary(self.tokenizer.backend_tokenizer, config.student.vocab_size)

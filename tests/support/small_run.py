@@ -45,7 +45,7 @@ SMALL = {
     "loss.alpha": 0.5,
     "loss.temperature": 2.0,
     "optimizer.max_seq_len": 128,
-    "optimizer.rows_per_step": 4,
+    "optimizer.global_batch_size": 4,
     "optimizer.micro_batch_size": 4,
     "optimizer.lr": 0.002,
     "schedule.max_steps": 12,
@@ -159,7 +159,7 @@ def make_trainer(
         rounds = OnPolicyRounds(config, tokenizer, reader, judges, online, torch.float32, beat)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
     optimizer = config.optimizer
-    tokens = optimizer.rows_per_step * optimizer.max_seq_len
+    tokens = optimizer.global_batch_size * optimizer.max_seq_len
     model = build_student(config.student, tokenizer, config.seed)
     return Trainer(
         Parts(

@@ -218,7 +218,7 @@ class TrainingJob:
 
     def _schedule(self, decisions: list[Decision]) -> Schedule:
         optimizer = self.config.optimizer
-        tokens = optimizer.rows_per_step * optimizer.max_seq_len
+        tokens = optimizer.global_batch_size * optimizer.max_seq_len
         return Schedule(self.config, self.phases, tokens, decisions)
 
     def _announce(self, resumed_from: int | None, decisions: list[Decision]) -> None:
@@ -240,7 +240,7 @@ class TrainingJob:
                 current_params=count if resumed_from is not None else 0,
                 target_params=count,
                 max_steps=self.config.schedule.max_steps,
-                tokens_per_step=optimizer.rows_per_step * optimizer.max_seq_len,
+                tokens_per_step=optimizer.global_batch_size * optimizer.max_seq_len,
                 phases=tuple(
                     PhasePlan(index=p.index, name=p.name, expert=p.expert, share=p.share)
                     for p in self.phases
@@ -264,7 +264,7 @@ class TrainingJob:
         Before anything is allocated: a CPU has no out-of-memory error to catch.
         """
         ladder = OomLadder(
-            rows_per_step=self.config.optimizer.rows_per_step,
+            global_batch_size=self.config.optimizer.global_batch_size,
             micro_batch_size=self.config.optimizer.micro_batch_size,
             activation_checkpointing=self.config.optimizer.activation_checkpointing,
             device=self.device.type,

@@ -90,10 +90,10 @@ class GradGuard:
 class OomLadder:
     """Where a run stands on the way down when memory runs out; the tokens of a step never change.
 
-    rows_per_step: packed rows of an optimizer step, a multiple of micro_batch_size.
+    global_batch_size: packed rows of an optimizer step, a multiple of micro_batch_size.
     """
 
-    rows_per_step: int
+    global_batch_size: int
     micro_batch_size: int
     activation_checkpointing: bool
     device: str
@@ -101,12 +101,12 @@ class OomLadder:
     def next(self, step: int) -> Decision | None:
         """The next rung, to hold for the steps after `step`; None when there is none left.
 
-        Half the micro-batch (the largest divisor of rows_per_step up to that; accumulation grows
+        Half the micro-batch (the largest divisor of global_batch_size up to that; accumulation grows
         to match), then activation checkpointing, then the CPU.
         """
         if self.micro_batch_size > 1:
             half = self.micro_batch_size // 2
-            size = next(n for n in range(half, 0, -1) if self.rows_per_step % n == 0)
+            size = next(n for n in range(half, 0, -1) if self.global_batch_size % n == 0)
             return Decision(step, "micro_batch", size, "out of memory")
         if not self.activation_checkpointing:
             return Decision(step, "activation_checkpointing", True, "out of memory")

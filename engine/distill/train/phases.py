@@ -101,7 +101,7 @@ class Schedule:
     journalled decision always wins over the plan, so a resume with another budget moves only what
     is still to come.
 
-    tokens_per_step: student tokens of one optimizer step (rows_per_step x max_seq_len).
+    tokens_per_step: student tokens of one optimizer step (global_batch_size x max_seq_len).
     """
 
     def __init__(

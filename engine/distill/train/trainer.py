@@ -133,11 +133,11 @@ class Trainer:
         self.mixer = Mixer(
             {name: _rows_of(source) for name, source in self.sources.items()},
             optimizer.max_seq_len,
-            optimizer.rows_per_step,
+            optimizer.global_batch_size,
             self.config.seed,
         )
         self._ladder = OomLadder(
-            rows_per_step=optimizer.rows_per_step,
+            global_batch_size=optimizer.global_batch_size,
             micro_batch_size=optimizer.micro_batch_size,
             activation_checkpointing=optimizer.activation_checkpointing,
             device=self.device.type,
