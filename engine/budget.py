@@ -1,5 +1,5 @@
-"""Estimates of a run's training text: which of it is streamed, how many tokens are available and how
-many the run will use. Imports no torch.
+"""Estimates of a run's training text: which of it is streamed, how many tokens are available, and
+how many the run will use. Imports no torch.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def check_text(config: RunConfig) -> None:
         parse_hub(corpus.source)
     if corpora:
         need_datasets(
-            f"the public text of preset {config.preset} (to train without it: --set data.corpora=[])"
+            f"the public text of preset {config.preset} (train without: --set data.corpora=[])"
         )
     limited = config.data.max_teacher_tokens is not None
     if config.targets.source == "cached" and not limited and streams_text(config):
@@ -116,9 +116,7 @@ class TokenBudget:
         else:
             available = f"about {count_text(self.available)}"
         if self.planned is None:
-            return (
-                f"text: {available} tokens available; how many are used depends on the run's length"
-            )
+            return f"text: {available} tokens available; the length of the run is open"
         text = f"text: {available} tokens available, {count_text(self.planned)} used"
         if self.epochs is not None:
             text += (

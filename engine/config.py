@@ -471,7 +471,7 @@ def _cross_checks(
     if schedule.expert_share + schedule.decay_share > 1:
         yield (
             ("schedule.decay_share", "schedule.expert_share"),
-            f"{schedule.decay_share} and expert_share {schedule.expert_share} add up to more than 1",
+            f"{schedule.decay_share} plus expert_share {schedule.expert_share} is more than 1",
         )
     if schedule.on_policy_share > 0 and config.loss.alpha == 0:
         yield (

@@ -61,9 +61,9 @@ def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = Fa
         return Launch(config=config)  # stopped before its first step: nothing is lost
     if fixed:
         raise UsageError(
-            f"an unfinished run (step {step:,}) has another config: {_differences(fixed)}; resume it "
-            "with: gladius_train resume; or start a new run (its checkpoints are moved aside) "
-            "with: gladius_train train --fresh"
+            f"an unfinished run (step {step:,}) has another config: {_differences(fixed)}; "
+            "resume it with: gladius_train resume; or start a new run (its checkpoints are moved "
+            "aside) with: gladius_train train --fresh"
         )
     note = f"resuming the unfinished run of this config from step {step:,}"
     return Launch(config=config, resume=True, notes=(note, *_change_notes(changes)))
@@ -150,8 +150,8 @@ def _remedy(registered: dict[str, ExpertSpec], names: Sequence[str]) -> str:
 def stored_config(
     workspace: Workspace, notes: list[str] | None = None
 ) -> tuple[int, RunConfig] | None:
-    """Step and config of the newest checkpoint; step 0 and the config of a run without a checkpoint;
-    None if no run was started.
+    """Step and config of the newest checkpoint, or step 0 and the config of a run without one; None
+    if no run was started.
 
     Reads configs only: checkpoints are verified when they are loaded. One line for each former
     field name is appended to `notes`.

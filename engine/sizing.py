@@ -99,8 +99,8 @@ class DiskNeed:
     """Bytes on disk that a run needs below its root, without the experts."""
 
     checkpoints: int
-    """The full checkpoints that are kept, one from before the decay, one being written, and the best
-    weights."""
+    """The full checkpoints that are kept, one from before the decay, one being written, and the
+    best weights."""
     targets: int
     """Scored text (cached targets)."""
     model: int

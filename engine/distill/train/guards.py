@@ -101,8 +101,7 @@ class OomLadder:
     def next(self, step: int) -> Decision | None:
         """The next rung, to hold for the steps after `step`; None when there is none left.
 
-        Half the micro-batch (the largest divisor of global_batch_size up to that; accumulation grows
-        to match), then activation checkpointing, then the CPU.
+        Half the micro-batch (the largest divisor of global_batch_size up to that), then activation checkpointing, then the CPU.
         """
         if self.micro_batch_size > 1:
             half = self.micro_batch_size // 2
