@@ -36,9 +36,10 @@ class Counting(TeacherPool):
 
 
 def make(ws: Workspace, config: RunConfig, link: Any) -> Preparation:
-    pool = Counting(ws, link, CPU, torch.float32, keep_all=config.targets.source == "online")
+    ctx = JobContext(link)
+    pool = Counting(ws, ctx, CPU, torch.float32, keep_all=config.targets.source == "online")
     experts = [load_experts(ws)[name] for name in config.experts.names]
-    return Preparation(ws, config, experts, JobContext(link), link, pool, torch.float32)
+    return Preparation(ws, config, experts, ctx, pool, torch.float32)
 
 
 def prepared(ws: Workspace, config: RunConfig, link: Any = None):
