@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from engine.distill.teacher.soft_targets import SoftTargets
-from engine.distill.teacher.targets import temper
+from engine.distill.teacher.sparse_targets import temper
 
 N, H, V = 23, 6, 17
 """Positions, hidden size, vocabulary."""

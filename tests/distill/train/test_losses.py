@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.soft_targets import ChainedTargets, SoftTargets
-from engine.distill.teacher.targets import EncodedBlock, TargetBatch, sparsify, temper
+from engine.distill.teacher.sparse_targets import TargetBatch, sparsify, temper
 from engine.distill.train.logits import chunk_positions
 from engine.distill.train.losses import distillation_loss
 from tests.support.loss_problem import H, N, Problem, V, assert_equal
