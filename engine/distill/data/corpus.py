@@ -19,6 +19,7 @@ from engine.prompts.prompt import family_digest, is_reserved
 from engine.text.examples import Example, encode_example
 from engine.text.sources import read_source
 
+
 def example_key(example: Example) -> str:
     """Digest of an example's text; the same for every expert."""
     text = normalise(example)
