@@ -24,7 +24,7 @@ Chat = list[dict[str, str]]
 Render = Callable[[Chat], str]
 
 LENGTH_STEP = 64
-"""Batch lengths are rounded up to a multiple of this: a CPU compiles bf16 kernels for each length."""
+"""Batch lengths are rounded up to a multiple: a CPU compiles its bf16 kernels for each length."""
 MIN_TEACHER_CONTEXT = 2048
 """Tokens that an expert may use for a block, even where the student's rows are shorter."""
 

@@ -19,6 +19,9 @@ class StreamPosition(msgspec.Struct, frozen=True, array_like=True):
     """Pieces being read: (piece, part of it, examples of the part already read)."""
 
 
+TEXT_START = StreamPosition()
+
+
 class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     """How far one source has been read."""
 
@@ -28,7 +31,7 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     """Next packed row of the epoch."""
     credit: float = 0.0
     """Rows that the source's share gives it beyond those it has had."""
-    position: StreamPosition = msgspec.field(default=StreamPosition(), name="place")
+    position: StreamPosition = msgspec.field(default=TEXT_START, name="place")
 
 
 def cursors_to_json(cursors: Mapping[str, Cursor]) -> dict[str, Any]:

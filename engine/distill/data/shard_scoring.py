@@ -1,5 +1,6 @@
-"""Score an expert's blocks into shards of cached targets; an interrupted scoring resumes at the next
-shard.
+"""Score an expert's blocks into shards of cached targets, one shard after the other.
+
+An interrupted scoring resumes at the next shard.
 """
 
 from __future__ import annotations

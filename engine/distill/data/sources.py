@@ -15,7 +15,7 @@ import torch
 
 from engine.distill.align.blocks import EncodedBlock, TextBlock
 from engine.distill.align.projection import Projector
-from engine.distill.data.cursors import StreamPosition
+from engine.distill.data.cursors import TEXT_START, StreamPosition
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
 from engine.distill.teacher.soft_targets import SoftSource, SoftTargets
 from engine.distill.teacher.sparse_targets import BlockTargets, to_batch
@@ -32,8 +32,8 @@ class EpochBlocks:
 
     token_counts: np.ndarray
     """Student tokens of each block, (blocks,) int64."""
-    begins: StreamPosition = StreamPosition()
-    ends: StreamPosition = StreamPosition()
+    begins: StreamPosition = TEXT_START
+    ends: StreamPosition = TEXT_START
     """Where the next epoch begins."""
 
 

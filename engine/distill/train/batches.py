@@ -1,4 +1,4 @@
-"""The training data of each optimizer step: its packed rows, their blocks and their soft targets."""
+"""The training data of each optimizer step: packed rows, their blocks and their soft targets."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class StepBatches:
     def next(self, schedule: Schedule, step: int) -> StepData:
         """The data of optimizer step `step`; a new on-policy round is written where one begins.
 
-        A function of the session's cursors, the seed and the decisions. Raises JobStopped when asked
-        to stop while the student writes.
+        A function of the session's cursors, the seed and the decisions. Raises JobStopped when
+        asked to stop while the student writes.
         """
         if self.rounds.enter(schedule, step):
             self._update_round_sources()
@@ -102,9 +102,7 @@ class StepBatches:
             progress.cursors = {
                 name: cursor for name, cursor in progress.cursors.items() if name in self.sources
             }
-        chosen, cursors = self.mixer.next(
-            self._session.progress.cursors, self._mix(schedule, step)
-        )
+        chosen, cursors = self.mixer.next(self._session.progress.cursors, self.mix(schedule, step))
         return StepData([(row, self._read(row)) for row in chosen], cursors)
 
     def soft_targets(self, rows: list[Row]) -> SoftSource | None:
@@ -143,7 +141,7 @@ class StepBatches:
             self.sources[name] = source
             self.mixer.add(name, source)
 
-    def _mix(self, schedule: Schedule, step: int) -> dict[str, float]:
+    def mix(self, schedule: Schedule, step: int) -> dict[str, float]:
         """Share of each source in the rows of a step."""
         mix: dict[str, float] = {}
         for expert, expert_share in schedule.mix_at(step).items():

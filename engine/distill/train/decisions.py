@@ -14,7 +14,7 @@ from engine.distill.train.phases import Decision, Schedule
 
 
 def due_decisions(schedule: Schedule, step: int) -> list[Decision]:
-    """Planned ends of phases and the planned start of the decay that are reached after `step` steps.
+    """Planned ends of phases and planned start of the decay that are reached after `step` steps.
 
     In the journal they stay where they are, even if a later resume has another budget.
     """
@@ -69,7 +69,8 @@ def mix_decision(
     weighted = {name: shares[name] * float(known[name] or 0.0) for name in shares}
     total = sum(weighted.values())
     bounded = {
-        name: min(2 * shares[name], max(shares[name] / 2, weighted[name] / total)) for name in shares
+        name: min(2 * shares[name], max(shares[name] / 2, weighted[name] / total))
+        for name in shares
     }
     total = sum(bounded.values())
     value = ",".join(f"{name}={share / total:.4f}" for name, share in bounded.items())

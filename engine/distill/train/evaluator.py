@@ -59,7 +59,7 @@ class Evaluator:
         ctx: JobContext,
     ) -> None:
         """dtype: of the matrix products."""
-        self._data = data
+        self.data = data
         self._config = config
         self._session = session
         self._plan = plan
@@ -89,8 +89,8 @@ class Evaluator:
         self._emit(sample)
         if capabilities is not None:
             self._emit(capabilities)
-        if self._data.lens is not None:
-            for reading in self._data.lens.read(self._session.model, self._dtype):
+        if self.data.lens is not None:
+            for reading in self.data.lens.read(self._session.model, self._dtype):
                 self._emit(reading)
         if best and progress.step > 0:
             self._checkpoints.save_best(score)
@@ -99,7 +99,7 @@ class Evaluator:
         config = self._config
         return evaluate(
             self._session.model,
-            self._data.held_out,
+            self.data.held_out,
             temperature=config.loss.temperature,
             tokens_per_batch=max(2048, config.optimizer.max_seq_len),
             device=self._session.device,
@@ -109,11 +109,11 @@ class Evaluator:
 
     def _sample(self) -> SampleDrawn:
         """An answer of the student to the next of the sample prompts."""
-        progress, prompts = self._session.progress, self._data.sample_prompts
+        progress, prompts = self._session.progress, self.data.sample_prompts
         prompt = prompts[len(progress.evaluations) % len(prompts)]
         text = draw_sample(
             self._session.model,
-            self._data.tokenizer,
+            self.data.tokenizer,
             prompt,
             max_new_tokens=self._config.schedule.sample_tokens,
             seed=self._config.seed + progress.step,
@@ -124,12 +124,12 @@ class Evaluator:
 
     def _capabilities(self) -> CapabilitiesScored | None:
         """Results of the held-out prompts by capability; None if there are no prompts."""
-        if not self._data.capability_prompts:
+        if not self.data.capability_prompts:
             return None
         return score_student(
             self._session.model,
-            self._data.tokenizer,
-            self._data.capability_prompts,
+            self.data.tokenizer,
+            self.data.capability_prompts,
             max_new_tokens=self._config.schedule.capability_tokens,
             dtype=self._dtype,
             heartbeat=self._ctx.checkpoint_point,

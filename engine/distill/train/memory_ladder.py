@@ -72,7 +72,7 @@ def describe(decision: Decision) -> str:
 def apply_memory_settings(
     session: Session, schedule: Schedule, config: OptimizerConfig, step: int
 ) -> int:
-    """Apply the settings that were decided for `step` to the student; returns its micro-batch size."""
+    """Apply the settings decided for `step` to the student; returns its micro-batch size."""
     checkpointing = schedule.setting_at(step, "activation_checkpointing")
     if checkpointing is None:
         checkpointing = config.activation_checkpointing

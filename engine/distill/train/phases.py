@@ -46,7 +46,7 @@ class Decision(msgspec.Struct, frozen=True):
     phase_end                  index of the phase that ends with `step`
     decay_start                number of steps of the decay, which begins at step + 1 (0: the end)
     decay_end                  new last step of the current decay
-    rollback                   factor on the learning rate; `step` is that of the restored checkpoint
+    rollback                   factor on the learning rate; `step` is the restored checkpoint's
     micro_batch                micro-batch size
     activation_checkpointing   whether activations are recomputed in the backward pass
     device                     `cuda`, `mps` or `cpu`
@@ -125,7 +125,7 @@ class Schedule:
         return Schedule(self.config, self.phases, (*self.decisions, decision))
 
     def bounds(self, phase: Phase) -> tuple[int | None, int | None]:
-        """First and last step of a phase; None if not known yet; last < first if it has no steps."""
+        """First and last step of a phase; None if not known; last < first if it has no steps."""
         return self._bounds[phase.index]
 
     @property
@@ -227,7 +227,7 @@ class Schedule:
         return step - (step - first) % self.config.schedule.on_policy_interval
 
     def progress(self, step: int) -> tuple[float | None, float | None]:
-        """Progress of the phase of step `step` and of the run after it, 0 to 1; None: no known end."""
+        """Progress of phase and run after `step` steps, 0 to 1; None if the end is not known."""
         phase = self.phase_at(step)
         first, last = self.bounds(phase)
         phase_progress = None

@@ -1,4 +1,4 @@
-"""Rollback: after several non-finite steps in a row, training returns to the last good checkpoint."""
+"""Rollback to the last good checkpoint after several non-finite steps in a row."""
 
 from __future__ import annotations
 

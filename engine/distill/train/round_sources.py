@@ -1,4 +1,4 @@
-"""The sources of the current on-policy round: text that the student wrote, scored by the experts."""
+"""Sources of the current on-policy round: text that the student wrote, scored by the experts."""
 
 from __future__ import annotations
 

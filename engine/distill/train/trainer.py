@@ -1,7 +1,7 @@
 """The training loop: optimizer steps, and what happens between them.
 
-A step is a pure function of the config, the seed, the step number, the decisions in the journal, and
-the state that a checkpoint stores.
+A step is a pure function of the config, the seed, the step number, the decisions in the journal,
+and the state that a checkpoint stores.
 """
 
 from __future__ import annotations
@@ -349,7 +349,9 @@ class Trainer:
             )
         )
 
-    def _report_skipped(self, step: int, verdict: Verdict, grad_norm: float) -> None:
+    def _report_skipped(
+        self, step: int, verdict: Literal["non_finite", "spike"], grad_norm: float
+    ) -> None:
         reason = "loss or gradient is not finite" if verdict == "non_finite" else "gradient spike"
         action = f"{reason}: step {step} skipped, no weight changed"
         value = _finite(grad_norm)

@@ -125,7 +125,7 @@ def test_student_and_expert_are_scored_and_training_is_not_disturbed(ws: Workspa
         config = make_config(ws, **{**FIELDS, "schedule__capability_prompts": count})
         trainer = make_trainer(ws, config, link, ws.root / f"checkpoints-{count}")
         if count:
-            assert trainer.parts.measured
+            assert trainer.evaluator.data.capability_prompts
         assert trainer.run() == "completed"
         losses[count] = [(e.loss, e.grad_norm) for e in link.of(StepDone)]
         rows = link.of(CapabilitiesScored)
