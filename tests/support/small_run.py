@@ -86,11 +86,11 @@ class KeepingLink:
         assert self.waits < 1000, "nobody ends the pause"
         return self.poll()
 
-    def beat(self, doing: str = "") -> None:
+    def beat(self, activity: str = "") -> None:
         pass
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 0.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield
 
     def of(self, kind: type[T]) -> list[T]:
