@@ -76,7 +76,7 @@ def full_labels(batch: Batch) -> Tensor:
 
 
 class BareTeacher:
-    """Computes the teacher's logits for texts in padded batches of similar length."""
+    """Computes the teacher's logits of texts in padded batches of similar length."""
 
     def __init__(self, model: torch.nn.Module, tokens_per_batch: int) -> None:
         self.model = model

