@@ -35,16 +35,7 @@ from engine.events import (
     decode_command,
     encode,
 )
-
-JOBS = {
-    "train": "engine.distill.jobs.train:main",
-    "download": "engine.experts.fetch:main",
-    "export": "engine.export.job:main",
-    "validate": "engine.validate.job:main",
-    "audit": "engine.distill.jobs.audit:main",
-    "data": "engine.distill.jobs.make_data:main",
-}
-"""Where each job's `main(link, request) -> int` is found."""
+from engine.run.job import JOBS, JobContext
 
 HUNG = 70
 """Exit code of a worker that its own watchdog ended; its stacks are in the log."""
@@ -196,7 +187,7 @@ def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
     try:
         with link.busy("starting"):
             main = _load(target)
-        return main(link, request)
+        return main(JobContext(link, can_finish=JOBS[request.job].can_finish), request)
     except GladiusError as error:
         reason = " ".join(str(error).split())
         code = int(error.exit_code)
@@ -210,7 +201,7 @@ def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
         return CRASHED
 
 
-def _load(target: str) -> Callable[[WorkerLink, JobRequest], int]:
+def _load(target: str) -> Callable[[JobContext, JobRequest], int]:
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)
 

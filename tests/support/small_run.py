@@ -134,11 +134,10 @@ def make_config(
 def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Prepared]]:
     """The student's tokenizer and the prepared experts."""
     link: Any = KeepingLink()
-    pool = TeacherPool(workspace, link, CPU, torch.float32, keep_all=True)
+    ctx = JobContext(link)
+    pool = TeacherPool(workspace, ctx, CPU, torch.float32, keep_all=True)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
-    preparation = Preparation(
-        workspace, config, experts, JobContext(link), link, pool, torch.float32
-    )
+    preparation = Preparation(workspace, config, experts, ctx, pool, torch.float32)
     texts = preparation.texts()
     tokenizer = preparation.tokenizer(texts)
     return tokenizer, preparation.prepare(texts, tokenizer)
@@ -173,7 +172,7 @@ def make_trainer(
             schedule=Schedule(config, plan_phases(config, experts), tokens),
             journal=Journal(checkpoints / "journal.jsonl"),
             checkpoints=CheckpointStore(checkpoints, config.checkpoint.keep),
-            steering=JobContext(link),
+            ctx=JobContext(link),
             device=CPU,
             dtype=torch.float32,
             sample_prompts=("Tell of the river.",),
@@ -209,4 +208,4 @@ def train(
         fresh=fresh,
         config=to_json(config),
     )
-    return worker.main(link, request)  # type: ignore[arg-type]
+    return worker.main(JobContext(link), request)
