@@ -94,7 +94,9 @@ def _is_hub_repo(expert: TaughtBy) -> bool:
 
 
 def _introduction(record: ModelRecord | None, parameters: int) -> str:
-    text = f"A language model with {parameters:,} parameters (Llama architecture), made with GLADIUS"
+    text = (
+        f"A language model with {parameters:,} parameters (Llama architecture), made with GLADIUS"
+    )
     if record is None:
         return text + ". How it was trained is not recorded."
     titles = [expert.title for expert in record.experts]
@@ -174,7 +176,7 @@ def _architecture(config: dict[str, Any], parameters: int) -> str:
 
 
 def _evaluation(folder: Path, record: ModelRecord | None) -> str:
-    """Held-out bits per byte of the training run, and the results of validation.json in `folder`."""
+    """Held-out bits per byte of the training run, and the results of `folder`/validation.json."""
     parts = []
     if record is not None and record.evaluations:
         (first, before), (last, after) = record.evaluations[0], record.evaluations[-1]

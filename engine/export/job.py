@@ -196,9 +196,7 @@ class ExportJob:
         self.ctx.log(f"quantized with {program}")
         fsync_file(target)
 
-    def _verify(
-        self, temporary: Path, source: ModelSource, file_type: GgufType
-    ) -> list[CheckDone]:
+    def _verify(self, temporary: Path, source: ModelSource, file_type: GgufType) -> list[CheckDone]:
         """Compare the file with the model; raises GladiusError when a check fails."""
         checks: list[CheckDone] = []
         for check in parity_checks(temporary, source.folder, self._report, file_type):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from engine.checkpoint.model_record import ModelRecord, TaughtBy
 
-
 _NONE = "requires nothing of a model's output; naming the expert, as here, is good practice"
 
 
@@ -29,8 +28,8 @@ _KNOWN = (
         title="Llama 3.2 Community License",
         url="https://www.llama.com/llama3_2/license/",
         requirements=(
-            'if you distribute a model trained on Llama\'s output, its name must begin with "Llama"',
-            'a website, interface or documentation of it must prominently display "Built with Llama"',
+            'a distributed model trained on Llama\'s output must have a name beginning with "Llama"',
+            'its website, interface or documentation must prominently display "Built with Llama"',
             "include a copy of the licence, and a Notice file that says: Llama 3.2 is "
             "licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. All "
             "Rights Reserved.",
@@ -71,7 +70,7 @@ _BINDING = ("llama3.2", "gemma")
 
 
 def licence_of(expert: TaughtBy) -> Licence | None:
-    """The licence with the registry's identifier for it; None where this program does not know it."""
+    """The licence of an expert by the registry's identifier; None for an unknown one."""
     key = expert.license.lower()
     if _is_llama(expert) and key != "llama3.2":
         version = key.removeprefix("llama")
@@ -106,7 +105,7 @@ def hub_licence(experts: Sequence[TaughtBy]) -> str:
 
 
 def licence_notices(experts: Sequence[TaughtBy]) -> list[str]:
-    """A line for each expert whose licence is unknown or restricts how the student is distributed."""
+    """A line for each expert whose licence is unknown or restricts distribution of the student."""
     lines = []
     for expert in experts:
         licence = licence_of(expert)

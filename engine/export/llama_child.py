@@ -30,8 +30,10 @@ def _load(path, **options):
 
 
 def tokenize(request):
-    """Token ids of `texts`, with beginning and end tokens if `add_special_tokens`; special tokens in
-    the text are always parsed, as Hugging Face does."""
+    """Token ids of `texts`, with beginning and end tokens if `add_special_tokens`.
+
+    Special tokens in a text are always parsed, as Hugging Face does.
+    """
     model = _load(request["gguf"], vocab_only=True)
     added = request["add_special_tokens"]
     ids = [model.tokenize(t.encode(), add_bos=added, special=True) for t in request["texts"]]

@@ -27,7 +27,7 @@ class Modelfile:
 
     path: Path
     template: str
-    """The Go template; empty where the model has no chat template or one that cannot be converted."""
+    """The Go template; empty where the chat template is missing or cannot be converted."""
     reason: str = ""
     """Why there is no template."""
 

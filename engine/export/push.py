@@ -143,10 +143,14 @@ def _explain(repo: str, error: Exception) -> GladiusError:
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         if code in (401, 403) or isinstance(error, RepositoryNotFoundError):
-            return MissingError(f"this token has no write access to {repo} (HTTP {code}): {sign_in}")
+            return MissingError(
+                f"this token has no write access to {repo} (HTTP {code}): {sign_in}"
+            )
         return GladiusError(f"the Hub answered HTTP {code} for {repo}; try again later")
     if isinstance(error, ValueError) and "README.md" in str(error):
         reason = " ".join(str(error).split())[:200]
-        return GladiusError(f"the Hub rejected the model card ({reason}); correct the metadata at the top of README.md")
+        return GladiusError(
+            f"the Hub rejected the model card ({reason}); correct the metadata in README.md"
+        )
     reason = " ".join(f"{type(error).__name__}: {error}".split()).partition("?")[0][:200]
     return GladiusError(f"the Hub cannot be reached ({reason}); check the network, then try again")

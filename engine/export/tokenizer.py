@@ -25,8 +25,8 @@ _PRE_TOKENIZERS = {
     (_GPT4_REGEX % r"\p{N}{1,3}", False): "smaug-bpe",
     (_GPT4_REGEX % r"\p{N}", False): "qwen2",
 }
-"""llama.cpp's pre-tokenizer name by (split regex, ignore_merges). With ignore_merges, a word that is
-a token is not merged from its parts."""
+"""llama.cpp's pre-tokenizer name by (split regex, ignore_merges). With ignore_merges, a word that
+is a token is not merged from its parts."""
 _NEVER_MERGED = -1e9
 """Score of a token that no merge produces: llama.cpp merges it last."""
 _NFC_WARNING = (
@@ -166,9 +166,7 @@ def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
     first_rank: dict[str, int] = {}
     for rank, (left, right) in enumerate(merges):
         first_rank.setdefault(left + right, rank)
-    return [
-        -float(first_rank[token]) if token in first_rank else _NEVER_MERGED for token in tokens
-    ]
+    return [-float(first_rank[token]) if token in first_rank else _NEVER_MERGED for token in tokens]
 
 
 def _joined_merges(merges: list[tuple[str, ...]], path: Path) -> list[str]:

@@ -8,8 +8,9 @@ import pytest
 from gguf import GGUFReader
 
 from engine.export.gguf import write_gguf
-from engine.export.tensors import Weights
+from engine.export.progress import no_progress
 from engine.export.tokenizer import read_gguf_tokenizer
+from engine.export.weights import Weights
 from tests.support.validated import change_tensors, copy_model, reseal, trained_root, validate
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -28,7 +29,7 @@ def model(workspace, tmp_path):
     weights = Weights(folder)
     tokenizer = read_gguf_tokenizer(folder, weights.config["vocab_size"])
     path = folder / "tiny.gguf"
-    write_gguf(path, weights, tokenizer, wanted="f32", name="tiny", report=lambda *_: None)
+    write_gguf(path, weights, tokenizer, type_name="f32", model_name="tiny", report=no_progress)
     return folder
 
 

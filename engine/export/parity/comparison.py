@@ -38,7 +38,9 @@ class Comparison:
             self.reader = GGUFReader(gguf)
         except Exception as error:  # the reader indexes, unpacks and maps: any error means damage
             reason = " ".join(str(error).split())
-            raise GladiusError(f"{gguf} is not a readable GGUF file ({reason}); export it again") from error
+            raise GladiusError(
+                f"{gguf} is not a readable GGUF file ({reason}); export it again"
+            ) from error
         self.stored = {tensor.name: tensor for tensor in self.reader.tensors}
         file_type = self.metadata("general.file_type")
         self.type: GgufType | None = next(

@@ -94,7 +94,9 @@ def _compare_tensor(
         expected = expected.float()
         error_squares += (found - expected).square().sum(dtype=torch.float64).item()
         weight_squares += expected.square().sum(dtype=torch.float64).item()
-    error = math.sqrt(error_squares / weight_squares) if weight_squares else math.sqrt(error_squares)
+    error = (
+        math.sqrt(error_squares / weight_squares) if weight_squares else math.sqrt(error_squares)
+    )
     if error > _error_bound(comparison.type):
         return error, f"{mapping.gguf_name} ({ggml_type.name}) has an error of {error:.1%}"
     return error, ""

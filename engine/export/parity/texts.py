@@ -1,4 +1,4 @@
-"""The texts that a model and its GGUF file are compared on: strings that tokenizers often get wrong,
+"""The texts that a model and its GGUF file are compared on: strings that are difficult to tokenize,
 and ordinary prose, code and JSON for logits.
 """
 

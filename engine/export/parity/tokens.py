@@ -84,9 +84,7 @@ def _texts(tokenizer: GgufTokenizer) -> tuple[list[str], list[str]]:
     return texts, left_out
 
 
-def _tokenize(
-    comparison: Comparison, texts: list[str]
-) -> tuple[str, dict[bool, list[list[int]]]]:
+def _tokenize(comparison: Comparison, texts: list[str]) -> tuple[str, dict[bool, list[list[int]]]]:
     """What tokenized the texts, and the ids by whether special tokens are added."""
     python = llama_runtime.find_python()
     comparison.report("comparing token ids", 0, None)
