@@ -20,7 +20,7 @@ from engine.distill.align import projection
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import OnlineSource
 from engine.distill.teacher.scoring import TeacherOutput, projection_chunk, teacher_forward
-from engine.distill.teacher.targets import sparsify, temper
+from engine.distill.teacher.sparse_targets import sparsify, temper
 
 BOUND = 0.10
 REPETITIONS = 10

@@ -14,8 +14,8 @@ import torch
 from engine.config import DataConfig
 from engine.distill.align.blocks import ChatEncoder
 from engine.distill.data.conversations import choose, kept_examples, write_answers
+from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import teacher_encoder
-from engine.distill.teacher.teacher import load_teacher
 from engine.events import Event, Progress
 from engine.experts.registry import expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel

@@ -22,6 +22,7 @@ from engine.checkpoint.model_record import ModelRecord, write_record
 from engine.config import StudentConfig
 from engine.distill.align.blocks import Chat, ChatEncoder
 from engine.errors import MissingError, UsageError
+from engine.generation import Generator
 from engine.workspace import publish_dir
 
 _CHATML = (
@@ -126,6 +127,15 @@ def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Chat
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
     return ChatEncoder(tokenizer, render, [eos], vocab_size)
+
+
+def student_generator(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
+) -> Generator:
+    """Generates the student's answers, with matrix products in `dtype`."""
+    eos = tokenizer.eos_token_id
+    assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
+    return Generator(model, tokenizer, [eos], title="The student", compute_dtype=dtype)
 
 
 def llama_config(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

@@ -9,7 +9,7 @@ import pytest
 
 from engine.checkpoint.model_record import HELD_OUT, RECORD, read_held_out, read_record
 from engine.distill.jobs.preparation import key_digest
-from engine.distill.teacher.targets import ShardKey, TargetStore
+from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.events import EvalDone
 from tests.support.small_run import KeepingLink, make_config, make_root, train
 

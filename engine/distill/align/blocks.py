@@ -149,6 +149,23 @@ class ChatEncoder:
 
 
 @dataclass(frozen=True)
+class EncodedBlock:
+    """A block as the student trains on it.
+
+    Attributes:
+        ids: (S,) int64 all tokens, context included.
+        scored: (N,) indices of the scored tokens in ids.
+        is_end: (N,) bool, ends of turn.
+        text_bytes: scored bytes, without ends of turn.
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    is_end: np.ndarray
+    text_bytes: int
+
+
+@dataclass(frozen=True)
 class TextBlock:
     """A text as the student and one expert read it.
 
@@ -170,6 +187,11 @@ class TextBlock:
     teacher_scored: np.ndarray
     is_end: np.ndarray
     alignment: Alignment
+
+    @property
+    def for_student(self) -> EncodedBlock:
+        """The block as the student trains on it."""
+        return EncodedBlock(self.student_ids, self.student_scored, self.is_end, self.text_bytes)
 
 
 def normalise(example: Example) -> Example:

@@ -188,7 +188,7 @@ def _write(
             top_p=[samplings[n].top_p for n in rows],
             seed=seed + turn,
             batch_size=len(rows),
-            beat=beat,
+            heartbeat=beat,
         )
         for n, answer in zip(rows, answers, strict=True):
             texts[n].append(nfc(answer.text))

@@ -18,7 +18,8 @@ from engine.config import RunConfig
 from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks, normalise
 from engine.distill.align.projection import Projector
 from engine.distill.teacher.scoring import score_blocks
-from engine.distill.teacher.targets import BlockTargets, TargetStore
+from engine.distill.teacher.sparse_targets import BlockTargets
+from engine.distill.teacher.target_store import TargetStore
 from engine.distill.teacher.teacher import Teacher
 from engine.errors import UsageError
 from engine.events import DataReady
@@ -254,12 +255,13 @@ def score_into(
     student_size: int,
     tally: Tally,
     report: Callable[[int, int], None],
-    own_nats: bool = False,
+    with_teacher_nats: bool = False,
 ) -> None:
     """Scores the blocks that the store does not hold yet, shard by shard.
 
     `report(blocks done, teacher tokens done)` is called after each shard and in between; it may
-    raise to stop, and what is written then stays and is gone on with. own_nats: as `score_blocks`.
+    raise to stop, and what is written then stays and is gone on with.
+    with_teacher_nats: as `score_blocks`.
     """
     shards = _shards(blocks)
     done = sum(len(shard) for shard in shards[: len(store.shards)])
@@ -280,8 +282,8 @@ def score_into(
                 draws=config.targets.draws,
                 epochs=config.targets.draw_epochs,
                 generator=generator,
-                beat=lambda _, at=(done, tokens): report(*at),
-                own_nats=own_nats,
+                heartbeat=lambda _, at=(done, tokens): report(*at),
+                with_teacher_nats=with_teacher_nats,
             )
             done += len(group)
             tokens += sum(len(b.teacher_ids) for b in group)

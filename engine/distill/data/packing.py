@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distill.align.blocks import LENGTH_STEP
-from engine.distill.teacher.targets import EncodedBlock
+from engine.distill.align.blocks import LENGTH_STEP, EncodedBlock
 
 _OPEN_ROWS = 8
 

@@ -9,16 +9,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from engine.distill.align.blocks import TextBlock
+from engine.distill.align.blocks import EncodedBlock, TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
 from engine.distill.teacher.soft_targets import SoftSource, SoftTargets
-from engine.distill.teacher.targets import (
-    BlockTargets,
-    EncodedBlock,
-    TargetStore,
-    in_memory_targets,
-)
+from engine.distill.teacher.sparse_targets import BlockTargets, to_batch
+from engine.distill.teacher.target_store import TargetStore
 from engine.distill.teacher.teacher import Teacher
 
 
@@ -47,7 +43,7 @@ class CachedSource:
         return self.store.token_counts()
 
     def row(self, block: int, epoch: int = 0) -> EncodedBlock:
-        return self.store.row(block)
+        return self.store.block(block)
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
         return SoftTargets.of(self.store.targets(blocks, epoch).to(device))
@@ -65,7 +61,7 @@ class InMemorySource:
 
     def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
         parts = [self.scored[n] for n in blocks]
-        return SoftTargets.of(in_memory_targets(parts, epoch).to(device))
+        return SoftTargets.of(to_batch(parts, epoch).to(device))
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,10 @@ import torch
 
 from engine.budget import corpora_in_use, streamed_files
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, EncodedBlock, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
 from engine.distill.data.packing import StreamPosition, StreamWindow
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
-from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
 from engine.errors import GladiusError, UsageError
 from engine.experts.registry import ExpertSpec

@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from engine import hardware
+from engine.chat import render_chat
 from engine.config import RunConfig
 from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector, load_tables
@@ -25,9 +26,10 @@ from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.corpus import Tally
 from engine.distill.jobs.preparation import device_and_dtype
 from engine.distill.student import load_tokenizer, student_encoder, train_tokenizer
+from engine.distill.teacher.loading import load_teacher
+from engine.distill.teacher.loading import load_tokenizer as load_teacher_tokenizer
 from engine.distill.teacher.scoring import projection_chunk, teacher_encoder, teacher_forward
-from engine.distill.teacher.teacher import Teacher, end_tokens, load_teacher, render_chat
-from engine.distill.teacher.teacher import load_tokenizer as load_teacher_tokenizer
+from engine.distill.teacher.teacher import Teacher, end_tokens
 from engine.errors import GladiusError
 from engine.events import JobRequest, KindAudit, SpeedMeasured, TokenizersAudited
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
@@ -152,7 +154,7 @@ def audit(
             workspace.experts_cache_dir,
             vocabulary,
             student.vocabulary,
-            teacher.end_token_ids,
+            teacher.end_ids,
             student.end_ids[0],
         )
         projector = Projector(tables, teacher.device, config.targets.min_mass)
@@ -187,7 +189,8 @@ def tokenizer_encoder(path: Path, spec: ExpertSpec) -> ChatEncoder:
             pass  # it has none: the tokenizer's own end must do
 
     def render(chat: list[dict[str, str]]) -> str:
-        return render_chat(tokenizer, spec, [Message(**turn) for turn in chat])  # type: ignore[arg-type]
+        messages = [Message(**turn) for turn in chat]  # type: ignore[arg-type]
+        return render_chat(tokenizer, messages, spec.chat)
 
     return ChatEncoder(tokenizer, render, end_tokens(tokenizer, spec, ends))
 

@@ -32,10 +32,11 @@ from engine.distill.data.sources import CachedSource, OnlineSource, Source
 from engine.distill.data.streamed_text import StreamedText
 from engine.distill.data.streams import StreamSource
 from engine.distill.student import load_tokenizer, student_encoder, train_tokenizer
+from engine.distill.teacher.loading import load_teacher
+from engine.distill.teacher.loading import load_tokenizer as load_teacher_tokenizer
 from engine.distill.teacher.scoring import teacher_encoder
-from engine.distill.teacher.targets import ShardKey, TargetStore
-from engine.distill.teacher.teacher import Teacher, load_teacher
-from engine.distill.teacher.teacher import load_tokenizer as load_teacher_tokenizer
+from engine.distill.teacher.target_store import ShardKey, TargetStore
+from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.capabilities import score_expert, student_prompts
 from engine.distill.train.lens import ExpertProbes, load_probes, save_probes, score_probes
 from engine.distill.train.on_policy import OnPolicyTeacher
@@ -330,7 +331,7 @@ class Preparation:
                 self.workspace.experts_cache_dir,
                 reader.vocabulary,
                 student.vocabulary,
-                teacher.end_token_ids,
+                teacher.end_ids,
                 student.end_ids[0],
             )
         return Projector(tables, teacher.device, self.config.targets.min_mass)
@@ -383,7 +384,7 @@ class Preparation:
                 projector.student_size,
                 text.tally,
                 report,
-                own_nats=part == "held_out",
+                with_teacher_nats=part == "held_out",
             )
             report.base += sum(len(b.teacher_ids) for b in blocks)
         report.finish()

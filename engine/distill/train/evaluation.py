@@ -9,10 +9,12 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.distill.data.packing import make_batch
+from engine.distill.student import student_generator
 from engine.distill.teacher.soft_targets import SoftTargets
-from engine.distill.teacher.targets import TargetStore
+from engine.distill.teacher.target_store import TargetStore
 from engine.distill.train.losses import score_positions
 from engine.events import EvalDone, ExpertScore
+from engine.generation import MultinomialSampler
 
 
 @torch.no_grad()
@@ -35,8 +37,8 @@ def evaluate_expert(
     text_bytes = positions = heard = agreed = 0
     for blocks in _batches(store, tokens_per_batch):
         beat("evaluating")
-        batch = make_batch([[store.row(n)] for n in blocks], device)
-        text_bytes += sum(store.row(n).text_bytes for n in blocks)
+        batch = make_batch([[store.block(n)] for n in blocks], device)
+        text_bytes += sum(store.block(n).text_bytes for n in blocks)
         targets = store.targets(blocks, 0)
         hidden = hidden_states(model, batch.input_ids, batch.mask, batch.position_ids, dtype)
         for part in score_positions(
@@ -110,7 +112,6 @@ def evaluate(
     )
 
 
-@torch.no_grad()
 def draw_sample(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -120,32 +121,17 @@ def draw_sample(
     dtype: torch.dtype,
     beat: Callable[[str], None],
 ) -> str:
-    """What the student answers to `prompt`: temperature 0.7, its own generator, stops at EOS."""
-    device = model.device
+    """The student's answer to `prompt`, sampled at temperature 0.7 with its own generator."""
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
     ids = tokenizer(str(text), add_special_tokens=False).input_ids
-    generator = torch.Generator().manual_seed(seed)
-    written: list[int] = []
-    cache = None
-    new = torch.tensor([ids], device=device)
-    half = dtype != torch.float32
+    sampler = MultinomialSampler(0.7, torch.Generator().manual_seed(seed))
     model.eval()
     try:
-        for _ in range(max_new_tokens):
-            beat("writing a sample")
-            with torch.autocast(device.type, dtype=dtype if half else None, enabled=half):
-                out = model(input_ids=new, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            p = (out.logits[0, -1].float().cpu() / 0.7).softmax(0)
-            if not bool(torch.isfinite(p).all()):
-                break
-            token = int(torch.multinomial(p, 1, generator=generator))
-            if token == tokenizer.eos_token_id:
-                break
-            written.append(token)
-            new = torch.tensor([[token]], device=device)
+        (completion,) = student_generator(model, tokenizer, dtype).complete(
+            [ids], [max_new_tokens], sampler, lambda doing: beat("writing a sample")
+        )
     finally:
         model.train()
-    return str(tokenizer.decode(written, skip_special_tokens=True))
+    return str(tokenizer.decode(list(completion.ids), skip_special_tokens=True))

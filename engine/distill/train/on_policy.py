@@ -17,12 +17,12 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, EncodedBlock, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import InMemorySource, OnlineSource
+from engine.distill.student import student_generator
 from engine.distill.teacher.scoring import score_blocks
 from engine.distill.teacher.soft_targets import OnPolicyTargets
-from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example, Message
@@ -111,16 +111,8 @@ class OnPolicyRounds:
         A function of the weights, the seed and `start`.
         """
         schedule, data = self._config.schedule, self._config.data
-        eos = str(self._tokenizer.eos_token)
-        spec = ExpertSpec(
-            name="student", title="The student", source="folder", repo="", end_tokens=(eos,)
-        )
-        writer = Teacher(model, self._tokenizer, spec)
+        generator = student_generator(model, self._tokenizer, self._dtype)
         answers: dict[str, tuple[Example, ...]] = {}
-        half = self._dtype != torch.float32
-        autocast = torch.autocast(
-            model.device.type, dtype=self._dtype if half else None, enabled=half
-        )
         model.eval()
         try:
             for name, share in mix.items():
@@ -128,16 +120,15 @@ class OnPolicyRounds:
                 chosen = self._choose(name, start, count)
                 if not chosen:
                     continue
-                with autocast:
-                    written = writer.generate(
-                        chosen,
-                        max_new_tokens=data.max_answer_tokens,
-                        temperature=_or(data.answer_temperature, _TEMPERATURE),
-                        top_p=_or(data.answer_top_p, _TOP_P),
-                        seed=self._config.seed * 1_000_003 + start,
-                        batch_size=data.generation_batch,
-                        beat=lambda _: self._beat("the student is writing"),
-                    )
+                written = generator.generate(
+                    chosen,
+                    max_new_tokens=data.max_answer_tokens,
+                    temperature=_or(data.answer_temperature, _TEMPERATURE),
+                    top_p=_or(data.answer_top_p, _TOP_P),
+                    seed=self._config.seed * 1_000_003 + start,
+                    batch_size=data.generation_batch,
+                    heartbeat=self._beat,
+                )
                 answers[name] = tuple(
                     Example(
                         messages=(*messages, Message("assistant", answer.text)),
@@ -200,7 +191,7 @@ class OnPolicyRounds:
             draws=config.targets.draws,
             epochs=PASSES,
             generator=torch.Generator().manual_seed(config.seed * 1_000_003 + start),
-            beat=self._beat,
+            heartbeat=self._beat,
         )
         judge.release()
         return OnPolicySource(blocks, InMemorySource(scored))

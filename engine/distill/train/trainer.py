@@ -23,11 +23,12 @@ from transformers import PreTrainedTokenizerFast
 from engine.checkpoint.store import CheckpointError, CheckpointStore, SavedInfo
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.data.packing import Batch, Cursor, Mixer, PackedRow, WindowedSource, make_batch
 from engine.distill.data.sources import Source
 from engine.distill.data.streams import StreamReadError
 from engine.distill.teacher.soft_targets import ChainedTargets, SoftSource
-from engine.distill.teacher.targets import EncodedBlock, TargetStore
+from engine.distill.teacher.target_store import TargetStore
 from engine.distill.train.capabilities import score_student
 from engine.distill.train.evaluation import draw_sample, evaluate, hidden_states
 from engine.distill.train.guards import OomLadder, is_out_of_memory

@@ -18,9 +18,10 @@ from engine.distill.data.corpus import (
     read_text,
     score_into,
 )
+from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import teacher_encoder
-from engine.distill.teacher.targets import ShardKey, TargetStore
-from engine.distill.teacher.teacher import Teacher, load_teacher
+from engine.distill.teacher.target_store import ShardKey, TargetStore
+from engine.distill.teacher.teacher import Teacher
 from engine.errors import UsageError
 from engine.text.examples import Example, encode_example
 from tests.support.tiny_expert import SPEC, make_expert

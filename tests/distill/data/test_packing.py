@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.data.packing import (
     LENGTH_STEP,
     Cursor,
@@ -21,7 +22,6 @@ from engine.distill.data.packing import (
     make_batch,
     pack,
 )
-from engine.distill.teacher.targets import EncodedBlock
 
 MAX = 100
 block_lengths = st.lists(st.integers(1, MAX), min_size=1, max_size=60).map(

@@ -148,7 +148,7 @@ def test_variants_are_streamed_to_learn_from_or_to_measure_on_together(ws):
         learnt.update(family_of(source.row(n, number).ids) for n in range(len(window.lengths)))
         place, number = window.ends, number + 1
     store = parts["tiny"].held_out
-    measured = {family_of(store.row(n).ids) for n in range(len(store))}
+    measured = {family_of(store.block(n).ids) for n in range(len(store))}
     assert set(learnt) == set(families) - held and set(learnt.values()) == {5}
     assert measured and measured <= held
 

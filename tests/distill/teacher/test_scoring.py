@@ -11,10 +11,12 @@ from engine.distill.align.blocks import TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import CachedSource, OnlineSource
 from engine.distill.teacher import scoring
+from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import score_blocks, teacher_encoder, teacher_forward
 from engine.distill.teacher.soft_targets import SoftTargets
-from engine.distill.teacher.targets import BlockTargets, ShardKey, TargetStore, temper
-from engine.distill.teacher.teacher import Teacher, load_teacher
+from engine.distill.teacher.sparse_targets import BlockTargets, temper
+from engine.distill.teacher.target_store import ShardKey, TargetStore
+from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.losses import distillation_loss
 from tests.support.tiny_expert import SPEC, make_expert
 from tests.support.toys import PROSE, block_of, chat, document, project_all, projector_of
@@ -95,7 +97,7 @@ def test_a_softcap_and_a_bias_of_the_head_are_heard(teacher, blocks):
 def test_what_the_expert_itself_makes_of_the_text_is_its_own_cross_entropy(
     teacher, projector, blocks, tmp_path
 ):
-    scored = score(teacher, projector, blocks, own_nats=True)
+    scored = score(teacher, projector, blocks, with_teacher_nats=True)
     total = 0.0
     for part, block in zip(scored, blocks, strict=True):
         ids = torch.from_numpy(block.alignment.teacher_ids)
@@ -117,7 +119,7 @@ def test_what_the_expert_itself_makes_of_the_text_is_its_own_cross_entropy(
 
 
 def score(
-    teacher, projector, blocks, top_k: int = 8, seed: int = 0, own_nats: bool = False
+    teacher, projector, blocks, top_k: int = 8, seed: int = 0, with_teacher_nats: bool = False
 ) -> list[BlockTargets]:
     return score_blocks(
         teacher,
@@ -128,8 +130,8 @@ def score(
         draws=4,
         epochs=2,
         generator=torch.Generator().manual_seed(seed),
-        beat=lambda doing: None,
-        own_nats=own_nats,
+        heartbeat=lambda doing: None,
+        with_teacher_nats=with_teacher_nats,
     )
 
 

@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.distill.teacher.teacher import Answer, Teacher, load_teacher
+from engine.distill.teacher.loading import load_teacher
+from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.capabilities import choose_measured, is_right, score, score_expert
 from engine.events import CapabilitiesScored, StepDone
+from engine.generation import Answer
 from engine.prompts.prompt import (
     CodeCheck,
     FormatCheck,

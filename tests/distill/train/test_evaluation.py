@@ -43,7 +43,7 @@ def test_bits_per_byte_kl_and_agreement_are_those_of_the_dense_formulas(parts):
     nats = kl = 0.0
     text_bytes = heard = agreed = positions = 0
     for n in range(len(store)):  # one block at a time, in fp64, without mask or packing
-        row = store.row(n)
+        row = store.block(n)
         with torch.no_grad():
             logits = model.eval()(torch.from_numpy(row.ids).long()[None]).logits[0].double()
         model.train()

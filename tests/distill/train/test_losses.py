@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.soft_targets import ChainedTargets, SoftTargets
-from engine.distill.teacher.targets import EncodedBlock, TargetBatch, sparsify, temper
+from engine.distill.teacher.sparse_targets import TargetBatch, sparsify, temper
 from engine.distill.train.losses import chunk_positions, distillation_loss, score_positions
 from tests.support.toys import (
     PROSE,
