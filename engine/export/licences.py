@@ -28,8 +28,8 @@ _KNOWN = (
         title="Llama 3.2 Community License",
         url="https://www.llama.com/llama3_2/license/",
         requirements=(
-            "if you distribute a model that was trained on Llama's output, its name must begin with "
-            '"Llama"',
+            "if you distribute a model that was trained on Llama's output, its name must begin "
+            'with "Llama"',
             'its website, interface or documentation must prominently display "Built with Llama"',
             "include a copy of the licence, and a Notice file that says: Llama 3.2 is "
             "licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. All "
