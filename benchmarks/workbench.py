@@ -47,10 +47,10 @@ class SilentLink:
     def wait(self, timeout: float) -> list[AnyCommand]:
         return []
 
-    def beat(self, doing: str = "") -> None: ...
+    def beat(self, activity: str = "") -> None: ...
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 0.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield
 
 
@@ -181,4 +181,4 @@ def ready_expert() -> ExpertSpec:
     return msgspec.structs.replace(spec, source="folder", repo=str(expert_path(home, spec)))
 
 
-_quiet: Callable[[str, float, float | None], None] = lambda doing, done, total: None  # noqa: E731
+_quiet: Callable[[str, float, float | None], None] = lambda activity, done, total: None  # noqa: E731

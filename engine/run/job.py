@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -63,7 +63,7 @@ class JobKind:
     can_finish: bool = False
 
 
-JOBS: dict[Job, JobKind] = {
+JOBS: Mapping[Job, JobKind] = {
     kind.name: kind
     for kind in (
         JobKind(

@@ -109,14 +109,14 @@ class WorkerLink:
                 if remaining <= 0:
                     return []
 
-    def beat(self, doing: str = "") -> None:
+    def beat(self, activity: str = "") -> None:
         """Tell that the job lives; cheap, to be called at least every few seconds of work."""
         self._idle = 0.0
         if time.monotonic() - self._last_message >= _BEAT_SECONDS:
-            self.emit(Heartbeat(doing=doing))
+            self.emit(Heartbeat(activity=activity))
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 3600.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 3600.0) -> Iterator[None]:
         """Beat from a thread, for at most `at_most` seconds, while the block runs: for one long
         call that can't beat itself, such as loading a model."""
         done = threading.Event()
@@ -124,9 +124,9 @@ class WorkerLink:
 
         def keep_beating() -> None:
             while not done.wait(_BEAT_SECONDS) and time.monotonic() < deadline:
-                self.beat(doing)
+                self.beat(activity)
 
-        self.beat(doing)
+        self.beat(activity)
         thread = threading.Thread(target=keep_beating, name="busy", daemon=True)
         thread.start()
         try:

@@ -83,11 +83,11 @@ class KeepingLink:
         assert self.waits < 1000, "nobody ends the pause"
         return self.poll()
 
-    def beat(self, doing: str = "") -> None:
+    def beat(self, activity: str = "") -> None:
         pass
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 0.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield
 
     def of(self, kind: type[T]) -> list[T]:
@@ -154,7 +154,7 @@ def make_trainer(
         reader = student_encoder(tokenizer, config.student.vocab_size)
         judges = {name: part.judge for name, part in prepared.items()}
         online = scores_online(config)
-        beat = lambda doing: None  # noqa: E731
+        beat = lambda activity: None  # noqa: E731
         rounds = OnPolicyRounds(config, tokenizer, reader, judges, online, torch.float32, beat)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
     optimizer = config.optimizer
