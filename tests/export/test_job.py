@@ -219,7 +219,7 @@ def test_q4_k_m_is_quantized_and_compared(root, monkeypatch) -> None:
     assert "logits" in link.of(Exported)[-1].parity
     link = export(root, type="q4_k_m")
     assert link.of(Exported)[-1].weights == "q4_k_m"
-    # 64 columns are no multiple of 256: llama.cpp takes other types, and the user is exported.
+    # 64 columns are not a multiple of 256: llama.cpp uses other types, and the log warns.
     assert any("not a multiple of 256" in line.text for line in link.of(LogLine))
 
 

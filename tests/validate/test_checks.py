@@ -206,10 +206,8 @@ def test_token_ids_beyond_the_embedding_are_found(workspace, model):
     change_json(model / "tokenizer.json", renumber)
     reseal(model)
     outcome = check(workspace, model)
-    assert (
-        "tokenizer" in outcome.failed
-        and "the embedding has 320" in outcome.rows["tokenizer"].detail
-    )
+    assert "tokenizer" in outcome.failed
+    assert "the embedding has 320" in outcome.rows["tokenizer"].detail
 
 
 def test_configs_that_disagree_about_the_end_token_are_found(workspace, model):

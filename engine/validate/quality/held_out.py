@@ -1,8 +1,8 @@
 """How well the model predicts the text that its training run held out: bits per byte, KL from each
 expert, and agreement with each expert.
 
-The text and the experts' soft targets come from the run's cache: a model that was trained on another
-machine cannot be measured.
+The text and the experts' soft targets come from the run's cache: a model that was trained on
+another machine cannot be measured.
 """
 
 from __future__ import annotations
