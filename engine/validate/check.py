@@ -16,9 +16,10 @@ Group = Literal["structural", "quality"]
 
 @dataclass(frozen=True)
 class Check:
-    """A line of a table of checks.
+    """A check of a table of checks.
 
     Attributes:
+        group: structural checks decide the exit code, quality checks only inform.
         name: the stable key in validation.json.
         title: the name that users see.
         run: makes the check; returns or yields rows.
@@ -26,10 +27,15 @@ class Check:
             read; "model" checks are skipped when the model cannot be loaded.
     """
 
+    group: Group
     name: str
     title: str
     run: Callable[[CheckContext], CheckDone | Iterable[CheckDone]]
-    needs: Literal["nothing", "files", "model"] = "nothing"
+    needs: Literal["nothing", "files", "model"] = "model"
+
+    def skipped(self, reason: str) -> CheckDone:
+        """The row of this check when it is not made."""
+        return skipped_row(self.group, self.name, self.title, reason)
 
 
 def structural_row(
@@ -90,7 +96,7 @@ def skipped_row(group: Group, name: str, title: str, reason: str) -> CheckDone:
     )
 
 
-def run_check(group: Group, check: Check, context: CheckContext) -> Iterator[CheckDone]:
+def run_check(check: Check, context: CheckContext) -> Iterator[CheckDone]:
     """The rows of a check. An exception becomes a failed (structural) or skipped (quality) row;
     JobStopped is raised."""
     try:
@@ -103,8 +109,8 @@ def run_check(group: Group, check: Check, context: CheckContext) -> Iterator[Che
         raise
     except Exception as error:  # a broken file can make a library raise anything
         reason = one_line(error)
-        if group == "quality":
-            yield skipped_row(group, check.name, check.title, f"Not measured: {reason}")
+        if check.group == "quality":
+            yield check.skipped(f"Not measured: {reason}")
         else:
             yield structural_row(
                 check.name,

@@ -14,7 +14,7 @@ from engine.errors import ExitCode
 from engine.events import CheckDone, JobRequest, ReportDone
 from engine.export.model_source import ModelSource
 from engine.run.job import JobContext, JobStopped, run_started
-from engine.validate.check import Check, Group, run_check, skipped_row
+from engine.validate.check import Check, run_check
 from engine.validate.checks.table import STRUCTURAL_CHECKS
 from engine.validate.choice import ValidateConfig, choose_model, report_path
 from engine.validate.context import CheckContext
@@ -66,7 +66,7 @@ class Validation:
                 self.previous = read_report(report_path(self.workspace, self.config, source))
                 self._report_start(source)
                 context = CheckContext(self.ctx, self.workspace, self.config, source)
-                self._run_checks("structural", STRUCTURAL_CHECKS, context)
+                self._run_checks(STRUCTURAL_CHECKS, context)
                 self._run_quality_checks(context)
                 return self._finish(context)
         except JobStopped:
@@ -88,7 +88,7 @@ class Validation:
             self.ctx.log(warning, "warning")
         self.ctx.log(f"validating {source.title}")
 
-    def _run_checks(self, group: Group, checks: Sequence[Check], context: CheckContext) -> None:
+    def _run_checks(self, checks: Sequence[Check], context: CheckContext) -> None:
         for check in checks:
             if check.needs == "files" and not context.readable:
                 continue
@@ -98,18 +98,17 @@ class Validation:
                     if context.readable
                     else "The file cannot be read."
                 )
-                self._record([skipped_row(group, check.name, check.title, reason)])
+                self._record([check.skipped(reason)])
             else:
-                self._record(run_check(group, check, context))
+                self._record(run_check(check, context))
 
     def _run_quality_checks(self, context: CheckContext) -> None:
         if context.loaded is not None:
-            self._run_checks("quality", QUALITY_CHECKS, context)
+            self._run_checks(QUALITY_CHECKS, context)
             return
-        # One row says it for all of them.
-        first = QUALITY_CHECKS[0]
+        # One row is enough.
         reason = "The model cannot run, so its quality was not measured."
-        self._record([skipped_row("quality", first.name, first.title, reason)])
+        self._record([QUALITY_CHECKS[0].skipped(reason)])
 
     def _record(self, rows: Iterable[CheckDone]) -> None:
         """Report rows as they are made, each with its value in the previous report."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 
 import pytest
 import torch
@@ -12,8 +14,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.checkpoint.model_record import RECORD
 from engine.errors import MissingError, UsageError
+from engine.validate import checks, quality
+from engine.validate.checks.table import STRUCTURAL_CHECKS
 from engine.validate.checks.tokenizer import compare_tokenizer
 from engine.validate.generation import AnswerGenerator, GeneratedAnswer
+from engine.validate.quality.table import QUALITY_CHECKS
 from tests.support.paths import REPO
 from tests.support.toys import sentencepiece
 from tests.support.validated import (
@@ -310,3 +315,15 @@ def test_a_missing_model_is_a_one_line_error(workspace, tmp_path):
         validate(workspace, gguf=str(tmp_path / "none.gguf"))
     with pytest.raises(UsageError, match="cannot be combined with --model"):
         validate(workspace, model=str(tmp_path), checkpoint="best")
+
+
+@pytest.mark.parametrize(
+    ("package", "table"), [(checks, STRUCTURAL_CHECKS), (quality, QUALITY_CHECKS)]
+)
+def test_every_check_of_a_package_is_in_its_table(package, table):
+    modules = [
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    defined = {module.CHECK.name for module in modules if hasattr(module, "CHECK")}
+    assert defined == {check.name for check in table} and len(defined) == len(table)

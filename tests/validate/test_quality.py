@@ -247,7 +247,7 @@ def test_repeated_ngrams_counts_ngrams_that_occurred_before():
 
 
 def run(group, check) -> list[CheckDone]:
-    return list(run_check(group, Check("x", "X", check), None))  # type: ignore[arg-type]
+    return list(run_check(Check(group, "x", "X", check), None))  # type: ignore[arg-type]
 
 
 def test_a_check_that_raises_fails_in_structure_and_is_skipped_in_quality():

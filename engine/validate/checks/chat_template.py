@@ -7,7 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from engine.events import CheckDone
-from engine.validate.check import one_per_line, skipped_row, structural_row
+from engine.validate.check import Check, one_per_line, structural_row
 from engine.validate.context import CheckContext
 
 _NAME, _TITLE = "chat_template", "chat template"
@@ -34,7 +34,7 @@ def check_chat_template(context: CheckContext) -> CheckDone:
     if tokenizer.chat_template is None:
         if not is_student:
             reason = "The tokenizer has no chat template, so prompts are given as plain text."
-            return skipped_row("structural", _NAME, _TITLE, reason)
+            return CHECK.skipped(reason)
         return structural_row(_NAME, _TITLE, passed=False, value="there is none", meaning=_MEANING)
     findings: list[str] = []
     for chat in _CHATS:
@@ -82,3 +82,6 @@ def _render(tokenizer: Any, chat: Chat, generation_prompt: bool = False) -> str:
     return str(
         tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=generation_prompt)
     )
+
+
+CHECK = Check(group="structural", name=_NAME, title=_TITLE, run=check_chat_template)

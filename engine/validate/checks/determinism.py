@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from engine.events import CheckDone
 from engine.text.examples import Message
-from engine.validate.check import structural_row
+from engine.validate.check import Check, structural_row
 from engine.validate.context import CheckContext
 
+_NAME, _TITLE = "greedy", "deterministic generation"
 _PROMPT = (Message("user", "Tell me in one sentence what you are."),)
 _MAX_NEW_TOKENS = 24
 
@@ -21,11 +22,14 @@ def check_determinism(context: CheckContext) -> CheckDone:
     )
     equal = first.ids == second.ids
     return structural_row(
-        "greedy",
-        "deterministic generation",
+        _NAME,
+        _TITLE,
         passed=equal,
         value=f"the same {len(first.ids)} tokens twice" if equal else "two runs differ",
         meaning="Greedy generation works, and gives the same tokens when it is repeated.",
         bound="identical",
         detail="" if equal else f"{first.text}\n{second.text}",
     )
+
+
+CHECK = Check(group="structural", name=_NAME, title=_TITLE, run=check_determinism)

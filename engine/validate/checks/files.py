@@ -9,7 +9,7 @@ from engine.checkpoint.model_record import RECORD
 from engine.checkpoint.tensor_files import FileRecord, hash_file
 from engine.events import CheckDone
 from engine.experts.gguf_source import GGUFExpert
-from engine.validate.check import one_line, one_per_line, structural_row
+from engine.validate.check import Check, one_line, one_per_line, structural_row
 from engine.validate.context import CheckContext
 from engine.validate.model_files import BadModelFolder, combined_weights_digest, weight_files
 
@@ -110,3 +110,6 @@ def _check_gguf_file(context: CheckContext, path: Path) -> CheckDone:
         meaning="The header can be read, and the file is as long as its tensors need.",
         bound="header, metadata, length",
     )
+
+
+CHECK = Check(group="structural", name=_NAME, title=_TITLE, run=check_files, needs="nothing")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from engine.events import CheckDone
-from engine.validate.check import one_line, one_per_line, structural_row
+from engine.validate.check import Check, one_line, one_per_line, structural_row
 from engine.validate.context import CheckContext
 from engine.validate.loading import LoadResult, load_folder, load_gguf, set_threads
+
+_NAME, _TITLE = "loads", "loads in transformers"
 
 
 def check_loads(context: CheckContext) -> CheckDone:
@@ -25,8 +27,8 @@ def check_loads(context: CheckContext) -> CheckDone:
     if not context.survey.non_finite:
         context.loaded = result.loaded
     return structural_row(
-        "loads",
-        "loads in transformers",
+        _NAME,
+        _TITLE,
         passed=result.loaded is not None,
         value=result.value,
         meaning="Plain transformers loads model and tokenizer, without code from the model or from "
@@ -34,3 +36,6 @@ def check_loads(context: CheckContext) -> CheckDone:
         bound="every tensor in its place",
         detail=one_per_line(result.findings) if len(result.findings) > 1 else "",
     )
+
+
+CHECK = Check(group="structural", name=_NAME, title=_TITLE, run=check_loads, needs="files")

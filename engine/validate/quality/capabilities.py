@@ -16,7 +16,7 @@ from engine.experts.registry import CAPABILITIES
 from engine.generation import Answer
 from engine.prompts.prompt import Prompt
 from engine.run.history import History
-from engine.validate.check import quality_row, skipped_row
+from engine.validate.check import Check, quality_row
 from engine.validate.context import CheckContext
 from engine.workspace import Workspace
 
@@ -81,7 +81,7 @@ def check_capabilities(context: CheckContext) -> CheckDone:
     )
     if not prompts:
         reason = "None of the held-out prompts fits into the model's context."
-        return skipped_row("quality", _NAME, _TITLE, reason)
+        return CHECK.skipped(reason)
     answers = context.generator.answer(
         [prompt.messages for prompt in prompts],
         settings.max_new_tokens,
@@ -112,3 +112,6 @@ def _line(capability: str, results: list[bool], experts: ExpertScores) -> str:
     taught = " · ".join(f"{name} {score.right}/{score.asked}" for name, score in scores.items())
     own = f"{capability.replace('_', ' '):<13}{sum(results):>3}/{len(results)}"
     return f"{own}  {taught}".rstrip()
+
+
+CHECK = Check(group="quality", name=_NAME, title=_TITLE, run=check_capabilities)

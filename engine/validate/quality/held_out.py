@@ -21,7 +21,7 @@ from engine.distill.teacher.sparse_targets import TargetBatch
 from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.distill.train.evaluation import evaluate_expert
 from engine.events import CheckDone, ExpertScore
-from engine.validate.check import quality_row, skipped_row
+from engine.validate.check import Check, quality_row, skipped_row
 from engine.validate.context import CheckContext
 from engine.validate.loading import LoadedModel
 
@@ -101,7 +101,7 @@ def check_held_out(context: CheckContext) -> Iterator[CheckDone]:
     parts = open_held_out(context)
     if not parts:
         reason = "The model has no record of its run's held-out text, so nothing can be measured."
-        yield skipped_row("quality", "bits_per_byte", "bits per byte", reason)
+        yield CHECK.skipped(reason)
         return
     results: list[_Result] = []
     rows: list[CheckDone] = []
@@ -120,7 +120,7 @@ def check_held_out(context: CheckContext) -> Iterator[CheckDone]:
     if results:
         yield _overall_row(results)
     else:
-        yield skipped_row("quality", "bits_per_byte", "bits per byte", parts[0].reason)
+        yield CHECK.skipped(parts[0].reason)
     yield from rows
 
 
@@ -195,8 +195,8 @@ def _overall_row(results: Sequence[_Result]) -> CheckDone:
     if len(known) == len(results):
         expert_bits = sum(value * size for value, size in known) / max(1, text_bytes)
     return _bits_row(
-        "bits_per_byte",
-        "bits per byte",
+        CHECK.name,
+        CHECK.title,
         bits=bits,
         expert_bits=expert_bits,
         expert="the expert",
@@ -278,3 +278,6 @@ def _blocks(results: Sequence[_Result]) -> str:
     measured = sum(result.blocks for result in results)
     total = sum(result.all_blocks for result in results)
     return f"{measured:,} of {total:,} blocks" if measured < total else f"{measured:,} blocks"
+
+
+CHECK = Check(group="quality", name="bits_per_byte", title="bits per byte", run=check_held_out)

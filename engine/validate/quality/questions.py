@@ -11,7 +11,7 @@ import msgspec
 
 from engine.events import CheckDone
 from engine.text.examples import Message
-from engine.validate.check import quality_row, skipped_row
+from engine.validate.check import Check, quality_row, skipped_row
 from engine.validate.context import CheckContext
 from engine.validate.generation import GeneratedAnswer
 from engine.validate.report import Generation
@@ -140,3 +140,6 @@ def _repetition_row(answers: Sequence[GeneratedAnswer]) -> CheckDone:
         bound=f"at most {MAX_REPETITION:.0%}",
         number=share,
     )
+
+
+CHECK = Check(group="quality", name=ROUTING, title=_TITLES[ROUTING], run=check_questions)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from engine.events import CheckDone
-from engine.validate.check import quality_row
+from engine.validate.check import Check, quality_row
 from engine.validate.context import CheckContext
 
 _MAX_PROMPT_TOKENS = 512
@@ -73,3 +73,6 @@ def measure_speed(context: CheckContext) -> tuple[float, float, int]:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+CHECK = Check(group="quality", name="generation_speed", title="generation speed", run=check_speed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from engine.errors import UsageError
 from engine.events import CheckDone
-from engine.validate.check import quality_row, skipped_row
+from engine.validate.check import Check, quality_row
 from engine.validate.context import CheckContext
 
 HOW_TO_INSTALL = "lm-evaluation-harness is not installed: pip install 'lm-eval[hf]'"
@@ -44,7 +44,7 @@ def check_tasks(context: CheckContext) -> Iterator[CheckDone]:
     if not tasks:
         return
     if not is_installed():
-        yield skipped_row("quality", "tasks", "tasks", HOW_TO_INSTALL)
+        yield CHECK.skipped(HOW_TO_INSTALL)
         return
     include = Path(context.config.tasks_path) if context.config.tasks_path else None
     with context.job.busy("lm-evaluation-harness", at_most=_MAX_SECONDS):
@@ -99,3 +99,6 @@ def _task_manager(include: Path | None) -> Any:
     from lm_eval.tasks import TaskManager  # type: ignore[import-not-found]
 
     return TaskManager(include_path=str(include) if include else None)
+
+
+CHECK = Check(group="quality", name="tasks", title="tasks", run=check_tasks)

@@ -19,7 +19,7 @@ from engine.prompts.checkers import REASONS, check_json, check_tools
 from engine.prompts.prompt import JsonCheck, ToolCall, ToolCheck
 from engine.prompts.tools import Tool, offer
 from engine.text.examples import Message
-from engine.validate.check import one_per_line, quality_row, skipped_row
+from engine.validate.check import Check, one_per_line, quality_row, skipped_row
 from engine.validate.context import CheckContext
 from engine.validate.quality.questions import quote
 from engine.validate.report import Generation
@@ -173,3 +173,8 @@ def check_tool_calls(context: CheckContext) -> Iterator[CheckDone]:
             detail=details.get(metric.name, ""),
             number=share,
         )
+
+
+CHECK = Check(
+    group="quality", name="valid_tool_calls", title="valid tool calls", run=check_tool_calls
+)

@@ -1,6 +1,4 @@
-"""Check the stored tensors: every value is finite, and names, shapes and number of parameters match
-the config and the preset.
-"""
+"""Check that names, shapes and number of the stored parameters match the config and the preset."""
 
 from __future__ import annotations
 
@@ -12,11 +10,12 @@ from engine.config import StudentConfig
 from engine.events import CheckDone
 from engine.experts.gguf_source import GGUFExpert
 from engine.sizing import parameter_count
-from engine.validate.check import one_per_line, structural_row
+from engine.validate.check import Check, one_per_line, structural_row
 from engine.validate.context import CheckContext
-from engine.validate.model_files import read_json, stored_tensors, survey_tensors
+from engine.validate.model_files import read_json
 
-_REQUIRED_KEYS = (
+_NAME, _TITLE = "parameters", "parameter count"
+_STUDENT_KEYS = (
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -28,32 +27,6 @@ _REQUIRED_KEYS = (
     "tie_word_embeddings",
 )
 """Keys of config.json that StudentConfig has too."""
-
-
-def check_finite(context: CheckContext) -> CheckDone:
-    """No tensor has a NaN or an infinity; sets context.survey."""
-    if context.gguf is None:
-        tensors = stored_tensors(context.folder)
-    else:
-        tensors = GGUFExpert(context.gguf).tensors()
-    survey = context.survey = survey_tensors(tensors, context.heartbeat)
-    value = f"{survey.tensors} tensors"
-    if survey.error:
-        value = f"cannot be read after {survey.tensors} tensors: {survey.error}"
-    elif survey.non_finite:
-        value = f"not finite: {survey.non_finite[0]}"
-    elif not survey.tensors:
-        value = "no tensors"
-    return structural_row(
-        "tensors_finite",
-        "finite weights",
-        passed=bool(survey.tensors) and not survey.non_finite and not survey.error,
-        value=value,
-        meaning="Every weight is finite; a single NaN would make all output NaN.",
-        bound="no NaN, no infinity",
-        detail=one_per_line(survey.non_finite) if len(survey.non_finite) > 1 else "",
-        number=float(len(survey.non_finite)),
-    )
 
 
 def check_parameters(context: CheckContext) -> CheckDone:
@@ -71,8 +44,8 @@ def check_parameters(context: CheckContext) -> CheckDone:
     expected = [count for count in (by_config, by_preset) if count is not None]
     equal = all(count == survey.parameters for count in expected)
     return structural_row(
-        "parameters",
-        "parameter count",
+        _NAME,
+        _TITLE,
         passed=student is not None and equal and not detail,
         value=f"{survey.parameters:,}",
         meaning="The files contain exactly the parameters that the config describes."
@@ -94,7 +67,7 @@ def _model_config(context: CheckContext) -> dict[str, Any]:
 
 def student_config(config: dict[str, Any]) -> StudentConfig | None:
     """The shape that a config.json describes; None where it is not a plain Llama."""
-    fields = {key: config[key] for key in _REQUIRED_KEYS if config.get(key) is not None}
+    fields = {key: config[key] for key in _STUDENT_KEYS if config.get(key) is not None}
     fields.setdefault("num_key_value_heads", fields.get("num_attention_heads"))
     fields.setdefault("tie_word_embeddings", False)
     try:
@@ -148,3 +121,6 @@ def llama_shapes(student: StudentConfig) -> dict[str, tuple[int, ...]]:
         ):
             shapes[f"{prefix}{name}.weight"] = shape
     return shapes
+
+
+CHECK = Check(group="structural", name=_NAME, title=_TITLE, run=check_parameters, needs="files")
