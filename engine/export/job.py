@@ -149,8 +149,8 @@ class ExportJob:
         ]
         if odd:
             self.ctx.log(
-                f"the rows of {len(odd)} tensors ({odd[0]}, ...) are not a multiple of "
-                f"{file_type.block} long, so these tensors get another type than {file_type.name}",
+                f"{len(odd)} tensors ({odd[0]}, ...) have rows whose length is not a multiple of "
+                f"{file_type.block}; they get another type than {file_type.name}",
                 "warning",
             )
 

@@ -230,7 +230,7 @@ def _comparison_row(previous: PreviousReport, newly_failed: Sequence[str]) -> Ch
     return CheckDone(
         group="quality",
         name="comparison",
-        title="comparison with the previous report",
+        title="previous report",
         value=value,
         bound="",
         verdict="warn" if worse > better or newly_failed else "pass",

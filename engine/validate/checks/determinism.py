@@ -7,7 +7,7 @@ from engine.text.examples import Message
 from engine.validate.check import Check, structural_row
 from engine.validate.context import CheckContext
 
-_NAME, _TITLE = "greedy", "deterministic generation"
+_NAME, _TITLE = "greedy", "deterministic output"
 _PROMPT = (Message("user", "Tell me in one sentence what you are."),)
 _MAX_NEW_TOKENS = 24
 
