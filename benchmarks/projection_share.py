@@ -45,9 +45,9 @@ class _Clock:
 
 
 def measure(bench: Workbench) -> dict[str, Figure]:
-    source, _ = bench.prepared("online").feeds[bench.expert.name]
+    source, _ = bench.prepared("online").sources[bench.expert.name]
     assert isinstance(source, OnlineSource)
-    teacher, projector = source.teacher()
+    teacher, projector = source.load_teacher()
     targets = bench.config.targets
     shape = (targets.top_k, targets.draws, targets.draw_epochs)
     generator = torch.Generator().manual_seed(0)

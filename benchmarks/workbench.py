@@ -20,8 +20,13 @@ from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, digest, load_config, to_json
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.packing import Batch, PackedRow, make_batch
-from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
+from engine.distill.device import device_and_dtype
+from engine.distill.jobs.expert_preparation import PreparedExpert
+from engine.distill.jobs.preparation import prepare_experts
+from engine.distill.jobs.run_texts import read_texts, student_tokenizer
+from engine.distill.jobs.setup import RunSetup
 from engine.distill.student import build_student
+from engine.distill.teacher.pool import TeacherPool
 from engine.distill.train.journal import Journal
 from engine.distill.train.phases import Schedule, plan_phases
 from engine.distill.train.session import Session
@@ -84,33 +89,33 @@ class Workbench:
     def pool(self) -> TeacherPool:
         return TeacherPool(self.workspace, self.ctx, self.device, self.dtype, keep_all=True)
 
-    def preparation(self, config: RunConfig) -> Preparation:
-        return Preparation(
-            self.workspace,
-            config,
-            [self.expert],
-            self.ctx,
-            self.pool,
-            self.dtype,
+    def setup(self, config: RunConfig) -> RunSetup:
+        return RunSetup(
+            workspace=self.workspace,
+            config=config,
+            experts=[self.expert],
+            ctx=self.ctx,
+            pool=self.pool,
+            dtype=self.dtype,
         )
 
     @cached_property
     def texts(self):
-        return self.preparation(self.config).texts()
+        return read_texts(self.setup(self.config))
 
     @cached_property
     def tokenizer(self):
-        return self.preparation(self.config).tokenizer(self.texts)
+        return student_tokenizer(self.setup(self.config), self.texts)
 
     def source_config(self, source: str) -> RunConfig:
         targets = msgspec.structs.replace(self.config.targets, source=source)
         return msgspec.structs.replace(self.config, targets=targets)
 
-    def prepared(self, source: str) -> Prepared:
+    def prepared(self, source: str) -> PreparedExpert:
         """The expert's text with `cached` or `online` targets."""
         config = self.source_config(source)
-        prepared = self.preparation(config).prepare(self.texts, self.tokenizer)
-        return prepared[self.expert.name]
+        prepared = prepare_experts(self.setup(config), self.texts, self.tokenizer)
+        return prepared.experts[self.expert.name]
 
     def student(self) -> LlamaForCausalLM:
         """A new student; always with the same weights."""
@@ -137,7 +142,7 @@ class Workbench:
                 config_digest=digest(config),
                 session=Session(self.student(), config.optimizer, config.guards, vocabulary.digest),
                 tokenizer=self.tokenizer,
-                feeds={self.expert.name: prepared.feeds},
+                feeds={self.expert.name: prepared.sources},
                 held_out={self.expert.name: prepared.held_out},
                 schedule=schedule,
                 journal=Journal(folder / "journal.jsonl"),
@@ -166,7 +171,7 @@ def next_rows(trainer: Trainer) -> list[PackedRow]:
 def batch_of(trainer: Trainer, rows: list[PackedRow]) -> Batch:
     """Those rows as the tensors that the trainer's model will see."""
     sources = trainer.sources
-    blocks = [[sources[row.feed].row(n, row.epoch) for n in row.blocks] for row in rows]
+    blocks = [[sources[row.source].block(n, row.epoch) for n in row.blocks] for row in rows]
     return make_batch(blocks, trainer.device)
 
 

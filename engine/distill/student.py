@@ -19,11 +19,12 @@ from transformers import (
 )
 
 from engine.checkpoint.model_record import ModelRecord, write_record
-from engine.config import StudentConfig
+from engine.config import RunConfig, StudentConfig
 from engine.distill.align.blocks import Chat, ChatEncoder
 from engine.errors import MissingError, UsageError
+from engine.experts.registry import expert_path, load_experts
 from engine.generation import Generator
-from engine.workspace import publish_dir
+from engine.workspace import Workspace, publish_dir
 
 _CHATML = (
     "{% for message in messages %}"
@@ -114,6 +115,15 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     if tokenizer.chat_template is None:
         tokenizer.chat_template = _ZEPHYR
     return tokenizer
+
+
+def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
+    """Where the student's tokenizer is: an expert's, the user's, or the one the run trains."""
+    name = config.student.tokenizer
+    if name == "train":
+        return workspace.checkpoints_dir / "tokenizer"
+    known = load_experts(workspace)
+    return expert_path(workspace, known[name]) if name in known else Path(name)
 
 
 def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> ChatEncoder:

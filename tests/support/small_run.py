@@ -16,8 +16,11 @@ from engine.budget import scores_online
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, digest, load_config, to_json
 from engine.distill.jobs import train as worker
-from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool
-from engine.distill.student import build_student, student_encoder
+from engine.distill.jobs.expert_preparation import PreparedExpert
+from engine.distill.jobs.preparation import prepare_run
+from engine.distill.jobs.setup import RunSetup
+from engine.distill.student import build_student
+from engine.distill.teacher.pool import TeacherPool
 from engine.distill.train.capabilities import student_prompts
 from engine.distill.train.journal import Journal
 from engine.distill.train.on_policy import OnPolicyRounds
@@ -131,16 +134,14 @@ def make_config(
     )
 
 
-def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Prepared]]:
+def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, PreparedExpert]]:
     """The student's tokenizer and the prepared experts."""
     link: Any = KeepingLink()
     ctx = JobContext(link)
     pool = TeacherPool(workspace, ctx, CPU, torch.float32, keep_all=True)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
-    preparation = Preparation(workspace, config, experts, ctx, pool, torch.float32)
-    texts = preparation.texts()
-    tokenizer = preparation.tokenizer(texts)
-    return tokenizer, preparation.prepare(texts, tokenizer)
+    prepared = prepare_run(RunSetup(workspace, config, experts, ctx, pool, torch.float32))
+    return prepared.tokenizer, prepared.experts
 
 
 def make_trainer(
@@ -151,11 +152,14 @@ def make_trainer(
     tokenizer, prepared = prepare(workspace, config)
     rounds = None
     if config.schedule.on_policy_share:
-        reader = student_encoder(tokenizer, config.student.vocab_size)
-        judges = {name: part.judge for name, part in prepared.items()}
-        online = scores_online(config)
-        beat = lambda activity: None  # noqa: E731
-        rounds = OnPolicyRounds(config, tokenizer, reader, judges, online, torch.float32, beat)
+        rounds = OnPolicyRounds(
+            config,
+            tokenizer,
+            {name: part.on_policy for name, part in prepared.items()},
+            online=scores_online(config),
+            dtype=torch.float32,
+            heartbeat=lambda doing: None,
+        )
     experts = [load_experts(workspace)[name] for name in config.experts.names]
     optimizer = config.optimizer
     tokens = optimizer.rows_per_step * optimizer.max_seq_len
@@ -167,7 +171,7 @@ def make_trainer(
             config_digest=digest(config),
             session=Session(model, optimizer, config.guards, "tokenizer"),
             tokenizer=tokenizer,
-            feeds={name: part.feeds for name, part in prepared.items()},
+            feeds={name: part.sources for name, part in prepared.items()},
             held_out={name: part.held_out for name, part in prepared.items()},
             schedule=Schedule(config, plan_phases(config, experts), tokens),
             journal=Journal(checkpoints / "journal.jsonl"),
@@ -178,8 +182,11 @@ def make_trainer(
             sample_prompts=("Tell of the river.",),
             rounds=rounds,
             measured=student_prompts(
-                *(tokenizer, experts, config.schedule.capability_prompts),
-                *(config.schedule.capability_tokens, optimizer.max_seq_len),
+                tokenizer,
+                experts,
+                count=config.schedule.capability_prompts,
+                max_new_tokens=config.schedule.capability_tokens,
+                context=optimizer.max_seq_len,
             ),
         )
     )

@@ -6,7 +6,6 @@ The worker process calls `main`; nothing else of the program imports torch.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -22,14 +21,11 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig, changed_fields, digest, from_json, to_json
 from engine.distill.align.vocabulary import ByteVocabulary
-from engine.distill.jobs.preparation import (
-    Preparation,
-    Prepared,
-    TeacherPool,
-    device_and_dtype,
-    streamed_texts,
-)
-from engine.distill.student import build_student, save_student, student_encoder
+from engine.distill.device import device_and_dtype
+from engine.distill.jobs.preparation import PreparedRun, prepare_run
+from engine.distill.jobs.setup import RunSetup
+from engine.distill.student import build_student, save_student
+from engine.distill.teacher.pool import TeacherPool
 from engine.distill.train.guards import OomLadder
 from engine.distill.train.journal import Journal
 from engine.distill.train.lens import Lens
@@ -319,23 +315,22 @@ class TrainingJob:
         pool = TeacherPool(
             self.workspace, self.ctx, self.teacher_device, self.dtype, keep_all=online
         )
-        preparation = Preparation(
-            self.workspace,
-            self.config,
-            self.experts,
-            self.ctx,
-            pool,
-            self.dtype,
+        setup = RunSetup(
+            workspace=self.workspace,
+            config=self.config,
+            experts=self.experts,
+            ctx=self.ctx,
+            pool=pool,
+            dtype=self.dtype,
         )
         if loaded is None:
             self._enter(self.phases[0])
-        texts = preparation.texts()
-        tokenizer = preparation.tokenizer(texts)
-        prepared = preparation.prepare(texts, tokenizer)
+        prepared = prepare_run(setup)
+        tokenizer = prepared.tokenizer
         cache = self.workspace.experts_cache_dir
         self.held_out = {
             name: part.held_out.folder.relative_to(cache).as_posix()
-            for name, part in prepared.items()
+            for name, part in prepared.experts.items()
         }
         write_held_out(self.workspace.checkpoints_dir, self.config, self.held_out)
         vocabulary = ByteVocabulary(tokenizer.backend_tokenizer, self.config.student.vocab_size)
@@ -345,7 +340,7 @@ class TrainingJob:
                 f"({self.config.student.tokenizer}): put the former one back, or start anew with "
                 "`train --fresh`"
             )
-        texts = streamed_texts(prepared.values())
+        texts = prepared.stream_fingerprints
         self._refuse_other_text(loaded[0].scalars.get("texts", {}) if loaded else texts, texts)
         with self.ctx.busy("creating the student"):
             model = build_student(self.config.student, tokenizer, self.config.seed)
@@ -371,8 +366,8 @@ class TrainingJob:
                     *(vocabulary.digest, texts),
                 ),
                 tokenizer=tokenizer,
-                feeds={name: part.feeds for name, part in prepared.items()},
-                held_out={name: part.held_out for name, part in prepared.items()},
+                feeds={name: part.sources for name, part in prepared.experts.items()},
+                held_out={name: part.held_out for name, part in prepared.experts.items()},
                 schedule=self._schedule(decisions),
                 journal=self.journal,
                 checkpoints=self.checkpoints,
@@ -381,25 +376,22 @@ class TrainingJob:
                 dtype=self.dtype,
                 sample_prompts=SAMPLE_PROMPTS,
                 lens=_lens(prepared, vocabulary, tokenizer),
-                rounds=self._rounds(prepared, tokenizer),
+                rounds=self._rounds(prepared),
                 training_seconds=self._training_seconds(loaded),
-                measured=preparation.measured,
+                measured=prepared.capability_prompts,
             )
         )
         if loaded is not None:
             trainer.restore(loaded[0])
         return trainer, tokenizer
 
-    def _rounds(
-        self, prepared: dict[str, Prepared], tokenizer: PreTrainedTokenizerFast
-    ) -> OnPolicyRounds | None:
+    def _rounds(self, prepared: PreparedRun) -> OnPolicyRounds | None:
         if self.config.schedule.on_policy_share == 0:
             return None
         return OnPolicyRounds(
             self.config,
-            tokenizer,
-            student_encoder(tokenizer, self.config.student.vocab_size),
-            {name: part.judge for name, part in prepared.items()},
+            prepared.tokenizer,
+            {name: part.on_policy for name, part in prepared.experts.items()},
             scores_online(self.config),
             self.dtype,
             self.ctx.checkpoint_point,
@@ -465,9 +457,11 @@ class TrainingJob:
 
 
 def _lens(
-    prepared: Mapping[str, Prepared], vocabulary: ByteVocabulary, tokenizer: PreTrainedTokenizerFast
+    prepared: PreparedRun, vocabulary: ByteVocabulary, tokenizer: PreTrainedTokenizerFast
 ) -> Lens:
-    experts = {name: part.probes for name, part in prepared.items() if part.probes is not None}
+    experts = {
+        name: part.probes for name, part in prepared.experts.items() if part.probes is not None
+    }
     return Lens(experts, vocabulary, lambda token: str(tokenizer.convert_ids_to_tokens(token)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,3 +140,20 @@ def _quiet_transformers() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def expert_digest(path: Path, spec: ExpertSpec) -> str:
+    """Identifies the content of an expert's files without reading its weights.
+
+    From the manifest of the download; without one, from names, sizes and times of the files.
+    """
+    digest = hashlib.sha256(repr((spec.end_tokens, spec.chat, spec.trust_end)).encode())
+    manifest = path / "manifest.json"
+    if manifest.is_file():
+        digest.update(manifest.read_bytes())
+    else:
+        files = [path] if path.is_file() else sorted(path.glob("*"))
+        for file in files:
+            stat = file.stat()
+            digest.update(f"{file.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

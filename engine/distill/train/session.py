@@ -21,7 +21,7 @@ from engine.checkpoint.train_state import (
     rng_tensors,
 )
 from engine.config import GuardsConfig, OptimizerConfig
-from engine.distill.data.packing import Cursor, cursors_from_json, cursors_to_json
+from engine.distill.data.cursors import Cursor, cursors_from_json, cursors_to_json
 from engine.distill.train.guards import GradGuard
 from engine.distill.train.on_policy import OnPolicyRound
 

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -24,7 +23,8 @@ from engine.checkpoint.store import CheckpointError, CheckpointStore, SavedInfo
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig
 from engine.distill.align.blocks import EncodedBlock
-from engine.distill.data.packing import Batch, Cursor, Mixer, PackedRow, WindowedSource, make_batch
+from engine.distill.data.cursors import Cursor
+from engine.distill.data.packing import Batch, Mixer, PackedRow, make_batch
 from engine.distill.data.sources import Source
 from engine.distill.data.streams import StreamReadError
 from engine.distill.teacher.soft_targets import ChainedTargets, SoftSource
@@ -133,7 +133,7 @@ class Trainer:
             n: source for part in parts.feeds.values() for n, (source, _) in part.items()
         }
         self.mixer = Mixer(
-            {name: _rows_of(source) for name, source in self.sources.items()},
+            self.sources,
             optimizer.max_seq_len,
             optimizer.rows_per_step,
             self.config.seed,
@@ -287,7 +287,7 @@ class Trainer:
         if start == self._round:
             return
         for feed in (f for part in self._own.values() for f in part):
-            self.mixer.withdraw(feed)
+            self.mixer.remove(feed)
             del self.sources[feed]
         self._own = {}
         if rounds is not None and start is not None:
@@ -300,7 +300,7 @@ class Trainer:
             self._tell_round(progress.round, time.monotonic() - began)
         for feed, source in ((f, s) for part in self._own.values() for f, s in part.items()):
             self.sources[feed] = source
-            self.mixer.offer(feed, source.token_counts())
+            self.mixer.add(feed, source)
         progress.cursors = {
             feed: cursor for feed, cursor in progress.cursors.items() if feed in self.sources
         }
@@ -313,8 +313,8 @@ class Trainer:
         self._say("info", f"{what}: {tokens:,} tokens, {seconds:.1f} s")
 
     def _read(self, row: PackedRow) -> list[EncodedBlock]:
-        source = self.sources[row.feed]
-        return [source.row(n, row.epoch) for n in row.blocks]
+        source = self.sources[row.source]
+        return [source.block(n, row.epoch) for n in row.blocks]
 
     def _soft(self, micro: Sequence[PackedRow]) -> SoftSource | None:
         """The soft targets of a micro-batch, its rows one after the other."""
@@ -322,15 +322,15 @@ class Trainer:
             return None
         groups: list[tuple[str, int, list[int]]] = []
         for row in micro:
-            if groups and groups[-1][:2] == (row.feed, row.epoch):
+            if groups and groups[-1][:2] == (row.source, row.epoch):
                 groups[-1][2].extend(row.blocks)
             else:
-                groups.append((row.feed, row.epoch, list(row.blocks)))
+                groups.append((row.source, row.epoch, list(row.blocks)))
         parts = []
         for feed, epoch, blocks in groups:
             source = self.sources[feed]
-            positions = sum(len(source.row(n, epoch).scored) for n in blocks)
-            parts.append((positions, source.soft(blocks, epoch, self.device)))
+            positions = sum(len(source.block(n, epoch).scored) for n in blocks)
+            parts.append((positions, source.soft_targets(blocks, epoch, self.device)))
         return parts[0][1] if len(parts) == 1 else ChainedTargets(parts)
 
     def _backward(self, batch: Batch, soft: SoftSource | None, denominator: int) -> Tensor:
@@ -642,11 +642,6 @@ class Trainer:
 
     def _say(self, level: Literal["info", "warning", "error"], text: str) -> None:
         self.emit(LogLine(step=self.session.progress.step, level=level, text=text))
-
-
-def _rows_of(source: Any) -> np.ndarray | WindowedSource:
-    """What the mixer deals rows of: all blocks' lengths, or windows."""
-    return source if hasattr(source, "window") else source.token_counts()
 
 
 def _finite(value: float) -> float | None:

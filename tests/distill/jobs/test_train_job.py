@@ -324,7 +324,7 @@ def test_a_student_too_large_is_refused_before_anything_is_allocated(ws, monkeyp
     )
     assert parameter_count(config.student).total == 1_147_766_784
     monkeypatch.setattr(worker_module.hardware, "available_ram", lambda: 8 * GIB)
-    monkeypatch.setattr(worker_module, "Preparation", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(worker_module, "prepare_run", lambda *_: pytest.fail("it was begun"))
     monkeypatch.setattr(worker_module, "build_student", lambda *_: pytest.fail("it was built"))
     with pytest.raises(GladiusError, match=r"needs .* GiB .*17\.1.*8\.0 GiB.*--preset nano"):
         train(ws, config, KeepingLink())

@@ -174,10 +174,10 @@ def test_online_and_cached_targets_give_the_same_loss(
     for n in range(len(blocks)):
         for name in ("ids", "scored", "is_end", "text_bytes"):
             np.testing.assert_array_equal(
-                getattr(cached.row(n), name), getattr(online.row(n), name)
+                getattr(cached.block(n), name), getattr(online.block(n), name)
             )
     order = [2, 0, 4]
-    labels = np.concatenate([cached.row(n).ids[cached.row(n).scored] for n in order])
+    labels = np.concatenate([cached.block(n).ids[cached.block(n).scored] for n in order])
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(len(labels), 12, generator=generator).requires_grad_()
     weight = torch.randn(size, 12, generator=generator)
@@ -187,7 +187,7 @@ def test_online_and_cached_targets_give_the_same_loss(
             hidden,
             weight,
             torch.from_numpy(labels),
-            source.soft(order, 0, torch.device("cpu")),
+            source.soft_targets(order, 0, torch.device("cpu")),
             alpha=0.5,
             temperature=TEMPERATURE,
             denominator=len(labels),
@@ -205,7 +205,9 @@ def test_online_targets_cover_each_position_once(teacher, projector, blocks):
     count = sum(len(block.alignment) for block in blocks)
     for size in (1, 7, 10_000):
         covered = np.zeros(count, dtype=int)
-        for span, part in online.soft(range(len(blocks)), 0, torch.device("cpu")).chunks(size):
+        for span, part in online.soft_targets(range(len(blocks)), 0, torch.device("cpu")).chunks(
+            size
+        ):
             covered[span] += 1
             assert isinstance(part, SoftTargets)
             assert part.dense is not None

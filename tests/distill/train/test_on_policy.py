@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.distill.data.packing import Cursor
+from engine.distill.data.cursors import Cursor
 from engine.distill.teacher.soft_targets import OnPolicyTargets, SoftTargets
 from engine.distill.train.losses import distillation_loss
 from engine.distill.train.on_policy import PASSES, OnPolicySource
@@ -110,7 +110,7 @@ def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
 
     def counting(cursors: Any, mix: Any) -> Any:
         rows, after = deal(cursors, mix)
-        own = sum("/own@" in row.feed for row in rows)
+        own = sum("/own@" in row.source for row in rows)
         shares[trainer.session.progress.step + 1] = own / len(rows)
         return rows, after
 
@@ -133,7 +133,7 @@ def test_a_rounds_rows_are_learnt_from_at_most_twice(ws):
     assert trainer.run() == "completed"
     trainer._enter_round(24)
     ((feed, source),) = trainer._own["tiny"].items()
-    assert 0 < len(source.blocks) <= 6
+    assert 0 < len(source.token_counts()) <= 6
     cursors = trainer.session.progress.cursors
     trainer.session.progress.cursors = {**cursors, feed: Cursor(epoch=PASSES - 1)}
     assert trainer._mix(24) == {"tiny": 0.5, feed: 0.5}
@@ -152,10 +152,10 @@ def test_what_the_student_writes_follows_from_its_weights_seed_and_step(ws):
     for example in one.answers["tiny"]:
         assert example.messages is not None and example.messages[-1].role == "assistant"
         assert example.messages[0].content == "Tell of the river."
-    source = rounds.open(one)["tiny"][one.feed("tiny")]
-    again = rounds.open(one)["tiny"][one.feed("tiny")]
+    source = rounds.open(one)["tiny"][one.source_name("tiny")]
+    again = rounds.open(one)["tiny"][one.source_name("tiny")]
     for epoch in range(PASSES):
-        a, b = (list(s.soft([0, 1], epoch, CPU).chunks(64)) for s in (source, again))
+        a, b = (list(s.soft_targets([0, 1], epoch, CPU).chunks(64)) for s in (source, again))
         assert all(torch.equal(x[1].mass, y[1].mass) for x, y in zip(a, b, strict=True))
         assert all(torch.equal(x[1].ids, y[1].ids) for x, y in zip(a, b, strict=True))
         assert all(x[1].text_weight == 0.0 for x in a)
@@ -171,7 +171,7 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
                 messages = [{"role": role, "content": text} for role, text in turns]
                 file.write(json.dumps({"family": family, "messages": messages}) + "\n")
     _, parts = prepare(ws, make_config(ws, **OWN))
-    asked = Counter(p[0].content.partition(",")[0] for p in parts["tiny"].judge.prompts)
+    asked = Counter(p[0].content.partition(",")[0] for p in parts["tiny"].on_policy.prompts)
     assert len(asked) > 120 and set(asked.values()) == {3}
     assert not any(is_reserved(family) for family in asked)
 
@@ -181,7 +181,7 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
     with open(ws.root / "text.jsonl", "a") as file:
         file.writelines(json.dumps({"text": f"The river {n} " * 5}) + "\n" for n in range(30))
     _, parts = prepare(ws, config)
-    prompts = set(parts["tiny"].judge.prompts)
+    prompts = set(parts["tiny"].on_policy.prompts)
     assert reserved and prompts and reserved.isdisjoint(prompts)
 
 

@@ -115,7 +115,7 @@ def test_four_micro_batches_of_one_row_are_one_of_four(make):
 def test_without_soft_targets_no_expert_is_asked(make, monkeypatch):
     trainer, link = make(loss__alpha=0.0, schedule__max_steps=3)
     source = trainer.sources["tiny"]
-    monkeypatch.setattr(type(source), "soft", lambda *_: pytest.fail("targets were read"))
+    monkeypatch.setattr(type(source), "soft_targets", lambda *_: pytest.fail("targets were read"))
     assert trainer.run() == "completed"
     for event in link.of(StepDone):
         assert event.loss == pytest.approx(event.ce, rel=1e-6)
@@ -124,13 +124,13 @@ def test_without_soft_targets_no_expert_is_asked(make, monkeypatch):
 def test_every_block_is_trained_on_once_before_any_is_again(make, monkeypatch):
     trainer, _ = make(schedule__max_steps=12)
     source = trainer.sources["tiny"]
-    real, seen = type(source).soft, []
+    real, seen = type(source).soft_targets, []
 
     def soft(self, blocks, epoch, device):
         seen.extend((epoch, n) for n in blocks)
         return real(self, blocks, epoch, device)
 
-    monkeypatch.setattr(type(source), "soft", soft)
+    monkeypatch.setattr(type(source), "soft_targets", soft)
     trainer.run()
     count = len(source.token_counts())
     assert len(seen) > count  # the second epoch was begun
