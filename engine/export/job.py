@@ -243,12 +243,7 @@ class ExportJob:
         return [modelfile.path, card.path]
 
     def _push(self, repo: str, source: ModelSource, files: list[Path]) -> None:
-        url = push(
-            PushTarget(repo, self.options.private),
-            source.folder,
-            files,
-            tick=lambda label: self._report(label, 0, None),
-        )
+        url = push(self.ctx, PushTarget(repo, self.options.private), source.folder, files)
         self.ctx.log(f"uploaded to {url}")
 
     def _log_warnings(self, warnings: list[str] | tuple[str, ...]) -> None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
@@ -21,6 +20,10 @@ from huggingface_hub.utils import disable_progress_bars
 
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.experts.refusals import hub_token
+from engine.run.job import JobContext
+
+_Result = TypeVar("_Result")
+_COMMIT_MESSAGE = "A student distilled with GLADIUS"
 
 _MODEL_FILES = (
     "README.md",
@@ -67,57 +70,35 @@ def push_files(folder: Path, extra: Sequence[Path]) -> dict[str, Path]:
     return files
 
 
-def push(
-    target: PushTarget, folder: Path, extra: Sequence[Path], tick: Callable[[str], None]
-) -> str:
+def push(ctx: JobContext, target: PushTarget, folder: Path, extra: Sequence[Path]) -> str:
     """Upload the model and the `extra` files in one commit; returns the repository's URL.
 
-    Creates the repository if needed. `tick` is called with a label while the upload runs. Raises
-    GladiusError with a one-line message, and what `tick` raises.
+    Creates the repository if needed. Raises GladiusError with a one-line message, and JobStopped.
     """
     api = HfApi()
     files = push_files(folder, extra)
-    disable_progress_bars()
-    url = _in_thread(
-        target.repo,
-        lambda: api.create_repo(target.repo, private=target.private, exist_ok=True),
-        lambda: tick("contacting the Hub"),
-    )
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
     ]
-    _in_thread(
-        target.repo,
-        lambda: api.create_commit(
-            target.repo, operations, commit_message="A student distilled with GLADIUS"
-        ),
-        lambda: tick(f"uploading {len(files)} files"),
-    )
-    return str(url)
+
+    def create_repo() -> str:
+        with _explained(target.repo):
+            return str(api.create_repo(target.repo, private=target.private, exist_ok=True))
+
+    def create_commit() -> None:
+        with _explained(target.repo):
+            api.create_commit(target.repo, operations, commit_message=_COMMIT_MESSAGE)
+
+    disable_progress_bars()
+    url = _run(ctx, create_repo, "contacting the Hub")
+    _run(ctx, create_commit, f"uploading {len(files)} files")
+    return url
 
 
-def _in_thread(repo: str, work: Callable[[], Any], tick: Callable[[], None]) -> Any:
-    """Run `work` in a thread and call `tick` twice a second meanwhile; returns work's result.
-
-    When `tick` raises, the thread is abandoned: it is a daemon and ends with the process.
-    """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            with _explained(repo):
-                outcome["result"] = work()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, name="upload", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        tick()
-        thread.join(0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
+def _run(ctx: JobContext, work: Callable[[], _Result], label: str) -> _Result:
+    """Run `work` in a thread and report it; stopping the job abandons the thread."""
+    ctx.progress(f"export:{label}", label, 0)
+    return ctx.run_in_thread(work, label)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.checkpoint.model_record import RECORD
 from engine.errors import MissingError, UsageError
+from engine.events import LogLine
 from engine.validate import checks, quality
 from engine.validate.checks.table import STRUCTURAL_CHECKS
 from engine.validate.checks.tokenizer import compare_tokenizer
@@ -304,7 +305,7 @@ def test_without_a_model_the_newest_checkpoint_is_validated(workspace, tmp_path)
     finally:
         aside.rename(workspace.model_dir)
     assert outcome.report.model.kind == "checkpoint"
-    lines = [e.text for e in outcome.link.events if hasattr(e, "text")]
+    lines = [line.text for line in outcome.link.of(LogLine)]
     assert any("no finished model" in line for line in lines)
 
 
