@@ -17,9 +17,8 @@ import pytest
 from engine.run.control import running_jobs
 from engine.run.state import lock_owner, read_state
 from engine.workspace import Workspace
-from tests.support.terminal import REPO, Terminal
-
-TOY = REPO / "tests" / "run" / "toy.py"
+from tests.support.driving import REPO, TOY
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def job(ws: Workspace) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [
             sys.executable,
-            "tests/run/toy.py",
+            str(TOY),
             str(ws.root),
             json.dumps({"seconds": 0.02}),
             "--quiet",

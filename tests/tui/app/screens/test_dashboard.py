@@ -23,10 +23,9 @@ from gladius_tui.app.model.board import RunView
 from gladius_tui.app.screens.dashboard import DashboardScreen
 from gladius_tui.app.widgets.dashboard_panes import SIDES, Pane
 from gladius_tui.app.widgets.top_bar import KeyBar
-from tests.support.paths import REPO
+from tests.support.driving import REPO, TOY
 from tests.support.recording import recorded, write_run
 
-TOY = REPO / "tests" / "run" / "toy.py"
 EVENTS = recorded()
 
 

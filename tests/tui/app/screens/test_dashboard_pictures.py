@@ -1,6 +1,6 @@
 """How the Dashboard and its lens look: a recorded run at three sizes, in a dark and a light theme.
 
-After a change that is meant: `pytest tests/tui/test_dashboard_pictures.py --snapshot-update`.
+After a change that is meant: `pytest tests/tui/app/screens/test_dashboard_pictures.py --snapshot-update`.
 """
 
 from __future__ import annotations
