@@ -1,4 +1,4 @@
-"""What the Dashboard knows of a run is what its events said, live, read anew, or printed."""
+"""A RunView is the fold of a run's events: watched live, read from the history, or printed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from engine.events import (
 from engine.run.state import RunState, advance
 from engine.workspace import Workspace
 from gladius_tui.app.model.board import RunView
-from gladius_tui.app.model.past_runs import board_of, former_runs, read_metrics, read_run_view
-from gladius_tui.app.widgets.panes import experts_pane, log_pane, run_pane, summary_line
+from gladius_tui.app.model.past_runs import fold_run, former_runs, read_metrics, read_run_view
+from gladius_tui.app.widgets.panes.experts import experts_pane
+from gladius_tui.app.widgets.panes.log import log_pane
+from gladius_tui.app.widgets.panes.run import run_pane, summary_line
 from gladius_tui.headless import Renderer
 from tests.support.recording import recorded, write_run
 
@@ -67,7 +69,7 @@ def test_reading_up_to_a_number_and_watching_from_there_on_is_the_whole(tmp_path
     run_id = write_run(ws, EVENTS)
     history = History(ws.history_file)
     stored = history.events(run_id, limit=10_000)
-    board = board_of(history, run_id, up_to=300)
+    board = fold_run(history, run_id, up_to=300)
     history.close()
     board.take(stored)  # those up to 300 come twice
     whole = folded(stored)
@@ -121,7 +123,7 @@ def test_headless_and_app_tell_the_same_of_one_stream():
                 assert f"phase {found[1]} {found[2]}" in log
             case RunEnded():
                 assert text.strip().startswith("completed at step 220")
-                assert "completed" in pane and board.status == state.status == "completed"
+                assert "finished" in pane and board.status == state.status == "completed"
                 told["end"] = text
     assert told["step"] == "220" and "eval" in told and "end" in told and checkpoints == 12
 
@@ -180,7 +182,7 @@ def test_a_runner_that_is_gone_without_a_word_was_killed():
     board = folded(EVENTS[:200])
     assert board.alive
     board.gone()
-    assert board.status == "failed" and "gone" in run_pane(board, 60, 0.0).plain
+    assert board.status == "failed" and "was killed" in run_pane(board, 60, 0.0).plain
     whole = folded(EVENTS)
     whole.gone()
     assert whole.status == "completed"
@@ -212,7 +214,7 @@ def test_a_run_that_is_taken_up_again_is_starting_not_ended():
     board.taken_up(since=50.0)
     assert board.status == "ended", "its runner is still there, at its last word"
     board.taken_up(since=200.0)
-    assert board.status is None and "starting" in run_pane(board, 60, 0.0).plain
+    assert board.status is None and "preparing" in run_pane(board, 60, 0.0).plain
     board.gone()
     assert board.status == "failed"
 
