@@ -8,7 +8,7 @@ from __future__ import annotations
 from textual.content import Content
 
 from engine.events import ProbePosition, ProbeRead
-from gladius_tui.app.widgets.panes.text import MUTED, printable
+from gladius_tui.app.widgets.panes.text import MUTED, Part, printable
 from gladius_tui.format import NONE
 
 _RULES = {
@@ -107,19 +107,18 @@ def bar_lines(position: ProbePosition, width: int, most: int) -> list[Content]:
         is_student_top = token.student == student_top > 0
         is_expert_top = token.expert == expert_top > 0
         is_next = n == position.follows
-        lines.append(
-            Content.assemble(
-                (f"{_percent(token.student):>5}", "bold" if is_student_top else MUTED),
-                "★" if is_student_top else " ",
-                (left[::-1].replace("▌", "▐").rjust(side), "$primary"),
-                (" ▸" if is_next else "  ", "bold"),
-                (name.center(middle), "bold reverse" if is_next else "bold"),
-                "  ",
-                (right.ljust(side), "$accent"),
-                "★" if is_expert_top else " ",
-                (f"{_percent(token.expert):<5}", "bold" if is_expert_top else MUTED),
-            )
-        )
+        parts: list[Part] = [
+            (f"{_percent(token.student):>5}", "bold" if is_student_top else MUTED),
+            "★" if is_student_top else " ",
+            (left[::-1].replace("▌", "▐").rjust(side), "$primary"),
+            (" ▸" if is_next else "  ", "bold"),
+            (name.center(middle), "bold reverse" if is_next else "bold"),
+            "  ",
+            (right.ljust(side), "$accent"),
+            "★" if is_expert_top else " ",
+            (f"{_percent(token.expert):<5}", "bold" if is_expert_top else MUTED),
+        ]
+        lines.append(Content.assemble(*parts))
     return lines
 
 

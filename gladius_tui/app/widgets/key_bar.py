@@ -23,6 +23,7 @@ class _Key:
     enabled: bool
 
     def content(self) -> Content:
+        """The key and its label."""
         item = Content.assemble(
             (self.key, "bold $footer-key-foreground"), " ", (self.label, "$footer-foreground")
         )

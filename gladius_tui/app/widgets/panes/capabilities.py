@@ -28,6 +28,7 @@ class _Row:
 
     @property
     def student_style(self) -> str:
+        """The style of the student's score."""
         return "$text-warning" if self.regressed else STRONG
 
     def cells(self) -> list[tuple[str, str]]:

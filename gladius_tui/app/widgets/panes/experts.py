@@ -27,6 +27,7 @@ class _Layout:
 
     @classmethod
     def fit(cls, rows: list[ExpertRow], width: int) -> _Layout:
+        """The layout for a pane of `width` columns."""
         forgot = width >= 48
         numbers = _KL + _AGREE + (_FORGOT if forgot else 0)
         longest = max(len(row.title) for row in rows)
@@ -35,6 +36,7 @@ class _Layout:
         return cls(names, max(0, min(room, 24)), forgot)
 
     def header(self) -> Content:
+        """The titles of the columns."""
         progress = f"{'progress'[: self.gauge + 4]:<{self.gauge + 5}}"
         head = f"{'':{_MARK + self.names}} {'share':>5} {progress}{'KL':>6}{'agree':>6}"
         return Content.styled(head + (f"{'forgot':>8}" if self.forgot else ""), MUTED)

@@ -46,7 +46,7 @@ def status_part(run: RunView, width: int = 80) -> tuple[str, str]:
 
 
 def resumable_step(run: RunView) -> int | None:
-    """The step that `resume` starts from; None if the newest checkpoint does not tell it."""
+    """The step that `resume` starts from; None if it is not known."""
     saved = run.checkpoint
     # Copies of the best weights are no full checkpoints.
     full = saved is not None and Path(saved.path).name.startswith("step-")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from gladius_tui.app.model.board import RunView
 from textual.app import App
 
 from engine.events import ProbePosition, ProbeRead, ProbeToken
@@ -17,6 +16,7 @@ from gladius_tui.app.dialogs.lens_text import (
     sentence_lines,
     visible,
 )
+from gladius_tui.app.model.board import RunView
 from tests.support.recording import recorded
 
 EVENTS = recorded()

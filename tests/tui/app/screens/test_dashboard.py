@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 import pytest
-from gladius_tui.app.model.board import RunView
 from textual.widgets import OptionList, SelectionList
 
 from engine.events import CapabilitiesScored, CapabilityScore, ProbeRead, RunEnded
@@ -19,6 +18,7 @@ from engine.run.history import History
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
 from gladius_tui.app.dialogs.pick import Pick
+from gladius_tui.app.model.board import RunView
 from gladius_tui.app.screens.dashboard import DashboardScreen
 from gladius_tui.app.widgets.key_bar import KeyBar
 from gladius_tui.app.widgets.pane import Pane
