@@ -9,17 +9,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from engine.events import Job
+from engine.run.job import JOBS
 from engine.workspace import Workspace
-
-JOB_TITLES = {
-    "train": "training",
-    "download": "the download",
-    "export": "the export",
-    "validate": "validation",
-    "audit": "the tokenizer audit",
-    "data": "data generation",
-}
-"""The jobs' names in a sentence."""
 
 
 def shell_command(ws: Workspace, *words: str) -> str:
@@ -38,15 +30,14 @@ def exit_summary(ws: Workspace, jobs_seen: Collection[str]) -> list[str]:
     """
     from engine.run.state import lock_owner
 
-    running = [job for job in JOB_TITLES if lock_owner(ws, job)]
+    running: list[Job] = [job for job in JOBS if lock_owner(ws, job)]
     if not running:
         return _run_lines(ws) if "train" in jobs_seen else []
     lines: list[str] = []
     for job in running:
         owner = lock_owner(ws, job)
         pid = f" (pid {owner.pid})" if owner is not None else ""
-        title = JOB_TITLES[job]
-        lines.append(f"{title[:1].upper()}{title[1:]} is still running{pid}.")
+        lines.append(f"The {JOBS[job].title} is still running{pid}.")
     mode = "dashboard" if running[0] == "train" else ""
     lines.append(f"  {shell_command(ws, *filter(None, [mode]))}  to watch it")
     job = ["--job", running[0]] if len(running) > 1 else []

@@ -9,19 +9,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import get_args
 
 from textual.message_pump import MessagePump
 
 from engine.errors import GladiusError
 from engine.events import AnyCommand, AnyEvent, Job
+from engine.run.job import JOBS
 from engine.workspace import Workspace
 from gladius_tui.app.event_queue import EventQueue
 from gladius_tui.app.job_messages import CommandAnswered, JobAttached, JobDetached, JobsChanged
 from gladius_tui.app.job_reader import JobReader
 from gladius_tui.app.model.job_info import JobInfo
 
-JOBS: tuple[Job, ...] = get_args(Job)
 _SCAN_SECONDS = 0.5
 _RETRY_SECONDS = 0.2
 
@@ -73,7 +72,7 @@ class JobWatcher:
         and the run's history is posted first, as JobEvents: for jobs with few events, not for
         training.
         """
-        subscription = _Subscription(target, jobs or JOBS, replay)
+        subscription = _Subscription(target, jobs or tuple(JOBS), replay)
         with self._lock:
             self._subscriptions.append(subscription)
             self._connect(list(self._readers.values()), [subscription])

@@ -17,7 +17,7 @@ from engine.run.state import hold_lock, read_state
 from engine.workspace import Workspace
 from tests.support.paths import REPO
 
-TOY = REPO / "tests" / "run" / "toy.py"
+TOY = REPO / "tests" / "support" / "toy_job.py"
 LAUNCHER = REPO / "gladius_train"
 
 
@@ -171,7 +171,7 @@ def test_a_traceback_is_shown_with_debug_only(ws):
 
 def test_a_fault_of_the_program_is_one_line_and_its_traceback_is_in_the_log(ws):
     program = (
-        "import sys; from gladius_tui import cli, report; del report.status_lines;"
+        "import sys; from gladius_tui import cli, status; del status.status_lines;"
         f"sys.exit(cli.main(['status', '--root', {str(ws.root)!r}]))"
     )
     result = subprocess.run(

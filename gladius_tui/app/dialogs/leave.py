@@ -5,8 +5,8 @@ from __future__ import annotations
 from textual.widgets import OptionList, Static
 
 from engine.events import Stop
+from engine.run.job import JOBS
 from gladius_tui.app.dialogs.choice import Choice
-from gladius_tui.app.exit_summary import JOB_TITLES
 from gladius_tui.app.job_messages import CommandAnswered
 from gladius_tui.app.services import services
 
@@ -32,7 +32,7 @@ class Leave(Choice):
         self._stopping: set[str] = set()
 
     def on_mount(self) -> None:
-        titles = [JOB_TITLES[job] for job in services(self).watcher.jobs] or ["the job"]
+        titles = [f"the {JOBS[job].title}" for job in services(self).watcher.jobs] or ["the job"]
         subject = " and ".join(titles)
         keep = "keep" if titles[1:] else "keeps"
         self.query_one(Static).update(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from engine.events import Job
+from engine.run.job import JOBS
 from gladius_tui.app.model.job_info import JobInfo
 
 if TYPE_CHECKING:
@@ -21,14 +22,6 @@ _SIGNS = {
     "stopped": ("!", "$text-error"),
     "ending": ("○", "$foreground"),
 }
-_RUNNING: dict[Job, str] = {
-    "train": "training",
-    "download": "downloading",
-    "export": "exporting",
-    "validate": "validating",
-    "audit": "auditing tokenizers",
-    "data": "generating data",
-}
 _STATUS = {"stopped": "suspended", "ending": "stopping"}
 
 
@@ -39,7 +32,7 @@ def _status_word(info: JobInfo) -> str:
         if info.task_label.endswith("verifying"):
             return "verifying"
         # The Dashboard shows which task it is.
-        return "preparing" if info.job == "train" and info.task_label else _RUNNING[info.job]
+        return "preparing" if info.job == "train" and info.task_label else JOBS[info.job].activity
     status = _STATUS.get(info.status, info.status)
     return status if info.job == "train" else f"{info.job} {status}"
 

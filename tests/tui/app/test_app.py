@@ -130,7 +130,7 @@ def test_the_exit_summary_lists_what_runs_and_what_to_do_next(root, monkeypatch)
     assert exit_summary(root, {"train"}) == [], "no run was ever started"
     with toy_run(root, steps=3, seconds=1):
         lines = exit_summary(root, ())
-        assert "Training is still running (pid" in lines[0]
+        assert "The training is still running (pid" in lines[0]
         assert lines[1].strip().startswith("gladius_train dashboard ")
         assert lines[2].strip().startswith("gladius_train stop ")
         while running_jobs(root):

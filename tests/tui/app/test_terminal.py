@@ -89,7 +89,7 @@ def test_q_asks_and_leaves_the_job_running(ws, job, terminal):
     assert app.end() == 0
     assert app.is_sane() and keeps_running(ws)
     summary = app.output.rpartition(b"\x1b[?1049l")[2].decode()
-    assert "Training is still running (pid" in summary and "dashboard  to watch it" in summary
+    assert "The training is still running (pid" in summary and "dashboard  to watch it" in summary
 
 
 def test_ctrl_c_twice_stops_the_job_with_a_checkpoint(ws, job, terminal):
