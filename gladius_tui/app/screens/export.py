@@ -195,7 +195,7 @@ class ExportScreen(ExportForm):
         elif repo := self._push_repo:
             from gladius_tui.app.dialogs.choice import Choice
 
-            text = "The model, its GGUF file and its model card leave this machine."
+            text = "Model, GGUF file and model card leave this machine."
             answers = [
                 ("no", "Don't upload, only write the file"),
                 ("private", "Upload; a new repository is private"),
