@@ -12,6 +12,7 @@ from textual.app import App, ComposeResult
 from textual.binding import ActiveBinding, Binding
 from textual.containers import VerticalScroll
 from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
 from gladius_tui.app.dialogs.dialog import Dialog
@@ -104,4 +105,5 @@ class Help(Dialog[None]):
             return _THIS_SCREEN if active.binding.id else _EVERYWHERE
         if isinstance(active.node, App):
             return _EVERYWHERE
-        return f"In the focused widget ({type(active.node).__name__})"
+        title = active.node.border_title if isinstance(active.node, Widget) else ""
+        return f"In the focused pane ({title})" if title else "In the focused field"

