@@ -14,6 +14,7 @@ from textual.events import Resize
 from textual.widgets import Static
 
 from engine.events import ProbeRead
+from engine.run.view import RunView
 from gladius_tui.app.dialogs.dialog import Dialog
 from gladius_tui.app.dialogs.lens_text import (
     bar_lines,
@@ -22,7 +23,6 @@ from gladius_tui.app.dialogs.lens_text import (
     position_lines,
     sentence_lines,
 )
-from gladius_tui.app.model.board import RunView
 from gladius_tui.app.widgets.panes.text import MUTED, printable
 
 _WIDTH = 112

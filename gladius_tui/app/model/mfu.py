@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 
 _PEAK_BF16 = (
     # Dense bf16 FLOP/s by the device name that the driver reports: manufacturers' data sheets.

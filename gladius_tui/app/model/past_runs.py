@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from engine.events import AnyEvent, Job, RunStarted
 from engine.run.history import History
 from engine.run.rollup import Column
+from engine.run.view import LOG_LINES, LOGGED, READINGS, RunView
 from engine.workspace import Workspace
-from gladius_tui.app.model.board import LOG_LINES, LOGGED, READINGS, RunView
 
 _NEWEST = (
     *("RunStarted", "PhaseStarted", "StepDone", "SampleDrawn", "CapabilitiesScored"),
@@ -62,10 +62,10 @@ def fold_run(history: History, run_id: str, up_to: int) -> RunView:
     for row in run.experts.values():
         row.best_kl = _least(history.series(run_id, f"kl/{row.name}", 0, last, 2))
     run.best_bits = _least(history.series(run_id, "bits_per_byte", 0, last, 2))
-    for name in run.able_best:
+    for name in run.best_capabilities:
         highs = [c.high for c in history.series(run_id, f"able/{name}", 0, last, 2)]
-        known = run.able_best[name]
-        run.able_best[name] = max([known, *(high for high in highs if high is not None)])
+        known = run.best_capabilities[name]
+        run.best_capabilities[name] = max([known, *(high for high in highs if high is not None)])
     return run
 
 

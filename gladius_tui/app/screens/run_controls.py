@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from textual.binding import Binding
 
 from engine.events import AnyCommand, Checkpoint, Pause, Resume, Stop
+from engine.run.view import LogEntry
 from gladius_tui.app.job_messages import CommandAnswered
-from gladius_tui.app.model.board import LogEntry
 from gladius_tui.app.screens.run_display import RunDisplay, wall_clock
 from gladius_tui.app.widgets.pane import Pane
 

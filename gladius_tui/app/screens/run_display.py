@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.widgets import Static
 
 from engine.events import AnyEvent, RunStarted
-from gladius_tui.app.model.board import Status
+from engine.run.view import Status
 from gladius_tui.app.redraw import Redraw
 from gladius_tui.app.screens.run_follower import RunFollower
 from gladius_tui.app.widgets.chart_pane import ChartPane

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from textual import work
 
 from engine.events import AnyEvent
+from engine.run.view import RunView
 from gladius_tui.app.job_messages import JobAttached, JobDetached, JobEvents
-from gladius_tui.app.model.board import RunView
 from gladius_tui.app.screens.base import GladiusScreen
 
 
@@ -72,7 +72,7 @@ class RunFollower(GladiusScreen):
             return
         self.attached_run = ""
         if self.run_view is not None and not self.load_ticket:
-            self.run_view.gone()
+            self.run_view.mark_killed()
         self.runner_exited()
 
     def _load(self, run_id: str, seq: int | None) -> None:
@@ -89,9 +89,9 @@ class RunFollower(GladiusScreen):
         run = read_run_view(self.gladius.ws, run_id, seq)
         owner = lock_owner(self.gladius.ws, "train")
         if run is not None and seq is None and owner is None:
-            run.gone()
+            run.mark_killed()
         elif run is not None and owner is not None:
-            run.taken_up(owner.since)
+            run.mark_restarted(owner.since)
         self.app.call_later(self._loaded, ticket, run)
 
     def _loaded(self, ticket: str, run: RunView | None) -> None:

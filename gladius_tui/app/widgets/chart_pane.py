@@ -18,8 +18,8 @@ from textual.content import Content
 
 from engine.events import AnyEvent, CapabilitiesScored, EvalDone, StepDone
 from engine.run.rollup import Column, measurements
+from engine.run.view import RunView
 from engine.workspace import Workspace
-from gladius_tui.app.model.board import RunView
 from gladius_tui.app.model.chart_settings import ChartSettings
 from gladius_tui.app.model.curves import Curve, View
 from gladius_tui.app.model.drawing import Drawing, Series, legend

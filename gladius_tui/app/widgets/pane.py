@@ -9,7 +9,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.partial_refresh import PartialRefresh, changed_lines
 
 PaneText = Callable[[RunView, int, int, float], Content]

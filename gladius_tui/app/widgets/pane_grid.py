@@ -6,7 +6,7 @@ from textual.app import ComposeResult
 from textual.containers import Container
 from textual.content import Content
 
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.model.mfu import mfu
 from gladius_tui.app.widgets.chart_pane import ChartPane
 from gladius_tui.app.widgets.pane import Pane, PaneSpec
@@ -59,12 +59,12 @@ _RUN = _spec("run", "Run", {"run", "step", "eval"}, _run)
 _SIDE_PANES = (
     _spec("hardware", "Hardware", {"hardware"}, _hardware),
     # The capabilities' place in the grid; below it, their place instead of the log, and as a tab.
-    _spec("capabilities-grid", "Capabilities", {"able"}, _capabilities),
+    _spec("capabilities-grid", "Capabilities", {"capabilities"}, _capabilities),
     _spec("parameters", "Parameters", {"parameters"}, _parameters),
     _spec("experts", "Experts", {"experts"}, _experts),
     _spec("sample", "Sample", {"sample"}, _sample),
     _spec("log", "Log", {"log"}, _log),
-    _spec("capabilities", "Capabilities", {"able"}, _capabilities),
+    _spec("capabilities", "Capabilities", {"capabilities"}, _capabilities),
 )
 ALL_CHANGES = frozenset({"chart"}).union(*(spec.shows for spec in (_RUN, *_SIDE_PANES)))
 """What redraws every pane, and the chart."""
@@ -94,7 +94,7 @@ class PaneGrid(Container):
     def place_capabilities(self, run: RunView | None) -> None:
         """Place the capabilities below the hardware if both have room in the grid; otherwise a key
         shows them instead of the log."""
-        rows = len(run.able_best) if run is not None else 0
+        rows = len(run.best_capabilities) if run is not None else 0
         gpus = len(run.hardware.gpus) if run is not None and run.hardware else 0
         width, height = self.size
         low, bottom = (9, 10) if width >= 160 else (8, 7)
@@ -107,7 +107,7 @@ class PaneGrid(Container):
 
     def show(self, run: RunView | None, changed: set[str], now: float) -> None:
         """Redraw the panes that depend on what has changed; `now` is Unix time."""
-        if changed & {"able", "hardware"}:
+        if changed & {"capabilities", "hardware"}:
             self.place_capabilities(run)
         for pane in self.query(Pane):
             if pane.shows & changed:

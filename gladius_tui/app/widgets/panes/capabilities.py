@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textual.content import Content
 
 from engine.events import STUDENT, CapabilityScore
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes.text import MUTED, STRONG, join_lines
 from gladius_tui.format import NONE
 
@@ -52,12 +52,12 @@ def capabilities_pane(run: RunView, width: int, height: int) -> Content:
 
 def _rows(run: RunView) -> tuple[list[_Row], int]:
     """The capabilities, and how many experts were scored."""
-    scores = {who: {s.capability: s for s in row.scores} for who, row in run.able.items()}
+    scores = {who: {s.capability: s for s in row.scores} for who, row in run.capabilities.items()}
     student = scores.pop(STUDENT, {})
     names = dict.fromkeys([*student, *(name for row in scores.values() for name in row)])
     rows = []
     for name in names:
-        best, now = run.able_best.get(name), student.get(name)
+        best, now = run.best_capabilities.get(name), student.get(name)
         share = None if now is None else _share(now)
         regressed = share is not None and best is not None and share < best
         experts = [row[name] for row in scores.values() if name in row]

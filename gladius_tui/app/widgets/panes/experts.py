@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from textual.content import Content
 
-from gladius_tui.app.model.board import ExpertRow, RunView
+from engine.run.view import ExpertRow, RunView
 from gladius_tui.app.widgets.panes.text import MUTED, STRONG, Part, join_lines
 from gladius_tui.format import NONE, bar, number, percent
 

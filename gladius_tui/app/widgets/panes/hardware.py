@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from engine.events import GpuReading, HardwareRead
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes.text import MUTED, Line, join_lines
 from gladius_tui.format import NONE, short_size, sparkline
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from textual.content import Content
 
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes.text import (
     MUTED,
     STRONG,

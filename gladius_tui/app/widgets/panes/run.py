@@ -8,7 +8,7 @@ from pathlib import Path
 from textual.content import Content
 
 from engine.events import Progress
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes.text import (
     MUTED,
     STRONG,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from textual.content import Content
 
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes.text import MUTED, printable
 
 

@@ -14,7 +14,7 @@ import pytest
 from textual.widgets import OptionList
 
 from engine.run.history import History
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.screens.dashboard import DashboardScreen
 from gladius_tui.app.widgets.key_bar import KeyBar
 from gladius_tui.app.widgets.pane import Pane

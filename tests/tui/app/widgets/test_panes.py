@@ -15,7 +15,7 @@ from engine.events import (
     StepDone,
 )
 from engine.experts.registry import CAPABILITIES
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.model.mfu import mfu
 from gladius_tui.app.widgets.panes.capabilities import capabilities_pane
 from gladius_tui.app.widgets.panes.experts import experts_pane
