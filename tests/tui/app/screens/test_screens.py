@@ -184,7 +184,7 @@ async def test_train_shows_the_command_and_the_preflight_checks(root):
         screen = app.screen
         await until(pilot, lambda: "6,524,160 parameters" in text_of(screen))
         assert screen.command_line() == ["train", "--preset", "nano"]
-        assert "fetch with: gladius_train download smollm2" in problems(screen)
+        assert "download with: gladius_train download smollm2" in problems(screen)
         screen.query_one("#preset", Select).value = "1b"
         await until(pilot, lambda: "1,147,766,784 parameters" in text_of(screen))
         assert screen.query_one(ExpertList).selected == ("qwen", "llama", "phi", "tinyllama")
