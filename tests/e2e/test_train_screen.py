@@ -30,7 +30,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
         screen.query_one("#data", Input).value = str(root.text)
         overrides = " ".join(f"{name}={value}" for name, value in fields.items())
         screen.query_one("#overrides", Input).value = overrides
-        await until(pilot, lambda: "press ^s to start" in text_of(screen))
+        await until(pilot, lambda: "^s to start" in text_of(screen))
         await pilot.press("ctrl+s")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
         await until(pilot, lambda: step(app) > 10, 90)
@@ -50,9 +50,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
     stopped = read_state(root.ws)
     assert stopped.status == "paused" and stopped.last_checkpoint_step == stopped.step
     async with opened(root.ws, "train") as (app, pilot):
-        await until(
-            pilot, lambda: f"step {stopped.step:,}; press ^r to resume" in screen_words(app)
-        )
+        await until(pilot, lambda: f"step {stopped.step:,}; ^r to resume" in screen_words(app))
         await pilot.press("ctrl+r")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
         await until(pilot, lambda: step(app) > stopped.step + 3, 90)
