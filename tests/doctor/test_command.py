@@ -81,7 +81,9 @@ def test_an_expert_that_cant_be_audited_is_a_line_not_a_failure(ws: Workspace, d
         file.write(f'[experts.odd]\nrepo = "{folder}"\n')
     result = doctor(*NANO)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "  odd:" in result.stdout and "not a readable tokenizer" in " ".join(result.stdout.split())
+    assert "  odd:" in result.stdout and "not a readable tokenizer" in " ".join(
+        result.stdout.split()
+    )
     assert "Traceback" not in result.stdout + result.stderr
 
 

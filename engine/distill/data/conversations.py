@@ -18,7 +18,15 @@ from engine.config import DataConfig, RunConfig
 from engine.distill.teacher.teacher import Teacher
 from engine.events import AnswersJudged, Event, Progress, ReasonCount
 from engine.experts.registry import MANIFEST, ExpertSpec, Manifest
-from engine.prompts.answers import Answer, AnswerFile, Batch, Head, JudgedAnswer, select, to_example
+from engine.prompts.answers import (
+    Answer,
+    AnswerFile,
+    Batch,
+    Head,
+    JudgedAnswer,
+    select,
+    to_example,
+)
 from engine.prompts.prompt import Prompt, load_prompts, nfc
 from engine.prompts.sampling import sampling_of
 from engine.prompts.variants.generate import endless_prompts
