@@ -47,10 +47,10 @@ class SilentLink:
     def wait(self, timeout: float) -> list[AnyCommand]:
         return []
 
-    def beat(self, doing: str = "") -> None: ...
+    def beat(self, activity: str = "") -> None: ...
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 0.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield
 
 
@@ -62,7 +62,7 @@ class Workbench:
         self.workspace = Workspace.find(folder)
         self.workspace.create()
         self.link = SilentLink()
-        self.steering = JobContext(self.link)
+        self.ctx = JobContext(self.link)
         self.expert = ready_expert()
         self.config = load_config(
             self.workspace,
@@ -82,15 +82,14 @@ class Workbench:
 
     @cached_property
     def pool(self) -> TeacherPool:
-        return TeacherPool(self.workspace, self.link, self.device, self.dtype, keep_all=True)  # type: ignore[arg-type]
+        return TeacherPool(self.workspace, self.ctx, self.device, self.dtype, keep_all=True)
 
     def preparation(self, config: RunConfig) -> Preparation:
         return Preparation(
             self.workspace,
             config,
             [self.expert],
-            self.steering,
-            self.link,  # type: ignore[arg-type]
+            self.ctx,
             self.pool,
             self.dtype,
         )
@@ -143,7 +142,7 @@ class Workbench:
                 schedule=schedule,
                 journal=Journal(folder / "journal.jsonl"),
                 checkpoints=CheckpointStore(folder, 2, False, lambda: None),
-                steering=self.steering,
+                ctx=self.ctx,
                 device=self.device,
                 dtype=self.dtype,
                 sample_prompts=(),
@@ -182,4 +181,4 @@ def ready_expert() -> ExpertSpec:
     return msgspec.structs.replace(spec, source="folder", repo=str(expert_path(home, spec)))
 
 
-_quiet: Callable[[str, float, float | None], None] = lambda doing, done, total: None  # noqa: E731
+_quiet: Callable[[str, float, float | None], None] = lambda activity, done, total: None  # noqa: E731

@@ -424,9 +424,9 @@ class SpeedMeasured(Event, frozen=True, kw_only=True, tag="SpeedMeasured"):
 
 
 class Heartbeat(Event, frozen=True, kw_only=True, tag="Heartbeat"):
-    """The worker lives; never stored, never broadcast."""
+    """The worker is alive; never stored, never broadcast."""
 
-    doing: str = ""
+    activity: str = ""
 
 
 AnyEvent = (

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.run.job import JOBS
 from engine.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -40,13 +41,11 @@ class Ended:
 
 def job_of(argv: Sequence[str]) -> Job:
     """The job that a command runs."""
-    jobs: dict[str, Job] = {
-        "download": "download",
-        "models": "download",
-        "export": "export",
-        "validate": "validate",
-    }
-    return jobs.get(argv[0] if argv else "", "train")
+    command = argv[0] if argv else ""
+    for job in JOBS:
+        if command == job:
+            return job
+    return "download" if command == "models" else "train"
 
 
 def launch(ws: Workspace, argv: Sequence[str], on_end: Callable[[Ended], None]) -> int:

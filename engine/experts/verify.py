@@ -12,7 +12,6 @@ import msgspec
 from engine.errors import GladiusError
 from engine.events import Progress
 from engine.experts import folder as folders
-from engine.experts.helm import Helm
 from engine.experts.meter import Meter
 from engine.experts.registry import (
     MANIFEST,
@@ -22,13 +21,14 @@ from engine.experts.registry import (
     expert_path,
     read_manifest,
 )
+from engine.run.job import JobContext
 from engine.workspace import Workspace, tree_bytes, write_json
 
 _PIECE = 1 << 20
 _BY_FORM = "its form is whole and its tokenizer loads; there were no hashes to compare"
 
 
-def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> str:
+def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> str:
     """Verify what lies here of the expert, offline; GladiusError names the first thing wrong.
 
     The files of an expert that was fetched are hashed and compared with what the Hub said then;
@@ -39,7 +39,7 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> str:
     if not path.exists():
         raise GladiusError(f"{spec.name}: nothing is there to verify ({path})")
     if spec.source == "gguf":
-        _load(workspace, spec, helm)
+        _load(workspace, spec, ctx)
         return _BY_FORM
     own = spec.source == "folder"
     manifest = None if own else read_manifest(path)
@@ -47,14 +47,14 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> str:
     problem = folders.lacking(path)
     files: dict[str, ManifestFile] = {}
     if problem is None and manifest is not None:
-        problem, files = _compare(path, manifest, spec, helm)
+        problem, files = _compare(path, manifest, spec, ctx)
     elif problem is None and not own:
         manifest = Manifest(files={}, source=spec.repo, license=spec.license)
-        files = _hash_all(path, spec, helm)
+        files = _hash_all(path, spec, ctx)
     error = GladiusError(f"{spec.name}: {problem}; {_remedy(spec)}") if problem else None
     if error is None:
         try:
-            _load(workspace, spec, helm)
+            _load(workspace, spec, ctx)
         except GladiusError as refusal:
             error, problem = refusal, str(refusal).removeprefix(f"{spec.name}: ")
     if manifest is not None and (manifest.files or not problem):
@@ -67,35 +67,35 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> str:
     return "every file is intact" if known else f"{_BY_FORM}; they are kept from now on"
 
 
-def matches_manifest(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> bool:
+def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> bool:
     """Whether what lies here is, by every byte, what was once verified; the manifest then says so
     again. False where it isn't, or where there is no manifest."""
     path = expert_path(workspace, spec)
     manifest = read_manifest(path)
     if manifest is None or folders.lacking(path) is not None:
         return False
-    problem, files = _compare(path, manifest, spec, helm)
+    problem, files = _compare(path, manifest, spec, ctx)
     if problem is None:
         _record(path, manifest, files, "")
     return problem is None
 
 
-def _load(workspace: Workspace, spec: ExpertSpec, helm: Helm) -> None:
+def _load(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
     def load() -> None:
         # Imported here: it brings transformers and torch, which take seconds.
         from engine.experts.loadable import check_loadable
 
         check_loadable(workspace, spec)
 
-    helm.call(load, f"loading the tokenizer of {spec.name}")
+    ctx.run_in_thread(load, f"loading the tokenizer of {spec.name}")
 
 
 def _compare(
-    path: Path, manifest: Manifest, spec: ExpertSpec, helm: Helm
+    path: Path, manifest: Manifest, spec: ExpertSpec, ctx: JobContext
 ) -> tuple[str | None, dict[str, ManifestFile]]:
     """The first difference, and the manifest's files with their times as they are now."""
     total = sum(file.size for file in manifest.files.values())
-    teller = _Teller(spec, total, helm)
+    teller = _Teller(spec, total, ctx)
     files: dict[str, ManifestFile] = {}
     for name, file in manifest.files.items():
         place = path / name
@@ -112,8 +112,8 @@ def _compare(
     return None, files
 
 
-def _hash_all(path: Path, spec: ExpertSpec, helm: Helm) -> dict[str, ManifestFile]:
-    teller = _Teller(spec, tree_bytes(path), helm)
+def _hash_all(path: Path, spec: ExpertSpec, ctx: JobContext) -> dict[str, ManifestFile]:
+    teller = _Teller(spec, tree_bytes(path), ctx)
     files = {}
     for place in sorted(path.iterdir()):
         if not place.is_file() or place.name == MANIFEST:
@@ -151,17 +151,17 @@ def _remedy(spec: ExpertSpec) -> str:
 class _Teller:
     """Tells how far a verification is, and serves commands meanwhile."""
 
-    def __init__(self, spec: ExpertSpec, total: int, helm: Helm) -> None:
+    def __init__(self, spec: ExpertSpec, total: int, ctx: JobContext) -> None:
         self._spec = spec
         self._total = total
-        self._helm = helm
+        self._ctx = ctx
         self._meter = Meter()
         self._done = 0
         self._told = -1.0
 
     def add(self, count: int) -> None:
         self._done += count
-        self._helm.serve(f"verifying {self._spec.name}")
+        self._ctx.checkpoint_point(f"verifying {self._spec.name}")
         self._meter.update(self._done)
         share = self._done / max(self._total, 1)
         if share - self._told >= 0.02:
@@ -172,7 +172,7 @@ class _Teller:
         self._tell(finished=True)
 
     def _tell(self, finished: bool = False) -> None:
-        self._helm.link.emit(
+        self._ctx.emit(
             Progress(
                 task=f"verify:{self._spec.name}",
                 label=f"{self._spec.title}: verifying",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import time
 from pathlib import Path
 
 import msgspec
@@ -20,16 +19,7 @@ from engine import hardware
 from engine.checkpoint.model_record import RECORD
 from engine.checkpoint.tensor_files import hash_file
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.events import (
-    CheckDone,
-    Exported,
-    JobRequest,
-    LogLine,
-    Progress,
-    RunEnded,
-    RunStarted,
-    Stop,
-)
+from engine.events import CheckDone, Exported, JobRequest
 from engine.export import llama_runtime
 from engine.export.card import write_card
 from engine.export.gguf import file_bytes, write_gguf
@@ -41,11 +31,10 @@ from engine.export.push import Push, check_access, push
 from engine.export.tensors import Weights, lossless_type
 from engine.export.tokenizer import GgufTokenizer, read_gguf_tokenizer
 from engine.gguf_types import DEFAULT_TYPE, GgufType, gguf_type
-from engine.run.worker import WorkerLink
+from engine.run.job import JobContext, JobStopped, run_started
 from engine.workspace import Workspace, fsync_dir
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REPORT_SECONDS = 0.5
 
 
 class ExportRequest(msgspec.Struct, frozen=True):
@@ -62,61 +51,50 @@ class ExportRequest(msgspec.Struct, frozen=True):
     """A repository that is made for the push is private."""
 
 
-class _Stopped(Exception):
-    """The job is asked to end."""
-
-
-def main(link: WorkerLink, request: JobRequest) -> int:
+def main(ctx: JobContext, request: JobRequest) -> int:
     """Export as the request says; returns the worker's exit code."""
-    return ExportJob(link, request).run()
+    return ExportJob(ctx, request).run()
 
 
 class ExportJob:
     """One export."""
 
-    def __init__(self, link: WorkerLink, request: JobRequest) -> None:
-        self.link = link
+    def __init__(self, ctx: JobContext, request: JobRequest) -> None:
+        self.ctx = ctx
         self.request = request
         self.workspace = Workspace.find(request.root)
         self.wanted = msgspec.json.decode(request.config, type=ExportRequest)
-        self.reporter = _Reporter(link)
-        self.began = time.monotonic()
         self.delivered: Path | None = None
         """The file, once it is in its place."""
 
     def run(self) -> int:
         transformers_logging.disable_progress_bar()
-        self.link.emit(
-            RunStarted(
-                run_id=self.request.run_id,
-                job="export",
-                attempt=self.request.attempt,
-                pid=os.getpid(),
-                config=msgspec.to_builtins(self.wanted),
-            )
-        )
+        self.ctx.emit(run_started(self.request, config=msgspec.to_builtins(self.wanted)))
         kind = gguf_type(self.wanted.type)
         if self.wanted.push:
-            with self.link.busy("asking the Hub"):
+            with self.ctx.busy("asking the Hub"):
                 check_access(self.wanted.push)
         torch.set_num_threads(hardware.physical_cores())
         try:
             with open_source(
-                self.workspace, "export", self.wanted.checkpoint, lambda: self._tick("reading")
+                self.workspace,
+                "export",
+                self.wanted.checkpoint,
+                lambda: self.ctx.checkpoint_point("reading"),
             ) as source:
                 path = self._export(source, kind)
-        except _Stopped:
+        except JobStopped:
             if self.delivered is not None:
                 reason = f"stopped while it was uploaded; {self.delivered} is done"
-                return self._ended("stopped", reason, self.delivered)
-            return self._ended("stopped", "stopped; nothing of the export is left")
-        return self._ended("completed", "", path)
+                return self.ctx.ended("stopped", reason, model_path=str(self.delivered))
+            return self.ctx.ended("stopped", "stopped; nothing of the export is left")
+        return self.ctx.ended("completed", model_path=str(path))
 
     def _export(self, source: Source, kind: GgufType) -> Path:
         for note in source.notes:
-            self._say(note, "warning")
+            self.ctx.log(note, "warning")
         path = self._output(source, kind)
-        self._say(f"{source.title} becomes {path.name}, {kind.name}")
+        self.ctx.log(f"{source.title} becomes {path.name}, {kind.name}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(path)
@@ -128,7 +106,7 @@ class ExportJob:
         self._refuse_damaged(source)
         tokenizer = read_gguf_tokenizer(source.folder, weights.config["vocab_size"])
         for note in tokenizer.notes:
-            self._say(note, "warning")
+            self.ctx.log(note, "warning")
         self._warn_of_rows(weights, kind)
         _refuse_without_space(path, weights, tokenizer, kind)
         temporary = _temporary(path, kind.name)
@@ -172,17 +150,17 @@ class ExportJob:
         first = kind.name if kind.own else lossless_type(weights.dtype)
         target = temporary if kind.own else _temporary(temporary, "step")
         try:
-            write_gguf(target, weights, tokenizer, wanted=first, name=name, report=self.reporter)
+            write_gguf(target, weights, tokenizer, wanted=first, name=name, report=self._report)
             if not kind.own:
-                self.reporter("quantising", 0, None)
+                self._report("quantising", 0, None)
                 by = llama_runtime.quantize(
                     target,
                     temporary,
                     kind,
                     threads=torch.get_num_threads(),
-                    tick=lambda: self.reporter("quantising", 0, None),
+                    tick=lambda: self._report("quantising", 0, None),
                 )
-                self._say(f"quantised by {by}")
+                self.ctx.log(f"quantised by {by}")
                 _fsync(temporary)
         except OSError as error:
             raise _unwritable(temporary, error) from error
@@ -193,8 +171,8 @@ class ExportJob:
     def _verify(self, temporary: Path, source: Source, kind: GgufType) -> list[CheckDone]:
         """The rows of the comparison; GladiusError when one of them fails."""
         checks: list[CheckDone] = []
-        for check in parity_checks(temporary, source.folder, self.reporter, kind):
-            self.link.emit(check)
+        for check in parity_checks(temporary, source.folder, self._report, kind):
+            self.ctx.emit(check)
             checks.append(check)
             if check.verdict == "fail":
                 raise GladiusError(
@@ -221,10 +199,10 @@ class ExportJob:
                 "make room, then export again"
             ) from error
         if not modelfile.template:
-            self._say(f"{modelfile.path.name} has no TEMPLATE: {modelfile.why}", "warning")
+            self.ctx.log(f"{modelfile.path.name} has no TEMPLATE: {modelfile.why}", "warning")
         for ask in card.asks:
-            self._say(ask)
-        self.link.emit(
+            self.ctx.log(ask)
+        self.ctx.emit(
             Exported(
                 path=str(path),
                 weights=kind.name,
@@ -240,9 +218,9 @@ class ExportJob:
                 Push(self.wanted.push, self.wanted.private),
                 source.folder,
                 [path, modelfile.path, card.path],
-                lambda doing: self.reporter(doing, 0, None),
+                lambda doing: self._report(doing, 0, None),
             )
-            self._say(f"uploaded to {url}")
+            self.ctx.log(f"uploaded to {url}")
 
     def _refuse_damaged(self, source: Source) -> None:
         """Weights that changed since they were saved would make a file that verifies all the same
@@ -251,7 +229,7 @@ class ExportJob:
             path = source.folder / name
             if not name.endswith(".safetensors") or not path.is_file():
                 continue
-            if hash_file(path, lambda: self._tick("reading")) != saved.sha256:
+            if hash_file(path, lambda: self.ctx.checkpoint_point("reading")) != saved.sha256:
                 raise GladiusError(
                     f"{path} is damaged (its SHA-256 is not what {RECORD} says): put it back, or "
                     f"export with --checkpoint latest (remove {RECORD} if you changed it yourself)"
@@ -262,64 +240,22 @@ class ExportJob:
             return
         odd = [t.name for t in weights.placed() if len(t.shape) > 1 and t.shape[-1] % kind.block]
         if odd:
-            self._say(
+            self.ctx.log(
                 f"{len(odd)} tensors ({odd[0]}, ...) have rows that are no multiple of "
                 f"{kind.block}: they get another type than {kind.name}",
                 "warning",
             )
 
-    def _ended(self, status: str, reason: str, path: Path | None = None) -> int:
-        self.link.emit(
-            RunEnded(
-                status=status,  # type: ignore[arg-type]
-                reason=reason,
-                model_path=str(path or ""),
-                seconds=time.monotonic() - self.began,
-            )
-        )
-        return 0
-
-    def _tick(self, doing: str) -> None:
-        self.reporter(doing, 0, None)
-
-    def _say(self, text: str, level: str = "info") -> None:
-        self.link.emit(LogLine(level=level, text=text))  # type: ignore[arg-type]
-
-
-class _Reporter:
-    """Turns reports into heartbeats and Progress, a stage a task; raises _Stopped when asked."""
-
-    def __init__(self, link: WorkerLink) -> None:
-        self._link = link
-        self._stage = ""
-        self._told = 0.0
-        self._began = 0.0
-        self._last: tuple[float, float | None] = (0.0, None)
-
-    def __call__(self, doing: str, done: float, total: float | None) -> None:
-        self._link.beat(doing)
-        if any(isinstance(command, Stop) for command in self._link.poll()):
-            raise _Stopped
-        now = time.monotonic()
-        if doing != self._stage:
-            self._stage, self._began, self._told = doing, now, 0.0
-        finished = total is not None and done >= total
-        if now - self._told < _REPORT_SECONDS and not finished:
-            return
-        self._told = now
-        seconds = now - self._began
-        rate = done / seconds if total and seconds > 0.5 else None
-        self._link.emit(
-            Progress(
-                task=f"export:{doing}",
-                label=doing,
-                done=done,
-                total=total,
-                unit="B" if total else "",
-                rate=rate,
-                eta=(total - done) / rate if total and rate else None,
-                finished=finished,
-            )
+    def _report(self, activity: str, done: float, total: float | None) -> None:
+        """Progress of a stage, as the writers and checks of a GGUF file report it."""
+        self.ctx.checkpoint_point(activity)
+        self.ctx.progress(
+            f"export:{activity}",
+            activity,
+            done,
+            total,
+            unit="B" if total else "",
+            finished=total is not None and done >= total,
         )
 
 

@@ -43,11 +43,12 @@ from engine.events import (
     decode_event,
 )
 from engine.run.history import History
+from engine.run.job import JOBS
 from engine.run.record import EventHandler, Recorder
 from engine.run.server import ControlServer, Viewer
 from engine.run.spawn import WorkerProcess
 from engine.run.state import hold_lock, read_state
-from engine.run.worker import HUNG, JOBS, hang_seconds
+from engine.run.worker import HUNG, hang_seconds
 from engine.workspace import Workspace
 
 MAX_RESTARTS = 3
@@ -94,7 +95,7 @@ def run_job(
             fresh=fresh,
             config=config,
         )
-        runner = _Runner(ws, history, request, target or JOBS[job], on_event)
+        runner = _Runner(ws, history, request, target or JOBS[job].entry_point, on_event)
         with runner.signals():
             return runner.run(socket_path)
 
@@ -381,8 +382,7 @@ class _Runner:
         return self._last_error or f"exit code {code}"
 
     def _remedy(self) -> str:
-        commands = {"train": "resume", "audit": "doctor"}
-        return f"gladius_train {commands.get(self._job, self._job)}"
+        return f"gladius_train {JOBS[self._job].resume_command}"
 
     def _end(self, status: Literal["completed", "stopped", "failed"], reason: str = "") -> None:
         exit_code = ExitCode.FAILED if status == "failed" else ExitCode.DONE

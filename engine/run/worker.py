@@ -35,16 +35,7 @@ from engine.events import (
     decode_command,
     encode,
 )
-
-JOBS = {
-    "train": "engine.distill.jobs.train:main",
-    "download": "engine.experts.fetch:main",
-    "export": "engine.export.job:main",
-    "validate": "engine.validate.job:main",
-    "audit": "engine.distill.jobs.audit:main",
-    "data": "engine.distill.jobs.make_data:main",
-}
-"""Where each job's `main(link, request) -> int` is found."""
+from engine.run.job import JOBS, JobContext
 
 HUNG = 70
 """Exit code of a worker that its own watchdog ended; its stacks are in the log."""
@@ -118,14 +109,14 @@ class WorkerLink:
                 if remaining <= 0:
                     return []
 
-    def beat(self, doing: str = "") -> None:
+    def beat(self, activity: str = "") -> None:
         """Tell that the job lives; cheap, to be called at least every few seconds of work."""
         self._idle = 0.0
         if time.monotonic() - self._last_message >= _BEAT_SECONDS:
-            self.emit(Heartbeat(doing=doing))
+            self.emit(Heartbeat(activity=activity))
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 3600.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 3600.0) -> Iterator[None]:
         """Beat from a thread, for at most `at_most` seconds, while the block runs: for one long
         call that can't beat itself, such as loading a model."""
         done = threading.Event()
@@ -133,9 +124,9 @@ class WorkerLink:
 
         def keep_beating() -> None:
             while not done.wait(_BEAT_SECONDS) and time.monotonic() < deadline:
-                self.beat(doing)
+                self.beat(activity)
 
-        self.beat(doing)
+        self.beat(activity)
         thread = threading.Thread(target=keep_beating, name="busy", daemon=True)
         thread.start()
         try:
@@ -196,7 +187,7 @@ def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
     try:
         with link.busy("starting"):
             main = _load(target)
-        return main(link, request)
+        return main(JobContext(link, can_finish=JOBS[request.job].can_finish), request)
     except GladiusError as error:
         reason = " ".join(str(error).split())
         code = int(error.exit_code)
@@ -210,7 +201,7 @@ def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
         return CRASHED
 
 
-def _load(target: str) -> Callable[[WorkerLink, JobRequest], int]:
+def _load(target: str) -> Callable[[JobContext, JobRequest], int]:
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)
 

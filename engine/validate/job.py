@@ -6,7 +6,6 @@ What is checked is owned by the `checks_*` (structure) and `quality_*` files, th
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,20 +16,11 @@ import transformers
 
 from engine import hardware
 from engine.errors import ExitCode
-from engine.events import (
-    CheckDone,
-    JobRequest,
-    LogLine,
-    Progress,
-    ReportDone,
-    RunEnded,
-    RunStarted,
-)
+from engine.events import CheckDone, JobRequest, ReportDone
 from engine.experts.gguf_source import GGUFExpert
 from engine.export.model_source import Source
 from engine.export.parity import parity_checks
-from engine.run.job import JobContext, JobStopped
-from engine.run.worker import WorkerLink
+from engine.run.job import JobContext, JobStopped, run_started
 from engine.validate.checks.check import guarded, row, skipped
 from engine.validate.checks.files import (
     check_files,
@@ -76,35 +66,32 @@ _PATIENCE = 5.0
 """Seconds of a stage that need no word of progress."""
 
 
-def main(link: WorkerLink, request: JobRequest) -> int:
+def main(ctx: JobContext, request: JobRequest) -> int:
     """Validates as the request says; returns the worker's exit code."""
-    return Validation(link, request).run()
+    return Validation(ctx, request).run()
 
 
 class Validation:
     """One validation of one model."""
 
-    def __init__(self, link: WorkerLink, request: JobRequest) -> None:
-        self.link = link
+    def __init__(self, ctx: JobContext, request: JobRequest) -> None:
+        self.ctx = ctx
         self.request = request
         self.workspace = Workspace.find(request.root)
         self.config = msgspec.json.decode(request.config, type=ValidateConfig)
-        self.steering = JobContext(link)
-        self.began = time.monotonic()
         self.rows: list[CheckDone] = []
         self.generations: list[Generation] = []
         self.former: Report | None = None
         self.loaded: Loaded | None = None
         self.weights = ""
         self.parameters = 0
-        self._stages: dict[str, tuple[float, float]] = {}
 
     def run(self) -> int:
         """The whole job; returns the worker's exit code."""
         tasks_path = Path(self.config.tasks_path) if self.config.tasks_path else None
-        with self.link.busy("looking up the tasks"):
+        with self.ctx.busy("looking up the tasks"):
             quality_tasks.refuse_unknown(self.config.tasks, tasks_path)
-        beat = lambda: self.steering.serve("reading a checkpoint")  # noqa: E731
+        beat = lambda: self.ctx.checkpoint_point("reading a checkpoint")  # noqa: E731
         try:
             with choose_model(self.workspace, self.config, beat) as source:
                 gguf = Path(self.config.gguf) if self.config.gguf else None
@@ -114,30 +101,26 @@ class Validation:
                 self._quality(source)
                 return self._end(source)
         except JobStopped:
-            self.link.emit(RunEnded(status="stopped", reason="stopped; no report was written"))
-            return 0
+            return self.ctx.ended("stopped", "stopped; no report was written")
 
     def _announce(self, source: Source) -> None:
         record = source.record
-        self.link.emit(
-            RunStarted(
-                run_id=self.request.run_id,
-                job="validate",
-                attempt=self.request.attempt,
-                pid=os.getpid(),
+        self.ctx.emit(
+            run_started(
+                self.request,
                 config=msgspec.to_builtins(self.config),
                 preset=record.preset if record else "",
                 device="cuda" if torch.cuda.is_available() else "cpu",
             )
         )
         for note in source.notes:
-            self._say(note, "warning")
-        self._say(f"validates {source.title}")
+            self.ctx.log(note, "warning")
+        self.ctx.log(f"validates {source.title}")
 
     # The checks, in their order
 
     def _structure(self, source: Source, gguf: Path | None) -> None:
-        serve, record = self.steering.serve, source.record
+        serve, record = self.ctx.checkpoint_point, source.record
         if gguf is None:
             digests: dict[str, str] = {}
 
@@ -157,7 +140,7 @@ class Validation:
                 self._skip_structure("The file can't be read.")
                 return
             expert = GGUFExpert(gguf)
-            with self.link.busy("reading the GGUF file"):
+            with self.ctx.busy("reading the GGUF file"):
                 config = expert.config().to_dict()
             found = survey(expert.tensors(), serve)
         self.parameters = found.parameters
@@ -173,7 +156,7 @@ class Validation:
                 lambda: check_parameters(found, config, record),
             )
         )
-        with self.link.busy("loading the model"):
+        with self.ctx.busy("loading the model"):
             done, self.loaded = load_folder(source.folder) if gguf is None else load_gguf(gguf)
         self._tell([done])
         if found.bad:
@@ -214,7 +197,7 @@ class Validation:
             ("chat_template", "chat template", lambda: check_template(tokenizer, own)),
         )
         for name, title, check in checks:
-            self.steering.serve("checking the tokenizer")
+            self.ctx.checkpoint_point("checking the tokenizer")
             self._tell(guarded("structural", name, title, check))
 
     def _greedy(self) -> CheckDone:
@@ -269,7 +252,7 @@ class Validation:
             why = "The model can't be run, so nothing can be said of its quality."
             self._tell([skipped("quality", "bits_per_byte", "bits per byte", why)])
             return
-        serve, writer = self.steering.serve, Writer(loaded, self._progress)
+        serve, writer = self.ctx.checkpoint_point, Writer(loaded, self._progress)
         cache = self.workspace.experts_cache_dir
 
         def held_out() -> Iterable[CheckDone]:
@@ -312,7 +295,7 @@ class Validation:
         )
         if tasks := self.config.tasks:
             path = Path(self.config.tasks_path) if self.config.tasks_path else None
-            with self.link.busy("lm-evaluation-harness", at_most=24 * 3600):
+            with self.ctx.busy("lm-evaluation-harness", at_most=24 * 3600):
                 done = list(
                     guarded(
                         "quality",
@@ -334,7 +317,7 @@ class Validation:
         verdict = verdict_text(self.rows)
         report = Report(
             created=time.time(),
-            seconds=time.monotonic() - self.began,
+            seconds=time.monotonic() - self.ctx.began,
             structure=structure,
             quality=quality,
             verdict=verdict,
@@ -345,7 +328,7 @@ class Validation:
             former=former,
         )
         path = self._write(source, report)
-        self.link.emit(
+        self.ctx.emit(
             ReportDone(
                 structure=structure,
                 quality=quality,
@@ -355,13 +338,11 @@ class Validation:
             )
         )
         broken = structure == "broken"
-        self.link.emit(
-            RunEnded(
-                status="failed" if broken else "completed",
-                exit_code=ExitCode.FAILED if broken else ExitCode.DONE,
-                reason=f"{verdict}; see {path}" if broken else verdict,
-                seconds=report.seconds,
-            )
+        self.ctx.ended(
+            "failed" if broken else "completed",
+            f"{verdict}; see {path}" if broken else verdict,
+            exit_code=ExitCode.FAILED if broken else ExitCode.DONE,
+            seconds=report.seconds,
         )
         return 0
 
@@ -393,7 +374,7 @@ class Validation:
             write_report(path, report)
         except OSError as error:
             other = self.workspace.logs_dir / f"validation-{self.request.run_id}.json"
-            self._say(f"{path} can't be written ({error.strerror}): see {other}", "warning")
+            self.ctx.log(f"{path} can't be written ({error.strerror}): see {other}", "warning")
             write_report(other, report)
             return other
         return path
@@ -404,18 +385,11 @@ class Validation:
         for one in rows:
             one = msgspec.structs.replace(one, former=before.get(one.name, ""))
             self.rows.append(one)
-            self.link.emit(one)
-            self.steering.serve("validating")
+            self.ctx.emit(one)
+            self.ctx.checkpoint_point("validating")
 
     def _progress(self, doing: str, done: float = 0.0, total: float | None = None) -> None:
         """A sign of life of a stage; told once it takes longer than a few seconds."""
-        self.steering.serve(doing)
-        now = time.monotonic()
-        began, told = self._stages.setdefault(doing, (now, now))
-        if total is None or now - told < (_PATIENCE if told == began else 1.0):
-            return
-        self._stages[doing] = (began, now)
-        self.link.emit(Progress(task=f"validate:{doing}", label=doing, done=done, total=total))
-
-    def _say(self, text: str, level: str = "info") -> None:
-        self.link.emit(LogLine(level=level, text=text))  # type: ignore[arg-type]
+        self.ctx.checkpoint_point(doing)
+        if total is not None:
+            self.ctx.progress(f"validate:{doing}", doing, done, total, every=1.0, after=_PATIENCE)

@@ -7,17 +7,9 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from engine.events import Job
+from engine.run.job import JOBS
 from engine.workspace import Workspace
-
-NAMES = {
-    "train": "the training",
-    "download": "the download",
-    "export": "the export",
-    "validate": "the validation",
-    "audit": "the examination",
-    "data": "the making of data",
-}
-"""The jobs as they are called in a sentence."""
 
 
 def command(ws: Workspace, *words: str) -> str:
@@ -33,11 +25,11 @@ def farewell(ws: Workspace, seen: Collection[str]) -> list[str]:
     from engine.run.state import lock_owner, read_state
 
     lines: list[str] = []
-    running = [job for job in NAMES if lock_owner(ws, job)]
+    running: list[Job] = [job for job in JOBS if lock_owner(ws, job)]
     for job in running:
         owner = lock_owner(ws, job)
         pid = f" (pid {owner.pid})" if owner is not None else ""
-        lines.append(f"{NAMES[job].capitalize()} goes on{pid}.")
+        lines.append(f"The {JOBS[job].title} goes on{pid}.")
     if running:
         shows = "dashboard" if running[0] == "train" else ""
         lines.append(f"  {command(ws, *filter(None, [shows]))}  shows it again")

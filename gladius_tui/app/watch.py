@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import msgspec
 from textual.message import Message
@@ -30,12 +30,12 @@ from engine.events import (
     RunStarted,
     StepDone,
 )
+from engine.run.job import JOBS
 from engine.workspace import Workspace
 
 if TYPE_CHECKING:  # they bring sqlite3, which the first paint does not wait for
     from engine.run.control import Attachment
 
-JOBS: tuple[Job, ...] = get_args(Job)
 _LOOK_SECONDS = 0.5
 _AGAIN_SECONDS = 0.2
 _BATCH_SECONDS = 0.1
@@ -258,7 +258,7 @@ class JobWatcher:
         For a job that runs already JobAttached comes at once. With `replay` its `seq` is 0 and
         the run's history comes first, as JobEvents: for jobs with few events, not for training.
         """
-        subscription = _Subscription(target, jobs or JOBS, replay)
+        subscription = _Subscription(target, jobs or tuple(JOBS), replay)
         with self._lock:
             self._subscriptions.append(subscription)
             self._welcome(list(self._pumps.values()), [subscription])

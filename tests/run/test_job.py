@@ -11,16 +11,15 @@ from engine.run.job import JobContext, JobStopped
 from tests.support.small_run import KeepingLink
 
 
-def steering_at(step: int, link: KeepingLink) -> tuple[JobContext, list[str]]:
-    steering, saved = JobContext(link), []
-    steering.step = lambda: step
-    steering.checkpoint = lambda: saved.append("saved")
-    return steering, saved
+def context_at(step: int, link: KeepingLink) -> tuple[JobContext, list[str]]:
+    ctx, saved = JobContext(link), []
+    ctx.attach_trainer(save=lambda: saved.append("saved"), step=lambda: step)
+    return ctx, saved
 
 
 def test_a_pause_stands_still_at_its_step_until_it_is_lifted():
     link = KeepingLink()
-    steering, saved = steering_at(7, link)
+    ctx, saved = context_at(7, link)
     former = link.wait
 
     def wait(timeout: float):
@@ -33,59 +32,58 @@ def test_a_pause_stands_still_at_its_step_until_it_is_lifted():
 
     link.wait = wait  # type: ignore[method-assign]
     link.ask(Pause())
-    steering.serve("training")
+    ctx.checkpoint_point("training")
     assert [type(e) for e in link.events] == [RunPaused, RunResumed]
     assert {e.step for e in link.events} == {7}
     assert saved == ["saved"]  # also while it stood still
-    assert 0.1 <= steering.paused_seconds < 5
-    steering.serve("training")
+    assert 0.1 <= ctx.paused_seconds < 5
+    ctx.checkpoint_point("training")
     assert len(link.events) == 2
 
 
 def test_an_end_interrupts_also_a_pause():
     link = KeepingLink(lambda event: [Stop(signal=15)] if isinstance(event, RunPaused) else [])
-    steering, _ = steering_at(3, link)
+    ctx, _ = context_at(3, link)
     link.ask(Pause())
     with pytest.raises(JobStopped):
-        steering.serve("training")
-    assert steering.stop == Stop(signal=15) and not steering.finish
+        ctx.checkpoint_point("training")
+    assert ctx.stop == Stop(signal=15) and not ctx.finish_requested
     assert [type(e) for e in link.events] == [RunPaused]
     with pytest.raises(JobStopped):
-        steering.serve("evaluating")  # again, wherever it is read next
+        ctx.checkpoint_point("evaluating")  # again, wherever it is read next
 
 
 def test_finishing_does_not_interrupt():
     link = KeepingLink()
-    steering, _ = steering_at(3, link)
+    ctx, _ = context_at(3, link)
     link.ask(Stop(finish=True))
-    steering.serve("training")
-    assert steering.finish and steering.stop is None
+    ctx.checkpoint_point("training")
+    assert ctx.finish_requested and ctx.stop is None
 
 
 def test_finishing_lifts_a_pause():
     link = KeepingLink(lambda event: [Stop(finish=True)] if isinstance(event, RunPaused) else [])
-    steering, _ = steering_at(3, link)
+    ctx, _ = context_at(3, link)
     link.ask(Pause())
-    steering.serve("training")
-    assert steering.finish and [type(e) for e in link.events] == [RunPaused, RunResumed]
+    ctx.checkpoint_point("training")
+    assert ctx.finish_requested and [type(e) for e in link.events] == [RunPaused, RunResumed]
 
 
 def test_a_checkpoint_asked_for_before_training_waits_until_it_can_be_made():
     link = KeepingLink()
-    steering, saved = steering_at(0, link)
-    save, steering.checkpoint = steering.checkpoint, None
+    ctx, saved = JobContext(link), []
     link.ask(Checkpoint())
-    steering.serve("scoring")
-    steering.checkpoint = save
-    steering.serve("training")
-    steering.serve("training")
+    ctx.checkpoint_point("scoring")
+    ctx.attach_trainer(save=lambda: saved.append("saved"), step=lambda: 0)
+    ctx.checkpoint_point("training")
+    ctx.checkpoint_point("training")
     assert saved == ["saved"]
 
 
 def test_a_pause_that_is_lifted_in_the_same_breath_is_none():
     link = KeepingLink()
-    steering, _ = steering_at(1, link)
+    ctx, _ = context_at(1, link)
     link.ask(Pause())
     link.ask(Resume())
-    steering.serve("training")
-    assert steering.paused_seconds == 0
+    ctx.checkpoint_point("training")
+    assert ctx.paused_seconds == 0

@@ -80,11 +80,11 @@ class RecordingLink:
         time.sleep(min(timeout, 0.05))
         return self.poll()
 
-    def beat(self, doing: str = "") -> None:
+    def beat(self, activity: str = "") -> None:
         pass
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 3600.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 3600.0) -> Iterator[None]:
         yield
 
     def of(self, kind: type) -> list:

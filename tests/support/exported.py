@@ -20,6 +20,7 @@ from engine.export.job import ExportJob
 from engine.export.llama_runtime import find_python
 from engine.export.tensors import Weights
 from engine.export.tokenizer import read_gguf_tokenizer
+from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.paths import REPO
 from tests.support.small_run import KeepingLink
@@ -109,7 +110,7 @@ def export(workspace: Workspace, link: KeepingLink | None = None, **config: Any)
         attempt=1,
         config=msgspec.json.encode(config),
     )
-    assert ExportJob(link, request).run() == 0  # type: ignore[arg-type]
+    assert ExportJob(JobContext(link), request).run() == 0
     return link
 
 

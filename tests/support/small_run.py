@@ -83,11 +83,11 @@ class KeepingLink:
         assert self.waits < 1000, "nobody ends the pause"
         return self.poll()
 
-    def beat(self, doing: str = "") -> None:
+    def beat(self, activity: str = "") -> None:
         pass
 
     @contextmanager
-    def busy(self, doing: str, at_most: float = 0.0) -> Iterator[None]:
+    def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield
 
     def of(self, kind: type[T]) -> list[T]:
@@ -134,11 +134,10 @@ def make_config(
 def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Prepared]]:
     """The student's tokenizer and the prepared experts."""
     link: Any = KeepingLink()
-    pool = TeacherPool(workspace, link, CPU, torch.float32, keep_all=True)
+    ctx = JobContext(link)
+    pool = TeacherPool(workspace, ctx, CPU, torch.float32, keep_all=True)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
-    preparation = Preparation(
-        workspace, config, experts, JobContext(link), link, pool, torch.float32
-    )
+    preparation = Preparation(workspace, config, experts, ctx, pool, torch.float32)
     texts = preparation.texts()
     tokenizer = preparation.tokenizer(texts)
     return tokenizer, preparation.prepare(texts, tokenizer)
@@ -155,7 +154,7 @@ def make_trainer(
         reader = student_encoder(tokenizer, config.student.vocab_size)
         judges = {name: part.judge for name, part in prepared.items()}
         online = scores_online(config)
-        beat = lambda doing: None  # noqa: E731
+        beat = lambda activity: None  # noqa: E731
         rounds = OnPolicyRounds(config, tokenizer, reader, judges, online, torch.float32, beat)
     experts = [load_experts(workspace)[name] for name in config.experts.names]
     optimizer = config.optimizer
@@ -173,7 +172,7 @@ def make_trainer(
             schedule=Schedule(config, plan_phases(config, experts), tokens),
             journal=Journal(checkpoints / "journal.jsonl"),
             checkpoints=CheckpointStore(checkpoints, config.checkpoint.keep),
-            steering=JobContext(link),
+            ctx=JobContext(link),
             device=CPU,
             dtype=torch.float32,
             sample_prompts=("Tell of the river.",),
@@ -209,4 +208,4 @@ def train(
         fresh=fresh,
         config=to_json(config),
     )
-    return worker.main(link, request)  # type: ignore[arg-type]
+    return worker.main(JobContext(link), request)

@@ -19,25 +19,17 @@ import msgspec
 from engine.errors import GladiusError, MissingError
 from engine.events import (
     AnyEvent,
-    Checkpoint,
     CheckpointSaved,
     EvalDone,
     JobRequest,
     LogLine,
-    Pause,
     PhasePlan,
     PhaseStarted,
-    Resume,
-    RunEnded,
-    RunPaused,
-    RunResumed,
-    RunStarted,
     StepDone,
-    Stop,
     encode,
 )
+from engine.run.job import JobContext, JobStopped, run_started
 from engine.run.runner import run_job
-from engine.run.worker import WorkerLink
 from engine.workspace import Workspace
 
 PLAN = (
@@ -60,8 +52,9 @@ class ToyConfig(msgspec.Struct, kw_only=True):
 
 
 class Toy:
-    def __init__(self, link: WorkerLink, request: JobRequest) -> None:
-        self.link = link
+    def __init__(self, ctx: JobContext, request: JobRequest) -> None:
+        self.ctx = ctx
+        ctx.attach_trainer(save=lambda: self.save("asked"), step=lambda: self.step)
         self.request = request
         self.config = msgspec.json.decode(request.config, type=ToyConfig, strict=False)
         self.file = Path(request.root) / "tmp/checkpoints/toy.json"
@@ -71,36 +64,29 @@ class Toy:
         resumed = None
         if self.request.resume and self.file.exists():
             self.step = resumed = json.loads(self.file.read_text())["step"]
-        emit, request = self.link.emit, self.request
         self.fail_if_due(0)
-        emit(
-            RunStarted(
-                step=self.step,
-                run_id=request.run_id,
-                job=request.job,
-                attempt=request.attempt,
-                pid=os.getpid(),
-                phases=PLAN,
-                resumed_from=resumed,
-                preset="toy",
+        self.ctx.emit(
+            run_started(
+                self.request, step=self.step, phases=PLAN, resumed_from=resumed, preset="toy"
             )
         )
-        emit(PhaseStarted(step=self.step, phase=1, phases=2, name="alpha", expert="alpha"))
+        self.ctx.emit(PhaseStarted(step=self.step, phase=1, phases=2, name="alpha", expert="alpha"))
         start = self.step
-        while self.step < self.config.steps:
-            for command in self.link.poll():
-                if self.obey(command):
-                    return 0
+        while self.step < self.config.steps and not self.ctx.finish_requested:
+            try:
+                self.ctx.checkpoint_point("counting")
+            except JobStopped:
+                self.save("stop")
+                return self.ctx.ended("stopped", step=self.step)
             self.fail_if_due(self.step - start + 1)
             self.take_step()
         self.save("final")
-        emit(RunEnded(step=self.step, status="completed"))
-        return 0
+        return self.ctx.ended("completed", step=self.step)
 
     def take_step(self) -> None:
         time.sleep(self.config.seconds)
         self.step += 1
-        self.link.emit(
+        self.ctx.emit(
             StepDone(
                 step=self.step,
                 phase=1,
@@ -118,40 +104,17 @@ class Toy:
         )
         if self.step % self.config.save_every == 0:
             self.save("interval")
-            self.link.emit(EvalDone(step=self.step, bits_per_byte=1 / self.step))
+            self.ctx.emit(EvalDone(step=self.step, bits_per_byte=1 / self.step))
         if self.config.print_every and self.step % self.config.print_every == 0:
             print("the toy says", self.step)
 
     def save(self, reason) -> None:
         self.file.write_text(json.dumps({"step": self.step}))
-        self.link.emit(
+        self.ctx.emit(
             CheckpointSaved(
                 step=self.step, path=str(self.file), bytes=1, seconds=0.0, reason=reason
             )
         )
-
-    def obey(self, command) -> bool:
-        """True when the job is to end."""
-        match command:
-            case Pause():
-                self.link.emit(RunPaused(step=self.step))
-                return self.stand_still()
-            case Checkpoint():
-                self.save("asked")
-            case Stop():
-                self.save("stop")
-                self.link.emit(RunEnded(step=self.step, status="stopped"))
-                return True
-        return False
-
-    def stand_still(self) -> bool:
-        while True:
-            for command in self.link.wait(1.0):
-                if isinstance(command, Resume):
-                    self.link.emit(RunResumed(step=self.step))
-                    return False
-                if not isinstance(command, Pause) and self.obey(command):
-                    return True
 
     def fail_if_due(self, count: int) -> None:
         at, fault = self.config.faults.get(self.request.attempt, (-1, ""))
@@ -167,23 +130,23 @@ class Toy:
             case "hang":
                 time.sleep(3600)
             case "load":  # one long call that can't beat itself
-                with self.link.busy("loading"):
+                with self.ctx.busy("loading"):
                     time.sleep(2.5)
             case "hold":
                 ctypes.PyDLL(None).sleep(3600)  # never lets go of the interpreter's lock
-            case "deaf":  # works on, but hears no command
+            case "deaf":  # keeps working, but never reads a command
                 while True:
                     self.take_step()
             case "torn":
-                self.link.emit(LogLine(text="x" * 4_000_000))
+                self.ctx.emit(LogLine(text="x" * 4_000_000))
                 time.sleep(0.02)  # the feeder thread is in the middle of it now
                 os.kill(os.getpid(), signal.SIGKILL)
             case "one":
                 os._exit(1)
 
 
-def main(link: WorkerLink, request: JobRequest) -> int:
-    return Toy(link, request).run()
+def main(ctx: JobContext, request: JobRequest) -> int:
+    return Toy(ctx, request).run()
 
 
 def print_event(event: AnyEvent) -> None:

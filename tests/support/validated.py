@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from engine.checkpoint.model_record import read_record, write_record
 from engine.events import CheckDone, EvalDone, JobRequest, ReportDone, RunEnded
+from engine.run.job import JobContext
 from engine.validate.job import Validation
 from engine.validate.report import Report, read_report
 from engine.workspace import Workspace
@@ -66,7 +67,7 @@ def validate(workspace: Workspace, link: KeepingLink | None = None, **config: An
         attempt=1,
         config=msgspec.json.encode(config),
     )
-    return Outcome(Validation(link, request).run(), link)  # type: ignore[arg-type]
+    return Outcome(Validation(JobContext(link), request).run(), link)
 
 
 def copy_model(workspace: Workspace, folder: Path) -> Path:

@@ -29,17 +29,9 @@ from engine.distill.teacher.scoring import projection_chunk, teacher_encoder, te
 from engine.distill.teacher.teacher import Teacher, end_tokens, load_teacher, render_chat
 from engine.distill.teacher.teacher import load_tokenizer as load_teacher_tokenizer
 from engine.errors import GladiusError
-from engine.events import (
-    JobRequest,
-    KindAudit,
-    LogLine,
-    RunEnded,
-    SpeedMeasured,
-    Stop,
-    TokenizersAudited,
-)
+from engine.events import JobRequest, KindAudit, SpeedMeasured, TokenizersAudited
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
-from engine.run.worker import WorkerLink
+from engine.run.job import JobContext, JobStopped
 from engine.text.examples import Example, Message, read_data_file
 from engine.workspace import Workspace, assets_dir
 
@@ -60,61 +52,50 @@ class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
     speed: bool = True
 
 
-class _Stopped(Exception):
-    """Somebody asked the job to end."""
-
-
-def main(link: WorkerLink, request: JobRequest) -> int:
+def main(ctx: JobContext, request: JobRequest) -> int:
     """Audits the experts asked for, one event each; returns the worker's exit code."""
     asked = msgspec.json.decode(request.config, type=AuditRequest)
 
-    def serve(doing: str) -> None:
-        link.beat(doing)
-        if any(isinstance(command, Stop) for command in link.poll()):
-            raise _Stopped
-
     try:
-        _audit_all(Workspace.find(asked.root), asked, link, serve)
-    except _Stopped:
-        link.emit(RunEnded(status="stopped", reason="asked"))
-        return 0
-    link.emit(RunEnded(status="completed"))
-    return 0
+        _audit_all(Workspace.find(asked.root), asked, ctx)
+    except JobStopped:
+        return ctx.ended("stopped", "asked")
+    return ctx.ended("completed")
 
 
-def _audit_all(
-    workspace: Workspace, asked: AuditRequest, link: WorkerLink, serve: Callable[[str], None]
-) -> None:
+def _audit_all(workspace: Workspace, asked: AuditRequest, ctx: JobContext) -> None:
     config = asked.config
     device, dtype = device_and_dtype(config, hardware.has_bf16)
     if asked.speed:
-        serve("measuring the device")
+        ctx.checkpoint_point("measuring the device")
         flops = matmul_flops(device, dtype)
         precision = "bf16" if dtype == torch.bfloat16 else "fp32"
-        link.emit(SpeedMeasured(device=device.type, precision=precision, flops=flops))
+        ctx.emit(SpeedMeasured(device=device.type, precision=precision, flops=flops))
     if not asked.experts:
         return
-    with link.busy("reading the student's tokenizer"):
+    with ctx.busy("reading the student's tokenizer"):
         tokenizer, source = student_tokenizer(workspace, config)
     student = student_encoder(tokenizer, config.student.vocab_size)
     sample = list(read_data_file(assets_dir() / SAMPLE))
     known = load_experts(workspace)
     for name in asked.experts:
         spec = known[name]
-        serve(f"auditing {spec.title}")
+        ctx.checkpoint_point(f"auditing {spec.title}")
         if asked.listen:
-            link.emit(LogLine(text=f"listening to {spec.title} on {device.type}"))
+            ctx.log(f"scoring the sample with {spec.title} on {device.type}")
         try:
-            with link.busy(f"auditing {spec.title}"):
+            with ctx.busy(f"auditing {spec.title}"):
                 teacher = _load(workspace, spec, device, dtype) if asked.listen else None
-                event = audit(workspace, spec, student, sample, config, teacher, serve)
+                event = audit(
+                    workspace, spec, student, sample, config, teacher, ctx.checkpoint_point
+                )
             event = msgspec.structs.replace(event, student=source)
         except (GladiusError, ValueError, OSError) as error:
             problem = " ".join(str(error).split()).removeprefix(f"expert {name}: ")
             event = TokenizersAudited(expert=name, student=source, problem=problem)
         teacher = None
         gc.collect()
-        link.emit(event)
+        ctx.emit(event)
 
 
 def _load(

@@ -4,9 +4,6 @@ same config would have them written, and nothing else happens.
 
 from __future__ import annotations
 
-import os
-import time
-
 import msgspec
 import torch
 
@@ -15,32 +12,26 @@ from engine.config import RunConfig, digest, from_json
 from engine.distill.data.conversations import chosen_prompts, expert_commit, write_answers
 from engine.distill.jobs.preparation import TeacherPool, device_and_dtype
 from engine.errors import MissingError
-from engine.events import JobRequest, RunEnded, RunStarted
+from engine.events import JobRequest
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
-from engine.run.job import JobContext, JobStopped
-from engine.run.worker import WorkerLink
+from engine.run.job import JobContext, JobStopped, run_started
 from engine.workspace import Workspace
 
 
-def main(link: WorkerLink, request: JobRequest) -> int:
+def main(ctx: JobContext, request: JobRequest) -> int:
     """Lets the experts of `request.config` (a RunConfig) write; returns the worker's exit code.
 
     It goes on where a former call stopped. Emits AnswersJudged for each expert.
     """
-    began = time.monotonic()
     config = from_json(request.config)
     workspace = Workspace.find(request.root)
     workspace.create()
     experts = _ready(workspace, config)
-    steering = JobContext(link)
     device, dtype = device_and_dtype(config, hardware.has_bf16)
     torch.set_num_threads(config.device.threads or hardware.physical_cores())
-    link.emit(
-        RunStarted(
-            run_id=request.run_id,
-            job="data",
-            attempt=request.attempt,
-            pid=os.getpid(),
+    ctx.emit(
+        run_started(
+            request,
             config=msgspec.to_builtins(config),
             config_digest=digest(config),
             preset=config.preset,
@@ -48,21 +39,13 @@ def main(link: WorkerLink, request: JobRequest) -> int:
             precision="bf16" if dtype == torch.bfloat16 else "fp32",
         )
     )
-    pool = TeacherPool(workspace, link, device, dtype, keep_all=False)
+    pool = TeacherPool(workspace, ctx, device, dtype, keep_all=False)
     try:
         for spec in experts:
-            _make(workspace, config, spec, pool, steering, link)
+            _make(workspace, config, spec, pool, ctx)
     except JobStopped:
-        link.emit(
-            RunEnded(
-                status="stopped",
-                reason="stopped; the same command goes on with it",
-                seconds=time.monotonic() - began,
-            )
-        )
-        return 0
-    link.emit(RunEnded(status="completed", seconds=time.monotonic() - began))
-    return 0
+        return ctx.ended("stopped", "stopped; run the same command again to continue")
+    return ctx.ended("completed")
 
 
 def _ready(workspace: Workspace, config: RunConfig) -> list[ExpertSpec]:
@@ -81,10 +64,9 @@ def _make(
     config: RunConfig,
     spec: ExpertSpec,
     pool: TeacherPool,
-    steering: JobContext,
-    link: WorkerLink,
+    ctx: JobContext,
 ) -> None:
-    with link.busy("choosing prompts"):
+    with ctx.busy("choosing prompts"):
         chosen = chosen_prompts(spec, config)
     write_answers(
         pool.get(spec),
@@ -92,7 +74,7 @@ def _make(
         workspace.experts_cache_dir,
         config.data,
         config.seed,
-        link.emit,
-        steering.serve,
+        ctx.emit,
+        ctx.checkpoint_point,
         expert_commit(expert_path(workspace, spec), spec),
     )

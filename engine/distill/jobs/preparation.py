@@ -7,7 +7,6 @@ All of it is kept on disk, so that an interrupted preparation goes on and a resu
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,12 +40,10 @@ from engine.distill.train.capabilities import score_expert, student_prompts
 from engine.distill.train.lens import ExpertProbes, load_probes, save_probes, score_probes
 from engine.distill.train.on_policy import OnPolicyTeacher
 from engine.errors import UsageError
-from engine.events import LogLine, Progress
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
 from engine.prompts.checkers import VERSION as CHECKS
 from engine.prompts.prompt import Prompt, is_reserved
 from engine.run.job import JobContext
-from engine.run.worker import WorkerLink
 from engine.text.examples import Example, Message, encode_example, read_data_file
 from engine.workspace import Workspace, write_bytes
 
@@ -59,13 +56,13 @@ class TeacherPool:
     def __init__(
         self,
         workspace: Workspace,
-        link: WorkerLink,
+        ctx: JobContext,
         device: torch.device,
         dtype: torch.dtype,
         keep_all: bool,
     ) -> None:
         self._workspace = workspace
-        self._link = link
+        self._ctx = ctx
         self._device = device
         self._dtype = dtype
         self._keep_all = keep_all
@@ -75,13 +72,13 @@ class TeacherPool:
         if spec.name not in self._loaded:
             if not self._keep_all:
                 self.release()
-            with self._link.busy(f"loading {spec.title}"):
+            with self._ctx.busy(f"loading {spec.title}"):
                 self._loaded[spec.name] = load_teacher(
                     expert_path(self._workspace, spec),
                     spec,
                     self._device,
                     self._dtype,
-                    self._link.beat,
+                    self._ctx.heartbeat,
                 )
         return self._loaded[spec.name]
 
@@ -122,16 +119,14 @@ class Preparation:
         workspace: Workspace,
         config: RunConfig,
         experts: Sequence[ExpertSpec],
-        steering: JobContext,
-        link: WorkerLink,
+        ctx: JobContext,
         pool: TeacherPool,
         dtype: torch.dtype,
     ) -> None:
         self.workspace = workspace
         self.config = config
         self.experts = experts
-        self.steering = steering
-        self.link = link
+        self.ctx = ctx
         self.pool = pool
         self.dtype = dtype
         self.streamed: StreamedText | None = None
@@ -146,12 +141,14 @@ class Preparation:
         What is streamed is opened, and of it only a sample is read where targets are cached.
         """
         data = self.config.data
-        with self.link.busy("opening the text"):
+        with self.ctx.busy("opening the text"):
             streamed = streamed_files(data)
             whole = [source for source in data.files if source not in streamed]
             given = corpus.assign(corpus.read_files(whole), self.experts)
             opened = StreamedText(
-                *(self.config, self.experts, self.workspace), self.steering.serve, self._say
+                *(self.config, self.experts, self.workspace),
+                self.ctx.checkpoint_point,
+                self.ctx.log,
             )
         if self.config.targets.source == "cached":
             for spec in self.experts:
@@ -168,7 +165,7 @@ class Preparation:
 
     def _answers(self, spec: ExpertSpec) -> list[Example]:
         """What the expert writes to the prompts; once whole, read back without loading it."""
-        with self.link.busy("choosing prompts"):
+        with self.ctx.busy("choosing prompts"):
             chosen = chosen_prompts(spec, self.config)
         path = expert_path(self.workspace, spec)
         expert = _expert_digest(path, spec)
@@ -183,8 +180,8 @@ class Preparation:
             self.workspace.experts_cache_dir,
             self.config.data,
             self.config.seed,
-            self.link.emit,
-            self.steering.serve,
+            self.ctx.emit,
+            self.ctx.checkpoint_point,
             expert_commit(path, spec),
         )
         answers = kept_examples(judged, spec.name)
@@ -198,7 +195,7 @@ class Preparation:
         kept = tokenizer_path(self.workspace, self.config)
         if self.config.student.tokenizer != "train" or (kept / "tokenizer.json").is_file():
             return load_tokenizer(kept, size)
-        with self.link.busy("training the student's tokenizer"):
+        with self.ctx.busy("training the student's tokenizer"):
             sampled = self.streamed.for_tokenizer() if self.streamed else []
             unique = dict.fromkeys(
                 text
@@ -208,7 +205,7 @@ class Preparation:
             )
             tokenizer = train_tokenizer(unique, size)
             tokenizer.save_pretrained(kept)
-        self._say(f"trained a tokenizer of {size:,} tokens on the run's own text")
+        self.ctx.log(f"trained a tokenizer of {size:,} tokens on the run's own text")
         return load_tokenizer(kept, size)
 
     def prepare(
@@ -221,7 +218,7 @@ class Preparation:
         if self.streamed:
             self._known = {corpus.example_key(e) for part in texts.values() for e in part}
         schedule = self.config.schedule
-        with self.link.busy("choosing what capabilities are measured on"):
+        with self.ctx.busy("choosing what capabilities are measured on"):
             self.measured = student_prompts(
                 *(tokenizer, self.experts, schedule.capability_prompts),
                 *(schedule.capability_tokens, self.config.optimizer.max_seq_len),
@@ -245,9 +242,9 @@ class Preparation:
                 asked,
                 self.config.schedule.capability_tokens,
                 lambda: self.pool.get(spec),
-                self.steering.serve,
+                self.ctx.checkpoint_point,
             )
-            self.link.emit(msgspec.structs.replace(row, seq=0, time=0.0))
+            self.ctx.emit(msgspec.structs.replace(row, seq=0, time=0.0))
 
     def _expert(
         self,
@@ -256,7 +253,7 @@ class Preparation:
         held: frozenset[str],
         student: ChatEncoder,
     ) -> Prepared:
-        self.steering.serve(f"preparing {spec.title}")
+        self.ctx.checkpoint_point(f"preparing {spec.title}")
         path = expert_path(self.workspace, spec)
         streamed = self.streamed if self.streamed and self.streamed.of(spec) else None
         vocabulary = ByteVocabulary(load_teacher_tokenizer(path, spec).backend_tokenizer)
@@ -278,7 +275,7 @@ class Preparation:
         text = ReadText()
         if ready != wanted or online:
             text = corpus.read_text(
-                *(examples, held, student, reader, spec, self.config, self.steering.serve),
+                *(examples, held, student, reader, spec, self.config, self.ctx.checkpoint_point),
                 needs_both=not streamed,
             )
             if streamed:
@@ -294,7 +291,7 @@ class Preparation:
         # Before the text: scored text that is complete then has them beside it.
         probes = load_probes(folder / _PROBES) if ready == wanted else None
         if probes is None:
-            probes = score_probes(teacher, projector, student, reader, self.steering.serve)
+            probes = score_probes(teacher, projector, student, reader, self.ctx.checkpoint_point)
             folder.mkdir(parents=True, exist_ok=True)
             save_probes(folder / _PROBES, probes)
         if ready != wanted:
@@ -328,7 +325,7 @@ class Preparation:
         return Prepared(feeds, stores["held_out"], probes, judge)
 
     def _projector(self, teacher: Teacher, reader: ChatEncoder, student: ChatEncoder) -> Projector:
-        with self.link.busy("building the projection tables"):
+        with self.ctx.busy("building the projection tables"):
             tables = load_tables(
                 self.workspace.experts_cache_dir,
                 reader.vocabulary,
@@ -375,7 +372,7 @@ class Preparation:
         parts = {"held_out": text.held_out, "train": text.train}
         parts = {part: blocks for part, blocks in parts.items() if part in stores}
         total = sum(len(b.teacher_ids) for blocks in parts.values() for b in blocks)
-        report = _Report(spec, total, self.link, self.steering)
+        report = _ScoringProgress(spec, total, self.ctx)
         for part, blocks in parts.items():
             corpus.score_into(
                 stores[part],
@@ -395,7 +392,7 @@ class Preparation:
         self, spec: ExpertSpec, tally: Tally, stores: Mapping[str, TargetStore], blocks: int
     ) -> None:
         held = len(stores["held_out"])
-        self.link.emit(tally.scored(list(stores.values())).event(spec.name, blocks, held))
+        self.ctx.emit(tally.scored(list(stores.values())).event(spec.name, blocks, held))
 
     def _cache(self, spec: ExpertSpec) -> Path:
         return self.workspace.experts_cache_dir / spec.name
@@ -429,53 +426,33 @@ class Preparation:
             precision=str(self.dtype).removeprefix("torch."),
         )
 
-    def _say(self, text: str) -> None:
-        self.link.emit(LogLine(text=text))
 
+class _ScoringProgress:
+    """Progress of an expert's scoring over both parts of its text; obeys commands meanwhile."""
 
-class _Report:
-    """Progress of an expert's scoring, and the point where commands are served."""
-
-    def __init__(
-        self, spec: ExpertSpec, total: int, link: WorkerLink, steering: JobContext
-    ) -> None:
+    def __init__(self, spec: ExpertSpec, total: int, ctx: JobContext) -> None:
         self.base = 0
+        """Tokens of the parts that are complete."""
         self._spec = spec
         self._total = total
-        self._link = link
-        self._steering = steering
-        self._began = time.monotonic()
-        self._first: int | None = None
-        self._told = 0.0
+        self._ctx = ctx
 
     def __call__(self, blocks: int, tokens: int) -> None:
-        self._steering.serve(f"{self._spec.title} scores text")
-        now = time.monotonic()
-        if self._first is None:
-            self._first = self.base + tokens
-        if now - self._told < 1.0:
-            return
-        self._told = now
-        self._emit(self.base + tokens, finished=False)
+        self._ctx.checkpoint_point(f"{self._spec.title} scores text")
+        self._report(self.base + tokens)
 
     def finish(self) -> None:
-        self._emit(self._total, finished=True)
+        self._report(self._total, finished=True)
 
-    def _emit(self, done: int, finished: bool) -> None:
-        seconds = time.monotonic() - self._began
-        new = done - (self._first or 0)
-        rate = new / seconds if seconds > 0 and new > 0 else None
-        self._link.emit(
-            Progress(
-                task=f"score:{self._spec.name}",
-                label=f"{self._spec.title} scores its text",
-                done=done,
-                total=self._total,
-                unit="tokens",
-                rate=rate,
-                eta=None if rate is None else (self._total - done) / rate,
-                finished=finished,
-            )
+    def _report(self, done: int, finished: bool = False) -> None:
+        self._ctx.progress(
+            f"score:{self._spec.name}",
+            f"{self._spec.title} scores its text",
+            done,
+            self._total,
+            unit="tokens",
+            finished=finished,
+            every=1.0,
         )
 
 

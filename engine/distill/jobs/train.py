@@ -5,7 +5,6 @@ The worker process calls `main`; nothing else of the program imports torch.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,16 +43,12 @@ from engine.events import (
     ExpertShare,
     GuardTripped,
     JobRequest,
-    LogLine,
     PhasePlan,
     PhaseStarted,
     Progress,
-    RunEnded,
-    RunStarted,
 )
 from engine.experts.registry import ExpertSpec, expert_status, load_experts
-from engine.run.job import JobContext, JobStopped
-from engine.run.worker import WorkerLink
+from engine.run.job import JobContext, JobStopped, run_started
 from engine.sizing import GIB, parameter_count, training_memory
 from engine.workspace import Workspace, write_bytes
 
@@ -64,22 +59,20 @@ SAMPLE_PROMPTS = (
 )
 
 
-def main(link: WorkerLink, request: JobRequest) -> int:
+def main(ctx: JobContext, request: JobRequest) -> int:
     """Trains as the request says; returns the worker's exit code."""
-    return TrainingJob(link, request).run()
+    return TrainingJob(ctx, request).run()
 
 
 class TrainingJob:
     """One attempt at a training run."""
 
-    def __init__(self, link: WorkerLink, request: JobRequest) -> None:
-        self.link = link
+    def __init__(self, ctx: JobContext, request: JobRequest) -> None:
+        self.ctx = ctx
         self.request = request
         self.workspace = Workspace.find(request.root)
         self.config: RunConfig = from_json(request.config)
-        self.steering = JobContext(link)
         self.held_out: dict[str, str] = {}
-        self.began = time.monotonic()
         self.experts = self._experts()
         self.phases = plan_phases(self.config, self.experts)
         self.journal = Journal(self.workspace.checkpoints_dir / "journal.jsonl")
@@ -89,7 +82,7 @@ class TrainingJob:
             self.workspace.checkpoints_dir,
             self.config.checkpoint.keep,
             self.config.checkpoint.keep_best,
-            lambda: link.beat("reading or writing a checkpoint"),
+            lambda: ctx.heartbeat("reading or writing a checkpoint"),
         )
 
     def _experts(self) -> list[ExpertSpec]:
@@ -119,10 +112,17 @@ class TrainingJob:
         try:
             trainer, tokenizer = self._build(loaded, decisions)
         except JobStopped:
-            return self._ended("stopped before the first step; what was prepared is kept", 0)
+            reason = "stopped before the first step; what was prepared is kept"
+            return self.ctx.ended("stopped", reason)
         if trainer.run() == "stopped":
             step = trainer.session.progress.step
-            return self._ended(f"stopped at step {step}; go on with: resume", step, trainer)
+            return self.ctx.ended(
+                "stopped",
+                f"stopped at step {step}; continue with: resume",
+                step=step,
+                tokens_seen=trainer.session.progress.tokens_seen,
+                seconds=trainer.pace.training_seconds,
+            )
         return self._finish(trainer, tokenizer)
 
     # Before the first step
@@ -189,11 +189,11 @@ class TrainingJob:
             return state, manifest
         self.checkpoints.set_aside_after(earlier[0].step)
         self.journal.truncate(earlier[0].step)
-        self._say(f"going on from step {earlier[0].step}, before the learning rate decayed")
+        self.ctx.log(f"going on from step {earlier[0].step}, before the learning rate decayed")
         return earlier
 
     def _reject(self, path: Path, reason: str, moved_to: Path | None) -> None:
-        self.link.emit(
+        self.ctx.emit(
             CheckpointRejected(
                 path=str(path), reason=reason, moved_to="" if moved_to is None else str(moved_to)
             )
@@ -206,7 +206,7 @@ class TrainingJob:
         if manifest is not None and not self.config.device.threads:
             threads = manifest.threads
             if threads > cores:
-                self._say(
+                self.ctx.log(
                     f"the run had {threads} threads and this machine has {cores} cores: it is "
                     "slower, but goes on exactly",
                     "warning",
@@ -225,13 +225,10 @@ class TrainingJob:
         optimizer = self.config.optimizer
         count = parameter_count(self.config.student).total
         mix = self._schedule(decisions).mix_at(10**9)
-        self.link.emit(
-            RunStarted(
+        self.ctx.emit(
+            run_started(
+                self.request,
                 step=resumed_from or 0,
-                run_id=self.request.run_id,
-                job="train",
-                attempt=self.request.attempt,
-                pid=os.getpid(),
                 config=msgspec.to_builtins(self.config),
                 config_digest=digest(self.config),
                 preset=self.config.preset,
@@ -300,7 +297,7 @@ class TrainingJob:
         self.device = torch.device(ladder.device)
         for decision in taken:
             self.journal.append(decision)
-            self.link.emit(
+            self.ctx.emit(
                 GuardTripped(
                     guard="out_of_memory",
                     action=f"{decision.kind.replace('_', ' ')} is {decision.value} from the start: "
@@ -320,14 +317,13 @@ class TrainingJob:
         """Text, student and trainer."""
         online = scores_online(self.config)
         pool = TeacherPool(
-            self.workspace, self.link, self.teacher_device, self.dtype, keep_all=online
+            self.workspace, self.ctx, self.teacher_device, self.dtype, keep_all=online
         )
         preparation = Preparation(
             self.workspace,
             self.config,
             self.experts,
-            self.steering,
-            self.link,
+            self.ctx,
             pool,
             self.dtype,
         )
@@ -351,11 +347,11 @@ class TrainingJob:
             )
         texts = streamed_texts(prepared.values())
         self._refuse_other_text(loaded[0].scalars.get("texts", {}) if loaded else texts, texts)
-        with self.link.busy("creating the student"):
+        with self.ctx.busy("creating the student"):
             model = build_student(self.config.student, tokenizer, self.config.seed)
             model.to(self.device)  # type: ignore[arg-type]
         total = parameter_count(self.config.student).total
-        self.link.emit(
+        self.ctx.emit(
             Progress(
                 task="create",
                 label="parameters created",
@@ -380,7 +376,7 @@ class TrainingJob:
                 schedule=self._schedule(decisions),
                 journal=self.journal,
                 checkpoints=self.checkpoints,
-                steering=self.steering,
+                ctx=self.ctx,
                 device=self.device,
                 dtype=self.dtype,
                 sample_prompts=SAMPLE_PROMPTS,
@@ -406,7 +402,7 @@ class TrainingJob:
             {name: part.judge for name, part in prepared.items()},
             scores_online(self.config),
             self.dtype,
-            self.steering.serve,
+            self.ctx.checkpoint_point,
         )
 
     def _refuse_other_text(self, former: dict[str, str], texts: dict[str, str]) -> None:
@@ -422,7 +418,7 @@ class TrainingJob:
     def _training_seconds(self, loaded: tuple[TrainState, Manifest] | None) -> float:
         """Unpaused worker time so far: of the former attempts, and of this one's preparation."""
         former = float(loaded[0].scalars["training_seconds"]) if loaded else 0.0
-        here = time.monotonic() - self.began - self.steering.paused_seconds
+        here = time.monotonic() - self.ctx.began - self.ctx.paused_seconds
         return max(self.request.training_seconds, former) + here
 
     # After the last step
@@ -432,7 +428,7 @@ class TrainingJob:
         step = trainer.session.progress.step
         self._enter(self.phases[-1], step)
         trainer.save("final")
-        with self.link.busy("saving the model"):
+        with self.ctx.busy("saving the model"):
             progress = trainer.session.progress
             record = describe_run(
                 self.config,
@@ -445,20 +441,17 @@ class TrainingJob:
             )
             folder = self.workspace.model_dir
             save_student(trainer.session.model, tokenizer, folder, self.dtype, record)
-        self.link.emit(
-            RunEnded(
-                step=step,
-                status="completed",
-                reason=f"trained {step:,} steps",
-                model_path=str(self.workspace.model_dir),
-                tokens_seen=trainer.session.progress.tokens_seen,
-                seconds=trainer.pace.training_seconds,
-            )
+        return self.ctx.ended(
+            "completed",
+            f"trained {step:,} steps",
+            step=step,
+            model_path=str(self.workspace.model_dir),
+            tokens_seen=trainer.session.progress.tokens_seen,
+            seconds=trainer.pace.training_seconds,
         )
-        return 0
 
     def _enter(self, phase: Phase, step: int = 0) -> None:
-        self.link.emit(
+        self.ctx.emit(
             PhaseStarted(
                 step=step,
                 phase=phase.index,
@@ -469,21 +462,6 @@ class TrainingJob:
                 last_step=step,
             )
         )
-
-    def _ended(self, reason: str, step: int, trainer: Trainer | None = None) -> int:
-        self.link.emit(
-            RunEnded(
-                step=step,
-                status="stopped",
-                reason=reason,
-                tokens_seen=trainer.session.progress.tokens_seen if trainer else 0,
-                seconds=trainer.pace.training_seconds if trainer else time.monotonic() - self.began,
-            )
-        )
-        return 0
-
-    def _say(self, text: str, level: str = "info") -> None:
-        self.link.emit(LogLine(level=level, text=text))  # type: ignore[arg-type]
 
 
 def _lens(

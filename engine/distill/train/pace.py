@@ -25,12 +25,12 @@ class Forecast:
 class Pace:
     """Measures by the monotonic clock: setting the machine's clock changes nothing."""
 
-    def __init__(self, steering: JobContext, former_seconds: float) -> None:
+    def __init__(self, ctx: JobContext, former_seconds: float) -> None:
         """former_seconds: unpaused worker time before this moment, all attempts together."""
-        self._steering = steering
+        self._ctx = ctx
         self._former = former_seconds
         self._began = time.monotonic()
-        self._paused_before = steering.paused_seconds
+        self._paused_before = ctx.paused_seconds
         self._marks: deque[float] = deque([former_seconds], maxlen=_WINDOW + 1)
         self.save_seconds = 5.0
         """What the last checkpoint took."""
@@ -38,7 +38,7 @@ class Pace:
     @property
     def training_seconds(self) -> float:
         """Unpaused worker time of the whole run."""
-        paused = self._steering.paused_seconds - self._paused_before
+        paused = self._ctx.paused_seconds - self._paused_before
         return self._former + time.monotonic() - self._began - paused
 
     def step_done(self) -> None:

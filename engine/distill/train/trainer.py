@@ -86,7 +86,7 @@ class Parts:
     schedule: Schedule
     journal: Journal
     checkpoints: CheckpointStore
-    steering: JobContext
+    ctx: JobContext
     device: torch.device
     dtype: torch.dtype
     """Of the matrix products."""
@@ -121,11 +121,12 @@ class Trainer:
         self.session = parts.session
         self.schedule = parts.schedule
         self.device = parts.device
-        self.steering = parts.steering
-        self.steering.checkpoint = lambda: self.save("asked")
-        self.steering.step = lambda: self.session.progress.step
-        self.emit = parts.steering.link.emit
-        self.pace = Pace(parts.steering, parts.training_seconds)
+        self.ctx = parts.ctx
+        self.ctx.attach_trainer(
+            save=lambda: self.save("asked"), step=lambda: self.session.progress.step
+        )
+        self.emit = parts.ctx.emit
+        self.pace = Pace(parts.ctx, parts.training_seconds)
         optimizer = self.config.optimizer
         self.sources = {
             n: source for part in parts.feeds.values() for n, (source, _) in part.items()
@@ -166,7 +167,7 @@ class Trainer:
         """
         while True:
             try:
-                self.steering.serve("training")
+                self.ctx.checkpoint_point("training")
                 self._settle()
                 step = self.session.progress.step + 1
                 self._apply_settings(step)
@@ -245,7 +246,7 @@ class Trainer:
         totals = torch.zeros(4, dtype=torch.float64)
         tokens = 0
         for micro, rows in zip(micros, blocks, strict=True):
-            self.steering.serve("training")
+            self.ctx.checkpoint_point("training")
             batch = make_batch(rows, self.device)
             with self._beating():
                 totals += self._backward(batch, self._soft(micro), count)
@@ -259,7 +260,7 @@ class Trainer:
         """Signs of life during a micro-batch that takes longer than a runner waits for one."""
         if self._micro_batch_seconds < _LONG_MICRO_BATCH:
             return nullcontext()
-        return self.steering.link.busy("training", at_most=_LONGEST_MICRO_BATCH)
+        return self.ctx.busy("training", at_most=_LONGEST_MICRO_BATCH)
 
     def _mix(self, step: int) -> dict[str, float]:
         """Share of each feed in the rows of a step."""
@@ -422,7 +423,7 @@ class Trainer:
         settings = self.config.schedule
         if settings.hours is not None:
             self._decide(clock_decisions(self.schedule, step, **self.pace.clock(settings.hours)))
-        if self.steering.finish:
+        if self.ctx.finish_requested:
             self._decide(finish_decision(self.schedule, step))
         if self.parts.rounds is not None:
             progressed = self.pace.forecast(self.schedule, step).run_progress
@@ -467,7 +468,7 @@ class Trainer:
             tokens_per_batch=max(2048, config.optimizer.max_seq_len),
             device=self.device,
             dtype=parts.dtype,
-            beat=self.steering.serve,
+            beat=self.ctx.checkpoint_point,
         )
         prompt = parts.sample_prompts[len(progress.evaluations) % len(parts.sample_prompts)]
         text = draw_sample(
@@ -477,7 +478,7 @@ class Trainer:
             config.schedule.sample_tokens,
             config.seed + progress.step,
             parts.dtype,
-            self.steering.serve,
+            self.ctx.checkpoint_point,
         )
         able = self._capabilities()
         score = done.bits_per_byte
@@ -515,7 +516,7 @@ class Trainer:
             parts.measured,
             self.config.schedule.capability_tokens,
             parts.dtype,
-            self.steering.serve,
+            self.ctx.checkpoint_point,
         )
 
     # Checkpoints

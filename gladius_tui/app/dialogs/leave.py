@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, cast
 from textual.widgets import Static
 
 from engine.events import Stop
+from engine.run.job import JOBS
 from gladius_tui.app.dialogs.choice import Choice
-from gladius_tui.app.exit_summary import NAMES
 from gladius_tui.app.watch import CommandAnswered
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Leave(Choice):
 
     def on_mount(self) -> None:
         app = cast("GladiusApp", self.app)
-        jobs = [NAMES[job] for job in app.watcher.jobs] or ["what was started"]
+        jobs = [f"the {JOBS[job].title}" for job in app.watcher.jobs] or ["what was started"]
         said = f"{' and '.join(jobs)} {'go on by themselves' if jobs[1:] else 'goes on by itself'}"
         self.query_one(Static).update(f"{said[:1].upper()}{said[1:]}: no terminal is needed.")
 

@@ -14,6 +14,7 @@ from textual.events import Click
 from textual.screen import Screen
 from textual.widget import Widget
 
+from engine.run.job import JOBS
 from gladius_tui.app.screens.modes import MODES
 
 if TYPE_CHECKING:
@@ -31,13 +32,6 @@ _SIGNS = {
     "stopped": ("!", "$text-error"),
     "ending": ("○", "$foreground"),
 }
-_VERBS = {
-    "train": "training",
-    "download": "downloading",
-    "export": "exporting",
-    "validate": "validating",
-    "audit": "examining",
-}
 _RESTS = {
     "not_started": ("○", "$foreground 60%", "nothing runs"),
     "paused": ("○", "$text-warning", "stopped at step {step}"),
@@ -50,7 +44,7 @@ _WIDE = 100
 def job_content(info: JobInfo, width: int) -> Content:
     """A running job in at most about `width` cells."""
     sign, colour = _SIGNS.get(info.status, ("●", "$foreground"))
-    word = _VERBS[info.job] if info.status == "running" else f"{info.job} {info.status}"
+    word = JOBS[info.job].activity if info.status == "running" else f"{info.job} {info.status}"
     if info.job == "train" and info.doing and info.status == "running":
         word = "preparing"  # what its share is of, the Dashboard tells
     if info.job == "train" and not info.preset and not info.step:

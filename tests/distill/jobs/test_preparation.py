@@ -36,9 +36,10 @@ class Counting(TeacherPool):
 
 
 def make(ws: Workspace, config: RunConfig, link: Any) -> Preparation:
-    pool = Counting(ws, link, CPU, torch.float32, keep_all=config.targets.source == "online")
+    ctx = JobContext(link)
+    pool = Counting(ws, ctx, CPU, torch.float32, keep_all=config.targets.source == "online")
     experts = [load_experts(ws)[name] for name in config.experts.names]
-    return Preparation(ws, config, experts, JobContext(link), link, pool, torch.float32)
+    return Preparation(ws, config, experts, ctx, pool, torch.float32)
 
 
 def prepared(ws: Workspace, config: RunConfig, link: Any = None):
@@ -118,7 +119,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_targets(ws, tmp_path):
 def test_online_keeps_the_expert_and_scores_only_what_is_held_out(ws):
     preparation, source, held_out = prepared(ws, make_config(ws, targets__source="online"))
     assert isinstance(source, OnlineSource) and len(held_out) > 0
-    assert source.soft([0], 0, CPU).heard is not None
+    assert source.soft([0], 0, CPU).output is not None
     assert preparation.pool.loads == 1
     _, cached, _ = prepared(ws, make_config(ws))
     assert rows(source) == rows(cached)

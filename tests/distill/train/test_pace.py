@@ -35,11 +35,11 @@ def schedule_of(ws, **fields) -> Schedule:
 
 
 def test_time_is_of_all_attempts_without_the_pauses(clock):
-    steering = JobContext(KeepingLink())
-    steering.paused_seconds = 5.0  # before this, counted by whoever made former_seconds
-    pace = Pace(steering, 100.0)
+    ctx = JobContext(KeepingLink())
+    ctx.paused_seconds = 5.0  # before this, counted by whoever made former_seconds
+    pace = Pace(ctx, 100.0)
     clock(10)
-    steering.paused_seconds += 4.0
+    ctx.paused_seconds += 4.0
     assert pace.training_seconds == 106.0
 
 
