@@ -42,10 +42,8 @@ class Ended:
 def job_of(argv: Sequence[str]) -> Job:
     """The job that a command runs."""
     command = argv[0] if argv else ""
-    for job in JOBS:
-        if command == job:
-            return job
-    return "download" if command == "models" else "train"
+    default: Job = "download" if command == "models" else "train"
+    return next((job for job in JOBS if job == command), default)
 
 
 def launch(ws: Workspace, argv: Sequence[str], on_end: Callable[[Ended], None]) -> int:

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from engine.errors import MissingError, UsageError
+from engine.run.job import JOBS
 from engine.workspace import Workspace
 from gladius_tui import __version__
 
 if TYPE_CHECKING:
     from engine.events import AnyCommand, AnyEvent, Job
 
-JOBS = ("train", "download", "export", "validate", "data")
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 
 EXIT_CODES = (
@@ -103,7 +103,10 @@ def app(
 
 command = functools.partial(app.command, epilog=EPILOG)
 job_option = click.option(
-    "--job", type=click.Choice(JOBS), help="The job to act on, if several are running."
+    "--job",
+    # An audit ends by itself, with the doctor that started it.
+    type=click.Choice([job for job in JOBS if job != "audit"]),
+    help="The job to act on, if several are running.",
 )
 
 
