@@ -43,7 +43,7 @@ def job_of(argv: Sequence[str]) -> Job:
     """The job that a command runs."""
     command = argv[0] if argv else ""
     default: Job = "download" if command == "models" else "train"
-    return next((job for job in JOBS if job == command), default)
+    return next((kind.name for kind in JOBS.values() if kind.name == command), default)
 
 
 def launch(ws: Workspace, argv: Sequence[str], on_end: Callable[[Ended], None]) -> int:
