@@ -26,7 +26,7 @@ from gladius_tui.app.widgets.top_bar import KeyBar
 from tests.support.paths import REPO
 from tests.support.recording import recorded, write_run
 
-TOY = REPO / "tests" / "run" / "toy.py"
+TOY = REPO / "tests" / "support" / "toy_job.py"
 EVENTS = recorded()
 
 
