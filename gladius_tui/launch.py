@@ -42,8 +42,8 @@ class Ended:
 def job_of(argv: Sequence[str]) -> Job:
     """The job that a command runs."""
     command = argv[0] if argv else ""
-    default: Job = "download" if command == "models" else "train"
-    return next((kind.name for kind in JOBS.values() if kind.name == command), default)
+    jobs: dict[str, Job] = {kind.name: kind.name for kind in JOBS.values()} | {"models": "download"}
+    return jobs.get(command, "train")
 
 
 def launch(ws: Workspace, argv: Sequence[str], on_end: Callable[[Ended], None]) -> int:
