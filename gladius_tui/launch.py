@@ -42,7 +42,9 @@ class Ended:
 def job_of(argv: Sequence[str]) -> Job:
     """The job that a command runs."""
     command = argv[0] if argv else ""
-    jobs: dict[str, Job] = {kind.name: kind.name for kind in JOBS.values()} | {"models": "download"}
+    if command == "models":
+        return "download"
+    jobs: dict[str, Job] = {kind.name: kind.name for kind in JOBS.values()}
     return jobs.get(command, "train")
 
 
