@@ -21,7 +21,7 @@ Targets = list[tuple[Path, int]]
 @click.option("--confirm", is_flag=True, help="Delete the files.")
 @click.pass_obj
 def clean(options: Options, what: tuple[str, ...], confirm: bool) -> None:
-    """List what can be deleted, with sizes; delete it with --confirm.
+    """List leftover files with sizes; delete them with --confirm.
 
     Without names: downloads, partials and logs. Checkpoints, experts, models, the history, the
     cache and the experts' answers are deleted only if you name them.

@@ -67,9 +67,9 @@ def make(
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Generate answers to prompts and check them; continues where it was stopped.
+    """Generate answers to prompts and check them.
 
-    A training run with the same options uses these answers.
+    Continues where it was stopped. A training run with the same options uses these answers.
     """
     from engine.config import load_config, to_json
 
@@ -119,7 +119,7 @@ def _check_ready(options: Options, names: list[str]) -> None:
 def inspect(
     options: Options, expert: str | None, samples: int, dropped: bool, seed: int, keep: str
 ) -> None:
-    """Count the answers written, kept and dropped, with reasons; show samples."""
+    """Count the kept and dropped answers, with reasons; show samples."""
     from gladius_tui.commands.data_report import read_answers, report_fields, report_lines
 
     files = read_answers(options.workspace, expert, keep)
@@ -149,7 +149,7 @@ def export(
     keep: str,
     force: bool,
 ) -> None:
-    """Write the kept conversations as JSON Lines, to be read with --data."""
+    """Write the kept conversations to a file for --data."""
     from engine.experts.registry import CAPABILITIES
     from engine.prompts.answers import to_example
     from engine.text.examples import encode_example

@@ -47,7 +47,10 @@ def doctor(
     listen: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Check the machine: what a preset needs, what is available, what to do about the rest."""
+    """Compare this machine with what a preset needs.
+
+    Each shortfall is reported with its remedy; exits with 3 if something is missing.
+    """
     from engine.config import load_config
 
     run_config = load_config(

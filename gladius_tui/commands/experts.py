@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @click.option("--verify", is_flag=True, help="Hash every downloaded file and load the tokenizers.")
 @click.pass_context
 def models(context: click.Context, verify: bool) -> None:
-    """List the experts and which are downloaded; add or remove your own."""
+    """List the experts; add or remove your own."""
     options: Options = context.obj
     if context.invoked_subcommand is not None:
         if verify:
@@ -115,9 +115,9 @@ def remove(options: Options, name: str) -> None:
 @click.option("--force", is_flag=True, help="Download again, even if verified.")
 @click.pass_obj
 def download(options: Options, names: tuple[str, ...], include_optional: bool, force: bool) -> None:
-    """Download experts by name (`models` lists them); without names, the required ones.
+    """Download experts by name; without names, the required ones.
 
-    An interrupted download continues where it stopped.
+    `models` lists the names. An interrupted download continues where it stopped.
     """
     if options.use_screen:
         open_screen(options, "download", start=True)

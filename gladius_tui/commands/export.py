@@ -28,7 +28,10 @@ def export(
     private: bool,
     yes: bool,
 ) -> None:
-    """Write the trained model as a verified GGUF file, with Modelfile and model card."""
+    """Write the trained model as a GGUF file.
+
+    The file is compared with the model; a Modelfile and a model card are written next to it.
+    """
     if options.use_screen and not push:  # --push asks for confirmation in the terminal
         open_screen(options, "export", start=True)
     import msgspec

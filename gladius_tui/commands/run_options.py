@@ -9,7 +9,9 @@ config_option = click.option("--config", metavar="FILE", help="TOML merged over 
 experts_option = click.option(
     "--experts", metavar="A,B", help="Experts, in the order of their phases."
 )
-hours_option = click.option("--hours", type=float, help="Training time of the whole run, in hours.")
+hours_option = click.option(
+    "--hours", type=float, help="Hours of the whole run, the final save included."
+)
 data_option = click.option(
     "--data",
     metavar="SOURCE",

@@ -74,7 +74,10 @@ def train(
     fresh: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train the student; resumes an unfinished run of the same config."""
+    """Train the student.
+
+    Resumes an unfinished run of the same config.
+    """
     if options.use_screen:
         open_screen(options, "train", start=True)
     from engine.config import load_config
@@ -96,7 +99,7 @@ def train(
 
 @command()
 @click.option(
-    "--hours", type=float, help="Training time of the whole run, in hours, past hours included."
+    "--hours", type=float, help="Hours of the whole run, past training and save included."
 )
 @overrides_option
 @job_option
@@ -104,7 +107,10 @@ def train(
 def resume(
     options: Options, hours: float | None, overrides: tuple[str, ...], job: Job | None
 ) -> None:
-    """Resume: a paused run at once, a stopped one from its last checkpoint."""
+    """Resume a paused or stopped run.
+
+    A paused run continues at once, a stopped run from its last checkpoint.
+    """
     from engine.events import Resume
     from engine.preflight import launch_resume
     from engine.run.control import running_jobs
