@@ -33,9 +33,7 @@ def models(context: click.Context, verify: bool) -> None:
     options: Options = context.obj
     if context.invoked_subcommand is not None:
         if verify:
-            raise UsageError(
-                "--verify takes no further command; use: gladius_train models --verify"
-            )
+            raise UsageError("--verify goes without a subcommand: gladius_train models --verify")
         return
     if options.use_screen:
         open_screen(options, "models", start=verify)

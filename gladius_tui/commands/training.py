@@ -153,7 +153,7 @@ def checkpoint(options: Options, job: Job | None) -> None:
 
     job = select_job(options.workspace, job)
     if job not in (None, "train"):
-        raise UsageError(f"only training has checkpoints; {job} keeps its work without them")
+        raise UsageError(f"{job} has no checkpoints, only training does; its finished work is kept")
     send_command(options, options.workspace, Checkpoint(), job)
 
 
