@@ -9,68 +9,61 @@ from msgspec.structs import replace
 
 from engine.events import (
     AnyEvent,
-    CheckpointSaved,
+    CheckDone,
+    EvalDone,
+    Exported,
     Heartbeat,
+    PhaseStarted,
     Progress,
     ReportDone,
     RunEnded,
-    RunPaused,
-    RunResumed,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+    describe,
     encode,
 )
-from gladius_tui.event_lines import Layout, MessageLines, ProgressLines, TrainingLines
-from gladius_tui.format import size
+from gladius_tui.event_lines import Layout, ProgressLines, message_lines
 from gladius_tui.report_lines import ReportLines
+from gladius_tui.run_lines import RunLines
 from gladius_tui.terminal import line_width, print_lines, use_colour
+
+MIN_WIDTH = 60
 
 
 def acknowledgement(event: AnyEvent) -> str:
     """The event that acknowledges a command, as one line."""
-    match event:
-        case RunPaused():
-            return f"paused{_at_step(event)}"
-        case RunResumed():
-            return f"resumed{_at_step(event)}"
-        case CheckpointSaved():
-            return f"checkpoint of step {event.step:,} saved: {event.path} ({size(event.bytes)})"
-        case RunEnded(status="completed"):
-            return f"completed{_at_step(event)}"
-        case RunEnded(status="stopped"):
-            return f"stopped{_at_step(event)}"
-        case RunEnded():
-            return f"failed{_at_step(event)}: {event.reason}"
-    return f"{type(event).__name__}{_at_step(event)}"
-
-
-def _at_step(event: AnyEvent) -> str:
-    """` at step N`; empty for jobs without steps, and before the first step."""
-    return f" at step {event.step:,}" if event.step else ""
+    return describe(event) or type(event).__name__
 
 
 class Renderer:
     """Turns a run's events, in order, into lines of text."""
 
     def __init__(self, *, colour: bool = False, width: int = 100) -> None:
-        layout = Layout(colour=colour, width=max(60, width))
-        self._training = TrainingLines(layout)
-        self._progress = ProgressLines(layout)
-        self._reports = ReportLines(layout)
-        self._messages = MessageLines(layout)
+        self._layout = Layout(colour=colour, width=max(MIN_WIDTH, width))
+        self._run = RunLines(self._layout)
+        self._progress = ProgressLines()
+        self._reports = ReportLines(self._layout)
         self._verdict = ""
 
     def lines(self, event: AnyEvent) -> list[str]:
         """The lines for `event`; none for events that are not printed."""
         match event:
+            case RunEnded(reason=reason) if reason and reason == self._verdict:
+                # The verdict was printed with the report.
+                return self._run.lines(replace(event, reason=""))
+            case RunStarted() | PhaseStarted() | StepDone() | EvalDone() | SampleDrawn():
+                return self._run.lines(event)
+            case RunEnded():
+                return self._run.lines(event)
+            case Progress():
+                return self._progress.lines(event)
             case ReportDone():
                 self._verdict = event.verdict
-            case RunEnded(reason=reason) if reason and reason == self._verdict:
-                event = replace(event, reason="")  # the verdict was printed with the report
-        if isinstance(event, Progress):
-            return self._progress.lines(event)
-        for part in (self._training, self._reports, self._messages):
-            if lines := part.lines(event):
-                return lines
-        return []
+                return self._reports.lines(event)
+            case CheckDone() | Exported():
+                return self._reports.lines(event)
+        return message_lines(event, self._layout)
 
 
 class Printer:
@@ -91,14 +84,12 @@ class Printer:
             return
         if self._as_json:
             lines = [encode(event).decode()]
-        elif self._quiet and isinstance(event, ReportDone):
-            return  # the verdict is also in RunEnded
+        elif self._quiet:
+            # Without the report's lines the verdict is in RunEnded; no blank line goes first.
+            is_end = isinstance(event, RunEnded)
+            lines = [line for line in self._renderer.lines(event) if line] if is_end else []
         else:
             lines = self._renderer.lines(event)
-            if self._quiet and not isinstance(event, RunEnded):
-                return
-            if self._quiet:
-                lines = [line for line in lines if line]  # no blank line above the only output
         if lines:
             self._broken = not print_lines(lines, self._stream)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from engine.events import AnyEvent, CheckDone, Exported, ReportDone
+from engine.events import CheckDone, Exported, ReportDone, describe
 from gladius_tui.event_lines import Layout, short_path
-from gladius_tui.format import size
 from gladius_tui.terminal import printable
 
 _VERDICTS = {
@@ -17,6 +16,7 @@ _VERDICTS = {
     "skip": ("–", "dim"),
 }
 _HEADINGS = {"structural": "structure", "quality": "quality"}
+_DETAIL_INDENT = " " * 10
 
 
 class ReportLines:
@@ -26,18 +26,19 @@ class ReportLines:
         self._layout = layout
         self._group = ""
 
-    def lines(self, event: AnyEvent) -> list[str]:
-        """The lines for `event`; none for other events."""
+    def lines(self, event: CheckDone | ReportDone | Exported) -> list[str]:
+        """The lines for `event`."""
         match event:
             case CheckDone():
                 return self._check_done(event)
             case ReportDone():
-                return self._report_done(event)
+                style = self._verdict_style(event)
+                return ["", self._layout.style(f"  {describe(event)}", style)]
             case Exported():
                 return self._exported(event)
-        return []
 
     def _check_done(self, event: CheckDone) -> list[str]:
+        """A row of the table, under the heading of its group; then the details."""
         layout = self._layout
         lines = []
         if event.group != self._group:
@@ -52,27 +53,22 @@ class ReportLines:
         verdict = layout.style(f"{mark} {event.verdict}", style)
         lines.append(f"  {verdict}  {event.title:<24} {text}")
         if event.detail and event.verdict != "skip":
-            width = layout.width - 10
+            width = layout.width - len(_DETAIL_INDENT)
             for line in event.detail.splitlines():
-                lines += [f"{'':<10}{part}" for part in textwrap.wrap(printable(line), width)]
+                wrapped = textwrap.wrap(printable(line), width)
+                lines += [_DETAIL_INDENT + part for part in wrapped]
         return lines
 
-    def _report_done(self, event: ReportDone) -> list[str]:
-        style = "red" if event.structure == "broken" else "green"
-        if event.structure == "sound" and event.quality in ("low", "unknown"):
-            style = "yellow"
-        return [
-            "",
-            self._layout.item("verdict", self._layout.style(event.verdict, style), style),
-            self._layout.item("report", short_path(event.path)),
-        ]
+    @staticmethod
+    def _verdict_style(event: ReportDone) -> str:
+        if event.structure == "broken":
+            return "red"
+        return "yellow" if event.quality in ("low", "unknown") else "green"
 
     def _exported(self, event: Exported) -> list[str]:
-        path = Path(short_path(event.path))
-        others = ", ".join(str(path.with_name(name)) for name in event.beside)
-        return [
-            "",
-            self._layout.item("gguf", f"{path} ({event.weights}, {size(event.bytes)})", "green"),
-            self._layout.item("parity", event.parity),
-            self._layout.item("also wrote", others),
-        ]
+        lines = ["", self._layout.style(f"  {describe(event)}", "green")]
+        if event.beside:
+            folder = Path(short_path(event.path)).parent
+            others = ", ".join(str(folder / name) for name in event.beside)
+            lines.append(f"  also wrote {others}")
+        return lines

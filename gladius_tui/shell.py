@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from engine.errors import MissingError, UsageError
-from engine.run.job import JOBS
 from engine.workspace import Workspace
 from gladius_tui import __version__
 
 if TYPE_CHECKING:
     from engine.events import AnyCommand, AnyEvent, Job
 
+JOB_NAMES = ("train", "download", "export", "validate", "data")
+"""Jobs of `engine.run.job.JOBS` that commands act on; importing the table would slow `--help`."""
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 
 EXIT_CODES = (
@@ -103,10 +104,7 @@ def app(
 
 command = functools.partial(app.command, epilog=EPILOG)
 job_option = click.option(
-    "--job",
-    # An audit ends by itself, with the doctor that started it.
-    type=click.Choice([job for job in JOBS if job != "audit"]),
-    help="The job to act on, if several are running.",
+    "--job", type=click.Choice(JOB_NAMES), help="The job to act on, if several are running."
 )
 
 

@@ -17,7 +17,7 @@ def root(make_root):
 
 def test_without_anything_trained_it_ends_with_3_and_a_line(make_root):
     line = make_root("nothing").error_of(3, "--no-ui", "validate")
-    assert "there is no trained model" in line and "gladius_train train" in line
+    assert "no trained model in" in line and "gladius_train train" in line
 
 
 def test_a_whole_model_ends_with_0_and_json_is_the_report_alone(root):
@@ -47,9 +47,9 @@ def test_a_damaged_model_ends_with_1_and_says_what_is_wrong(root):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--tasks", " , "], 2, "names no task"),
-        (["--tasks-path", "."], 2, "goes with --tasks"),
-        (["--model", "/nonexistent"], 3, "is no folder"),
+        (["--tasks", " , "], 2, "--tasks is empty"),
+        (["--tasks-path", "."], 2, "needs --tasks"),
+        (["--model", "/nonexistent"], 3, "is not a folder"),
         (["--gguf", "none.gguf"], 3, "gladius_train export"),
     ],
 )

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from engine.events import RunEnded, RunPaused, decode_event
+from engine.run.job import JOBS
 from engine.run.state import hold_lock, read_state
 from engine.workspace import Workspace
+from gladius_tui.shell import JOB_NAMES
 from tests.support.paths import REPO
 
 TOY = REPO / "tests" / "support" / "toy_job.py"
@@ -239,6 +241,10 @@ def test_commands_that_must_answer_at_once_load_no_heavy_module(ws, arguments):
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_option_job_accepts_every_job_but_the_audit_that_ends_with_its_doctor():
+    assert set(JOB_NAMES) == set(JOBS) - {"audit"}
 
 
 def test_status_starts_in_less_than_three_times_a_bare_python_plus_100_ms(ws):

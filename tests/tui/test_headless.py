@@ -84,9 +84,10 @@ def test_a_step_is_printed_if_it_is_first_last_skipped_or_at_the_log_interval():
 def test_the_line_of_a_step_shows_its_metrics():
     line = text(STARTED, step(5)).splitlines()[-1]
     assert line == (
-        "  step  5/12  loss 4.500  kl 2.250  ce 5.000  lr 1.5e-03  2,941 tok/s  eta 6m12"
+        "  step 5  loss 4.5000  kl 2.2500  ce 5.0000  lr 1.5e-03  2,941 tok/s  42%  eta 6m12"
     )
-    assert "loss   –  " in text(step(5, loss=None, skipped=True))
+    assert "loss –  " in text(step(5, loss=None))
+    assert "step 5 skipped" in text(step(5, loss=None, skipped=True))
 
 
 def test_a_run_is_introduced_and_its_phases_are_headings():
@@ -96,9 +97,13 @@ def test_a_run_is_introduced_and_its_phases_are_headings():
             phase=1, phases=3, name="SmolLM2 135M", expert="smollm2", first_step=1, last_step=7
         ),
     )
-    for part in ("train · preset nano · cpu bf16 · 6,500,000 parameters", "SmolLM2 135M 100%"):
+    for part in (
+        "run train-1 started · preset nano · cpu bf16",
+        "train · 6,500,000 parameters · 12 steps",
+        "SmolLM2 135M 100%",
+    ):
         assert part in shown
-    assert "── phase 1/3  SmolLM2 135M · steps 1–7 ·" in shown
+    assert "── phase 1/3: SmolLM2 135M · steps 1–7 ·" in shown
 
 
 def test_an_evaluation_shows_the_change_and_each_expert():
@@ -110,7 +115,7 @@ def test_an_evaluation_shows_the_change_and_each_expert():
         EvalDone(step=50, bits_per_byte=2.9),
         EvalDone(step=100, bits_per_byte=2.612, scores=(score, unscored), best=True),
     )
-    assert "2.612 bits/byte held out (-0.288), best so far" in shown
+    assert "2.612 bits/byte held out, best so far (-0.288)" in shown
     assert "smollm2: 2.600 bits/byte  KL 1.250  agreement 31%" in shown
     assert "own: 3.000 bits/byte\n" in shown + "\n"
 
@@ -159,8 +164,8 @@ def test_the_end_shows_the_last_step_and_the_path_of_the_model(tmp_path, monkeyp
         ),
     )
     assert "completed at step 12 · 24,000 tokens · 5m01" in shown
-    assert "bits/byte 8.000 → 2.250, steps 0 to 12" in shown
-    assert "  model      models/gladius_primary" in shown
+    assert "held out: 8.000 → 2.250 bits/byte, steps 0 to 12" in shown
+    assert "  model: models/gladius_primary" in shown
 
 
 def test_every_event_for_users_has_a_line_and_the_others_none():
