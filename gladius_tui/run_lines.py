@@ -31,6 +31,7 @@ class RunLines:
         self._layout = layout
         self._log_interval = 1
         self._max_steps: int | None = None
+        self._titles: dict[str, str] = {}
         self._first_eval: EvalDone | None = None
         self._last_eval: EvalDone | None = None
 
@@ -40,8 +41,7 @@ class RunLines:
             case RunStarted():
                 return self._run_started(event)
             case PhaseStarted():
-                clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
-                return ["", self._layout.heading(f"{describe(event)} · {clock}")]
+                return self._phase_started(event)
             case StepDone():
                 return self._step_done(event)
             case EvalDone():
@@ -54,6 +54,7 @@ class RunLines:
     def _run_started(self, event: RunStarted) -> list[str]:
         self._log_interval = int(event.config.get("schedule", {}).get("log_interval", 1))
         self._max_steps = event.max_steps
+        self._titles = {expert.name: expert.title for expert in event.experts}
         facts = [event.job]
         if event.target_params:
             facts.append(f"{event.target_params:,} parameters")
@@ -68,6 +69,14 @@ class RunLines:
             shares = (f"{expert.title} {expert.share:.0%}" for expert in event.experts)
             lines += self._layout.wrapped(f"experts: {' · '.join(shares)}", "dim")
         return lines
+
+    def _phase_started(self, event: PhaseStarted) -> list[str]:
+        text = describe(event)
+        title = self._titles.get(event.expert or "", event.expert)
+        if title and event.name not in (event.expert, title):
+            text = f"{text} · {title}"
+        clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
+        return ["", self._layout.heading(f"{text} · {clock}")]
 
     def _step_done(self, event: StepDone) -> list[str]:
         is_last = event.step == self._max_steps

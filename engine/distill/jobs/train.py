@@ -118,7 +118,7 @@ class TrainingJob:
             step = trainer.session.progress.step
             return self.ctx.ended(
                 "stopped",
-                f"stopped at step {step}; continue with: resume",
+                f"stopped at step {step:,}; continue with: resume",
                 step=step,
                 tokens_seen=trainer.session.progress.tokens_seen,
                 seconds=trainer.pace.training_seconds,
