@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from engine.errors import MissingError
-from engine.events import CapabilitiesScored, EvalDone, Job
+from engine.events import Job
 from engine.experts.registry import expert_status, load_experts
 from engine.run.control import attach
 from engine.run.history import History
 from engine.run.state import read_state
+from engine.run.view import RunView
 from engine.workspace import Workspace
 from gladius_tui.headless import Printer
 from gladius_tui.status import capability_lines, snapshot_lines, status_lines
@@ -27,14 +28,15 @@ def snapshot(ws: Workspace) -> list[str]:
     history = History(ws.history_file)
     try:
         loss = history.series(state.run_id, "loss", 0, state.step + 1, columns=_LOSS_COLUMNS)
-        evaluation = history.last(state.run_id, "EvalDone")
         # Experts answer once, before the first step; the student at every evaluation.
-        scored = history.events(state.run_id, types=("CapabilitiesScored",), limit=32)
-        scored += history.tail(state.run_id, "CapabilitiesScored", 1)
+        scores = history.events(state.run_id, types=("CapabilitiesScored",), limit=32)
+        scores += history.tail(state.run_id, "CapabilitiesScored", 1)
+        scores += history.tail(state.run_id, "EvalDone", 1)
     finally:
         history.close()
-    lines += snapshot_lines(state, loss, evaluation if isinstance(evaluation, EvalDone) else None)
-    return lines + capability_lines([row for row in scored if isinstance(row, CapabilitiesScored)])
+    view = RunView()
+    view.take(sorted(scores, key=lambda event: event.seq))
+    return [*lines, *snapshot_lines(state, loss, view), *capability_lines(view)]
 
 
 def follow_job(ws: Workspace, job: Job, *, as_json: bool = False, quiet: bool = False) -> None:

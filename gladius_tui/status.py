@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.events import CapabilitiesScored, EvalDone, HardwareRead
+from engine.events import HardwareRead
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.state import RunState
 from gladius_tui.format import MILESTONES, NONE, bar, duration, number, percent, size, sparkline
 
 if TYPE_CHECKING:  # rollup imports sqlite3, which `status` does not need
     from engine.run.rollup import Column
+    from engine.run.view import RunView
 
 MARKS = {"ready": "✓ Ready", "partial": "◐ Partial", "missing": "○ Missing"}
 
@@ -146,10 +147,8 @@ def _remedy(spec: ExpertSpec, status: ExpertStatus) -> str:
     return fetch if status.state == "missing" else f"{status.detail}; {fetch}"
 
 
-def snapshot_lines(
-    state: RunState, loss: Sequence[Column], evaluation: EvalDone | None
-) -> list[str]:
-    """What `dashboard` adds to `status`: parameter bar, loss curve, the scores of each expert."""
+def snapshot_lines(state: RunState, loss: Sequence[Column], view: RunView) -> list[str]:
+    """What `dashboard` adds to `status`: parameter bar, loss curve, scores of each expert."""
     lines = []
     if state.target_params:
         share = state.current_params / state.target_params
@@ -161,19 +160,18 @@ def snapshot_lines(
         first, last = known[0], known[-1]
         steps = f"steps {first.start:,} to {last.stop - 1:,}"
         lines.append(_row("loss", f"{first.first:.3f} {curve} {last.last:.3f}, {steps}"))
-    for score in evaluation.scores if evaluation is not None else ():
-        kl, agreement = number(score.kl, "{:.3f}"), percent(score.agreement)
-        text = f"{score.bits_per_byte:.3f} bits/byte  KL {kl}  agreement {agreement}"
-        lines.append(_row(score.expert, text))
+    for expert in view.experts.values():
+        bits, kl = number(expert.bits_per_byte, "{:.3f}"), number(expert.kl, "{:.3f}")
+        text = f"{bits} bits/byte  KL {kl}  agreement {percent(expert.agreement)}"
+        lines.append(_row(expert.name, text))
     return lines
 
 
-def capability_lines(rows: Sequence[CapabilitiesScored]) -> list[str]:
-    """Right answers to held-out prompts, by capability: the last row of the student and of each
-    expert."""
+def capability_lines(view: RunView) -> list[str]:
+    """Correct answers to held-out prompts by capability, of the student and of each expert."""
     lines: list[str] = []
     label = "capabilities"
-    for row in {row.who: row for row in rows}.values():
+    for row in view.capabilities.values():
         # A score is not broken in two: \0 takes the place of its space while the line is wrapped.
         scores = [f"{s.capability}\0{s.right}/{s.asked}" for s in row.scores]
         text = f"{row.who}: {' · '.join(scores)}"

@@ -12,6 +12,7 @@ from engine.events import (
 from engine.experts.registry import expert_status, load_experts
 from engine.run.rollup import Column
 from engine.run.state import RunState
+from engine.run.view import RunView
 from engine.workspace import Workspace
 from gladius_tui.format import bar, sparkline
 from gladius_tui.status import capability_lines, models_lines, snapshot_lines, status_lines
@@ -86,9 +87,9 @@ def test_the_snapshot_adds_bars_the_curve_and_the_experts():
         Column(start=20, stop=30, low=2, high=3, first=3.0, last=2.0, count=10),
     ]
     score = ExpertScore(expert="qwen", bits_per_byte=1.5, kl=0.81, agreement=0.64, positions=9)
-    shown = "\n".join(
-        snapshot_lines(RUNNING, columns, EvalDone(bits_per_byte=1.5, scores=(score,)))
-    )
+    view = RunView()
+    view.take([EvalDone(bits_per_byte=1.5, scores=(score,))])
+    shown = "\n".join(snapshot_lines(RUNNING, columns, view))
     assert "100M ✓  250M ✓  500M ✓  750M ✓  1B ✓" in shown
     assert "5.000 █ ▁ 2.000, steps 0 to 29" in shown
     assert "1.500 bits/byte  KL 0.810  agreement 64%" in shown
@@ -99,13 +100,15 @@ def test_the_snapshot_shows_the_last_capability_scores_of_student_and_experts():
         scores = (CapabilityScore(capability="json", right=right, asked=4),) * 8
         return CapabilitiesScored(who=who, scores=scores)
 
-    lines = capability_lines([row("qwen", 3), row("student", 0), row("student", 1)])
+    view = RunView()
+    view.take([row("qwen", 3), row("student", 0), row("student", 1)])
+    lines = capability_lines(view)
     assert [line.removeprefix("capabilities").split()[:3] for line in lines if ":" in line] == [
         ["qwen:", "json", "3/4"],
         ["student:", "json", "1/4"],
     ]
     assert max(map(len, lines)) <= 80
-    assert capability_lines([]) == []
+    assert capability_lines(RunView()) == []
 
 
 def test_sparklines_and_bars_accept_any_input():
