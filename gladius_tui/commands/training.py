@@ -85,6 +85,7 @@ def train(
 
     ws = options.workspace
     ws.create()
+    notes: list[str] = []
     run_config = load_config(
         ws,
         preset=preset,
@@ -93,7 +94,11 @@ def train(
         experts=split_names(experts),
         data=data,
         hours=hours,
+        notes=notes,
     )
+    if not options.quiet:
+        for note in notes:
+            narrate(note)
     _train(options, ws, launch_training(ws, run_config, fresh=fresh))
 
 
