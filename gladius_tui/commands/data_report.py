@@ -72,7 +72,7 @@ def report_fields(file: CheckedAnswers) -> dict[str, Any]:
         "path": file.path,
         **msgspec.to_builtins(file.head),
         "written": len(file.answers),
-        "kept": sum(answer.kept for answer in file.answers),
+        "kept": sum(judged.kept for judged in file.answers),
         "capabilities": count_reasons(file.answers),
         "characters": _lengths(file.answers),
     }
@@ -81,10 +81,10 @@ def report_fields(file: CheckedAnswers) -> dict[str, Any]:
 def _lengths(answers: Sequence[Judged]) -> dict[str, dict[str, int]]:
     """Median and longest kept answer of each capability, in characters."""
     lengths: dict[str, list[int]] = {}
-    for answer in answers:
-        if answer.kept:
-            characters = sum(len(text) for text in answer.written.texts)
-            lengths.setdefault(answer.written.prompt.capability, []).append(characters)
+    for judged in answers:
+        if judged.kept:
+            characters = sum(len(text) for text in judged.written.texts)
+            lengths.setdefault(judged.written.prompt.capability, []).append(characters)
     return {
         name: {"median": sorted(values)[len(values) // 2], "longest": max(values)}
         for name, values in lengths.items()
@@ -94,18 +94,18 @@ def _lengths(answers: Sequence[Judged]) -> dict[str, dict[str, int]]:
 def report_lines(file: CheckedAnswers, *, samples: int, dropped: bool, seed: int) -> list[str]:
     """The report of one file: counts, then `samples` kept (or dropped) answers per capability."""
     lines = [*_count_lines(file), *_reason_lines(file.answers)]
-    candidates = [answer for answer in file.answers if answer.kept != dropped]
+    candidates = [judged for judged in file.answers if judged.kept != dropped]
     rng = Random(seed)
     for name in count_reasons(file.answers):
-        group = [a for a in candidates if a.written.prompt.capability == name]
-        for answer in rng.sample(group, min(samples, len(group))):
-            lines += ["", *_sample_lines(answer)]
+        group = [judged for judged in candidates if judged.written.prompt.capability == name]
+        for judged in rng.sample(group, min(samples, len(group))):
+            lines += ["", *_sample_lines(judged)]
     return lines
 
 
 def _count_lines(file: CheckedAnswers) -> list[str]:
     head, answers = file.head, file.answers
-    kept = sum(answer.kept for answer in answers)
+    kept = sum(judged.kept for judged in answers)
     source = (head.repo, head.commit[:12] or "unknown commit", head.precision, f"seed {head.seed}")
     lines = [
         f"{head.expert} ({', '.join(source)}): {len(answers):,} answers, {kept:,} kept",
@@ -127,7 +127,7 @@ def _count_lines(file: CheckedAnswers) -> list[str]:
 
 
 def _reason_lines(answers: Sequence[Judged]) -> list[str]:
-    total = Counter(answer.reason for answer in answers if not answer.kept)
+    total = Counter(judged.reason for judged in answers if not judged.kept)
     if not total:
         return []
     return [
@@ -140,15 +140,15 @@ def _reason_lines(answers: Sequence[Judged]) -> list[str]:
     ]
 
 
-def _sample_lines(answer: Judged) -> list[str]:
-    prompt = answer.written.prompt
-    reason = f" · {answer.reason}" if answer.reason else ""
+def _sample_lines(judged: Judged) -> list[str]:
+    prompt = judged.written.prompt
+    reason = f" · {judged.reason}" if judged.reason else ""
     lines = [f"── {prompt.id} · {prompt.group}{reason}"]
     turns = [(message.role, message.content) for message in prompt.messages]
-    for turn, text in enumerate(answer.written.texts):
+    for turn, text in enumerate(judged.written.texts):
         if turn:
             turns.append(("user", prompt.then[turn - 1]))
-        cut = "" if answer.written.complete[turn] else " (cut)"
+        cut = "" if judged.written.complete[turn] else " (cut)"
         turns.append((f"answer{cut}", text))
     for role, text in turns:
         wrapped = [
