@@ -58,10 +58,9 @@ def measure(folder: Path) -> dict[str, Figure]:
 
 
 def _open(ws: Workspace, run_id: str, steps: int) -> float:
+    from gladius_tui.app.widgets.charts import Drawing, Series, Sketch
     from textual.geometry import Size
     from textual_plotext import Plot
-
-    from gladius_tui.app.widgets.charts import Drawing, Series, Sketch
 
     began = time.perf_counter()
     board = read_run_view(ws, run_id)

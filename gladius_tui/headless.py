@@ -20,7 +20,6 @@ from engine.events import (
     RunStarted,
     SampleDrawn,
     StepDone,
-    describe,
     encode,
 )
 from gladius_tui.event_lines import Layout, ProgressLines, message_lines
@@ -29,11 +28,6 @@ from gladius_tui.run_lines import RunLines
 from gladius_tui.terminal import line_width, print_lines, use_colour
 
 MIN_WIDTH = 60
-
-
-def acknowledgement(event: AnyEvent) -> str:
-    """The event that acknowledges a command, as one line."""
-    return describe(event) or type(event).__name__
 
 
 class Renderer:

@@ -116,7 +116,7 @@ def open_screen(options: Options, mode: str = "", *, start: bool = False) -> NoR
     from gladius_tui.app.app import run_app
 
     launch = options.command_words if start else ()
-    raise click.exceptions.Exit(run_app(options.workspace, mode, launch))
+    raise click.exceptions.Exit(run_app(options.workspace, mode, launch, app.commands))
 
 
 def run_in_foreground(
@@ -151,16 +151,15 @@ def run_in_foreground(
 
 def send_command(options: Options, ws: Workspace, command: AnyCommand, job: Job | None) -> None:
     """Send `command` to the running job and print its acknowledgement."""
-    from engine.events import encode
+    from engine.events import describe, encode
     from engine.run.control import attach
-    from gladius_tui.headless import acknowledgement
 
     selected = select_job(ws, job)
     if selected is None:
         raise MissingError("no job is running here; start one with: gladius_train train")
     with attach(ws, selected) as attachment:
         event = attachment.send(command)
-    print_stdout([encode(event).decode() if options.json else acknowledgement(event)])
+    print_stdout([encode(event).decode() if options.json else describe(event) or ""])
 
 
 def select_job(ws: Workspace, job: Job | None) -> Job | None:

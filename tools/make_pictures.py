@@ -67,9 +67,10 @@ def command(ws: Workspace, *words: str) -> list[str]:
 
 async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
     """Pictures of all screens (or of `only`), and of the lens."""
+    from gladius_tui.app.screens.modes import MODES
+
     from gladius_tui.app.app import GladiusApp
     from gladius_tui.app.screens.dashboard import DashboardScreen
-    from gladius_tui.app.screens.modes import MODES
 
     app = GladiusApp(ws, "dashboard")
     async with app.run_test(size=SIZE) as pilot:

@@ -98,7 +98,7 @@ def _check_ready(options: Options, names: list[str]) -> None:
     if missing:
         joined = " ".join(missing)
         raise MissingError(
-            f"not ready: {', '.join(missing)}; fetch with: gladius_train download {joined}; "
+            f"not ready: {', '.join(missing)}; download with: gladius_train download {joined}; "
             "or name another: --expert smollm2"
         )
 

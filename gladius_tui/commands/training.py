@@ -98,7 +98,7 @@ def train(
     )
     if not options.quiet:
         for note in notes:
-            narrate(note)
+            print_stderr(note)
     _train(options, ws, launch_training(ws, run_config, fresh=fresh))
 
 

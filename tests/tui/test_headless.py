@@ -30,9 +30,10 @@ from engine.events import (
     SampleDrawn,
     StepDone,
     decode_event,
+    describe,
 )
 from gladius_tui.format import duration, size
-from gladius_tui.headless import Printer, Renderer, acknowledgement
+from gladius_tui.headless import Printer, Renderer
 
 
 def step(number: int, **changes) -> StepDone:
@@ -243,7 +244,7 @@ def test_sizes_are_binary():
     assert [size(0), size(1536), size(3 << 30)] == ["0 B", "1.5 KiB", "3.0 GiB"]
 
 
-def test_each_acknowledgement_names_the_step():
+def test_the_answer_to_a_command_names_the_step():
     events = (
         RunPaused(step=1200),
         RunResumed(step=1200),
@@ -251,4 +252,4 @@ def test_each_acknowledgement_names_the_step():
         RunEnded(step=1200, status="stopped"),
         RunEnded(step=1200, status="completed"),
     )
-    assert all("1,200" in acknowledgement(event) for event in events)
+    assert all("1,200" in str(describe(event)) for event in events)
