@@ -1,6 +1,4 @@
-"""Baselines for the trainer: a plain PyTorch training loop and a plain teacher forward pass with
-transformers.
-"""
+"""Baselines of the trainer: a plain PyTorch training loop and a plain teacher forward pass."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ IGNORED = -100
 
 
 class BareLoop:
-    """Trains a student with plain cross-entropy on batches that are tensors already.
+    """Trains a student with cross-entropy on the trainer's packed batches, as tensors.
 
-    Autocast to `dtype`, clipped gradient, fused AdamW; masked and packed as the trainer's. Labels
-    other than the scored ones are ignored by the loss.
+    Uses autocast to `dtype`, gradient clipping and fused AdamW. Positions that are not scored are
+    ignored by the loss.
     """
 
     def __init__(
@@ -32,8 +30,8 @@ class BareLoop:
         dtype: torch.dtype,
         scored_only: bool,
     ) -> None:
-        """scored_only: gather the scored positions before the head instead of ignoring the rest
-        after it (fewer logits)."""
+        """scored_only: apply the head to the scored positions only, instead of ignoring the logits
+        of the others."""
         self.model = model
         self.grad_clip = settings.grad_clip
         self.dtype = dtype
@@ -71,14 +69,14 @@ class BareLoop:
 
 
 def full_labels(batch: Batch) -> Tensor:
-    """(B, L) int64: the token that each position predicts where it is scored, else IGNORED."""
+    """(B, L) int64: the label of each scored position, IGNORED elsewhere."""
     labels = torch.full_like(batch.input_ids, IGNORED)
     labels.view(-1)[batch.gather] = batch.labels
     return labels
 
 
 class BareTeacher:
-    """The teacher's logits of texts, in padded batches of similar length; nothing is kept."""
+    """Computes the teacher's logits of texts in padded batches of similar length."""
 
     def __init__(self, model: torch.nn.Module, tokens_per_batch: int) -> None:
         self.model = model
@@ -86,12 +84,12 @@ class BareTeacher:
 
     def batches(self, texts: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor]]:
         """(ids, mask) of each batch, both (B, L) int64."""
-        made: list[list[np.ndarray]] = []
+        batches: list[list[np.ndarray]] = []
         for text in sorted(texts, key=len, reverse=True):
-            if not made or (len(made[-1]) + 1) * len(made[-1][0]) > self.tokens_per_batch:
-                made.append([])
-            made[-1].append(text)
-        return [self._padded(batch) for batch in made]
+            if not batches or (len(batches[-1]) + 1) * len(batches[-1][0]) > self.tokens_per_batch:
+                batches.append([])
+            batches[-1].append(text)
+        return [self._padded(batch) for batch in batches]
 
     def _padded(self, texts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         ids = torch.zeros(len(texts), max(len(text) for text in texts), dtype=torch.int64)
@@ -103,5 +101,6 @@ class BareTeacher:
 
     @torch.no_grad()
     def forward(self, batches: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Compute the logits of all batches and drop them."""
         for ids, mask in batches:
             self.model(input_ids=ids, attention_mask=mask, use_cache=False)

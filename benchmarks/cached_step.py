@@ -1,7 +1,7 @@
-"""Measure `cached_step_ratio`: a step with cached soft targets over a bare step without any.
+"""`cached_step_ratio`: a training step with cached soft targets, relative to a plain step without.
 
 Numerator: `Trainer.train_step`, including reading the rows from shards. Denominator: `BareLoop` on
-the same batch, already in tensors. The strict one computes no logits for positions without a label.
+the same batch, already in tensors. The strict baseline computes logits of scored positions only.
 """
 
 from __future__ import annotations

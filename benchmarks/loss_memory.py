@@ -1,4 +1,4 @@
-"""Measure `loss_memory_ratio`: memory of the loss, forward and backward, at 8,192 positions x
+"""`loss_memory_ratio`: peak memory of the chunked loss, forward and backward, at 8,192 positions x
 32,000 tokens, relative to the dense formula.
 
 Each formula runs in its own processes, alternately. Measured is the peak of resident memory (VmHWM,
@@ -34,7 +34,8 @@ ALPHA, TEMPERATURE = 0.5, 2.0
 
 
 def measure() -> dict[str, Figure]:
-    """The wider student is the benchmark: most of its memory is the output matrix' gradient."""
+    """The ratios for the hidden sizes of 1b and nano; the gradient of the output matrix takes most
+    of the memory of 1b."""
     if not Path("/proc/self/clear_refs").exists():
         narrate("loss_memory_ratio: skipped, this system does not report peak memory")
         return {}
@@ -45,16 +46,16 @@ def measure() -> dict[str, Figure]:
     for hidden_size, name in HIDDEN_SIZES.items():
         peaks: dict[str, list[float]] = {"chunked": [], "dense": []}
         for _ in range(REPETITIONS):
-            for which, values in peaks.items():
-                values.append(_in_own_process(which, hidden_size))
+            for formula, values in peaks.items():
+                values.append(_peak_in_subprocess(formula, hidden_size))
         figures[name] = ratio(peaks["chunked"], peaks["dense"], BOUND, hidden_size=hidden_size)
     return figures
 
 
-def _in_own_process(which: str, hidden_size: int) -> float:
-    command = [sys.executable, "-m", __name__, which, str(hidden_size)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return float(done.stdout)
+def _peak_in_subprocess(formula: str, hidden_size: int) -> float:
+    command = [sys.executable, "-m", __name__, formula, str(hidden_size)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return float(result.stdout)
 
 
 def _inputs(positions: int, hidden_size: int) -> tuple[Tensor, Tensor, Tensor, SoftTargets]:
@@ -75,7 +76,7 @@ def _inputs(positions: int, hidden_size: int) -> tuple[Tensor, Tensor, Tensor, S
 
 
 def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftTargets) -> None:
-    """The engine's loss."""
+    """The loss of `engine.distill.train`."""
     distillation_loss(
         hidden,
         weight,
@@ -89,7 +90,7 @@ def chunked(hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftTargets) -
 
 
 def dense(hidden: Tensor, weight: Tensor, labels: Tensor, soft: SoftTargets) -> None:
-    """The same formula over all logits at once."""
+    """The same loss with all logits at once, (N, V)."""
     assert soft.ids is not None and soft.mass is not None
     with torch.autocast("cpu", dtype=_dtype(), enabled=_dtype() != torch.float32):
         logits = F.linear(hidden, weight)
@@ -113,10 +114,10 @@ def _status_bytes(field: str) -> int:
 
 
 def main(which: str, hidden_size: int) -> None:
-    """Prints the extra bytes of one formula."""
+    """Print the peak bytes of one formula."""
     torch.set_num_threads(hardware.physical_cores())
     formula = {"chunked": chunked, "dense": dense}[which]
-    formula(*_inputs(64, hidden_size))  # loads the kernels
+    formula(*_inputs(64, hidden_size))  # warm-up: loads the kernels
     inputs = _inputs(POSITIONS, hidden_size)
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak

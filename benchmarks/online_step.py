@@ -1,5 +1,5 @@
-"""Measure `online_step_ratio`: a step whose targets the expert computes on the fly, over a bare
-step plus a bare forward pass of the same expert on the same texts.
+"""`online_step_ratio`: a training step with online scoring, relative to a plain step plus a plain
+forward pass of the same expert over the same texts.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def measure(bench: Workbench) -> dict[str, Figure]:
         if number >= warmup:
             for name, values in taken.items():
                 seconds[name] += values
-    below = [t + b for t, b in zip(seconds["teacher"], seconds["bare"], strict=True)]
+    baseline = [t + b for t, b in zip(seconds["teacher"], seconds["bare"], strict=True)]
     figure = ratio(
         seconds["ours"],
-        below,
+        baseline,
         BOUND,
         teacher_tokens_per_step=teacher_tokens / (warmup + REPETITIONS),
     )

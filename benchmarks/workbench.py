@@ -1,6 +1,7 @@
 """The run that the training benchmarks measure: a nano student, SmolLM2 and the demo's
-conversations, prepared by the engine up to the first step, in a temporary folder. Everything runs
-on the CPU, where a call is complete when it returns.
+conversations, prepared by the engine up to the first step, in a temporary folder.
+
+It runs on the CPU, where calls are synchronous.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from engine.experts.wheel import fetch_wheel
 from engine.run.job import JobContext
 from engine.workspace import Workspace, assets_dir
 
-# Text that SmolLM2 scores before the cached figure: some fifteen seconds, a few packed steps.
+# Tokens that SmolLM2 scores for the cached benchmark: about 15 seconds, enough for a few steps.
 TEACHER_TOKENS = 10_000
 
 
 class SilentLink:
-    """In place of a worker's link to its runner; events are dropped."""
+    """A `JobLink` without a runner: events are dropped, there are no commands."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -61,10 +62,11 @@ class SilentLink:
 
 
 class Workbench:
-    """One student, one expert, one text; a trainer for cached and one for online targets."""
+    """One student, one expert, one text; trainers for cached and for online targets."""
 
     def __init__(self, folder: Path) -> None:
-        """`folder` takes the run's files; the expert is read from (or fetched into) the root's."""
+        """`folder` is for the files of the run; the expert is that of the default root, downloaded
+        there if necessary."""
         self.workspace = Workspace.find(folder)
         self.workspace.create()
         self.link = SilentLink()
@@ -159,7 +161,7 @@ def next_rows(trainer: Trainer) -> list[Row]:
 
 
 def ready_expert() -> ExpertSpec:
-    """SmolLM2 of the root that `make demo` uses, fetched there when it is not ready."""
+    """SmolLM2 in the default root, which `make demo` uses; downloaded if it is not ready."""
     home = Workspace.find()
     spec = load_experts(home)["smollm2"]
     if expert_status(home, spec).state != "ready":

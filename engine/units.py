@@ -1,4 +1,4 @@
-"""How sizes and durations are written, in messages and on screens alike."""
+"""Format byte counts and durations as text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def size(count: float) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds as `45s`, `6m12`, `3h05`, `2d04h`; `–` where unknown."""
+    """Seconds as `45s`, `6m12`, `3h05`, `2d04h`; `–` if unknown."""
     if seconds is None:
         return "–"
     whole = max(0, round(seconds))

