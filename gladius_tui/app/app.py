@@ -118,7 +118,7 @@ def run_app(
     app = GladiusApp(ws, mode, launch, commands)
     code = app.run() or 0
     if code != HUNG_UP:
-        from gladius_tui.headless import print_lines
+        from gladius_tui.terminal import print_lines
 
         print_lines(exit_summary(ws, app.jobs_seen), sys.stderr)
     return code

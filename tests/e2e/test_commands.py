@@ -93,7 +93,7 @@ def nohup(make_root) -> tuple[Root, str]:
     arguments = " ".join(f"'{word}'" for word in words)
     script = f"""
 nohup ./gladius_train {arguments} > log 2>&1 & echo $! > training.pid
-until grep -q 'step  *10/' log; do sleep 0.1; done
+until grep -q 'step 10 ' log; do sleep 0.1; done
 tail -n 30 log
 kill $(cat training.pid)
 wait $(cat training.pid)

@@ -17,7 +17,7 @@ def root(make_root):
 
 def test_without_a_trained_model_it_exits_with_3(make_root):
     line = make_root("nothing").error_of(3, "--no-ui", "validate")
-    assert "there is no trained model" in line and "gladius_train train" in line
+    assert "no trained model in" in line and "gladius_train train" in line
 
 
 def test_an_intact_model_exits_with_0_and_json_is_the_report(root):
@@ -47,9 +47,9 @@ def test_a_damaged_model_exits_with_1_and_names_the_damage(root):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--tasks", " , "], 2, "names no task"),
-        (["--tasks-path", "."], 2, "goes with --tasks"),
-        (["--model", "/nonexistent"], 3, "is no folder"),
+        (["--tasks", " , "], 2, "--tasks is empty"),
+        (["--tasks-path", "."], 2, "needs --tasks"),
+        (["--model", "/nonexistent"], 3, "is not a folder"),
         (["--gguf", "none.gguf"], 3, "gladius_train export"),
     ],
 )
