@@ -164,10 +164,10 @@ def export(
     if target.exists() and not force:
         raise UsageError(f"{target} exists; choose another name, or overwrite it with --force")
     lines = [
-        encode_example(to_example(judged.written, file.head.expert))
+        encode_example(to_example(judged.answer, file.head.expert))
         for file in read_answers(options.workspace, expert, keep)
         for judged in file.answers
-        if judged.kept and (not capabilities or judged.written.prompt.capability in capabilities)
+        if judged.kept and (not capabilities or judged.answer.prompt.capability in capabilities)
     ]
     if not lines:
         raise MissingError("no answers to export; generate some with: gladius_train data make")

@@ -11,7 +11,14 @@ from typing import Any, Literal, cast
 import msgspec
 
 from engine.errors import UsageError
-from engine.prompts.answers import AnswerFile, Head, Judged, answer_files, count_reasons, select
+from engine.prompts.answers import (
+    AnswerFile,
+    Head,
+    JudgedAnswer,
+    answer_files,
+    count_reasons,
+    select,
+)
 from engine.prompts.checkers import REASONS
 from engine.workspace import Workspace
 from gladius_tui.format import NONE
@@ -28,7 +35,7 @@ class CheckedAnswers(msgspec.Struct, frozen=True):
 
     path: str
     head: Head
-    answers: list[Judged]
+    answers: list[JudgedAnswer]
 
 
 def read_answers(ws: Workspace, expert: str | None, keep: str) -> list[CheckedAnswers]:
@@ -78,13 +85,13 @@ def report_fields(file: CheckedAnswers) -> dict[str, Any]:
     }
 
 
-def _lengths(answers: Sequence[Judged]) -> dict[str, dict[str, int]]:
+def _lengths(answers: Sequence[JudgedAnswer]) -> dict[str, dict[str, int]]:
     """Median and longest kept answer of each capability, in characters."""
     lengths: dict[str, list[int]] = {}
     for judged in answers:
         if judged.kept:
-            characters = sum(len(text) for text in judged.written.texts)
-            lengths.setdefault(judged.written.prompt.capability, []).append(characters)
+            characters = sum(len(text) for text in judged.answer.texts)
+            lengths.setdefault(judged.answer.prompt.capability, []).append(characters)
     return {
         name: {"median": sorted(values)[len(values) // 2], "longest": max(values)}
         for name, values in lengths.items()
@@ -97,7 +104,7 @@ def report_lines(file: CheckedAnswers, *, samples: int, dropped: bool, seed: int
     candidates = [judged for judged in file.answers if judged.kept != dropped]
     rng = Random(seed)
     for name in count_reasons(file.answers):
-        group = [judged for judged in candidates if judged.written.prompt.capability == name]
+        group = [judged for judged in candidates if judged.answer.prompt.capability == name]
         for judged in rng.sample(group, min(samples, len(group))):
             lines += ["", *_sample_lines(judged)]
     return lines
@@ -126,7 +133,7 @@ def _count_lines(file: CheckedAnswers) -> list[str]:
     return lines
 
 
-def _reason_lines(answers: Sequence[Judged]) -> list[str]:
+def _reason_lines(answers: Sequence[JudgedAnswer]) -> list[str]:
     total = Counter(judged.reason for judged in answers if not judged.kept)
     if not total:
         return []
@@ -140,15 +147,15 @@ def _reason_lines(answers: Sequence[Judged]) -> list[str]:
     ]
 
 
-def _sample_lines(judged: Judged) -> list[str]:
-    prompt = judged.written.prompt
+def _sample_lines(judged: JudgedAnswer) -> list[str]:
+    prompt = judged.answer.prompt
     reason = f" · {judged.reason}" if judged.reason else ""
     lines = [f"── {prompt.id} · {prompt.group}{reason}"]
     turns = [(message.role, message.content) for message in prompt.messages]
-    for turn, text in enumerate(judged.written.texts):
+    for turn, text in enumerate(judged.answer.texts):
         if turn:
             turns.append(("user", prompt.then[turn - 1]))
-        cut = "" if judged.written.complete[turn] else " (cut)"
+        cut = "" if judged.answer.complete[turn] else " (cut)"
         turns.append((f"answer{cut}", text))
     for role, text in turns:
         wrapped = [

@@ -73,8 +73,8 @@ def doctor(
 
 def _examine(options: Options, config: RunConfig, listen: bool) -> tuple[list[Check], _Audit]:
     """Run all checks, and the tokenizer audit in a process of its own."""
-    from engine.doctor import examine
-    from engine.doctor.experts import audited_experts, lender
+    from engine.doctor.examine import examine
+    from engine.doctor.experts import experts_with_tokenizer, missing_student_tokenizer
     from engine.doctor.machine import check_tools
     from engine.doctor.text import check_speed
     from engine.experts.registry import load_experts
@@ -87,9 +87,9 @@ def _examine(options: Options, config: RunConfig, listen: bool) -> tuple[list[Ch
     registered = load_experts(ws)
     reading = examine(ws, config, registered, report)
     report("running the experts" if listen else "measuring the device, comparing the tokenizers")
-    owner = lender(ws, config, registered)
+    owner = missing_student_tokenizer(ws, config, registered)
     audit = _Audit(report)
-    audit.run(ws, config, [] if owner else audited_experts(ws, registered), listen)
+    audit.run(ws, config, [] if owner else experts_with_tokenizer(ws, registered), listen)
     if owner:
         audit.problem = (
             f"the student uses the tokenizer of {owner}, which is not downloaded; "
@@ -122,11 +122,11 @@ def _print_report(options: Options, preset: str, checks: list[Check], audit: _Au
 
 def _audit_fields(event: TokenizersAudited) -> dict:
     """The audit as plain data; the key `heard` holds how well the expert can be projected."""
-    from engine.doctor.experts import how_heard
+    from engine.doctor.experts import alignment_quality
 
     fields = to_builtins(event)
     kept = {key: value for key, value in fields.items() if key not in ("type", "seq", "step")}
-    return kept | {"heard": None if event.problem else how_heard(event)}
+    return kept | {"heard": None if event.problem else alignment_quality(event)}
 
 
 class _Audit:

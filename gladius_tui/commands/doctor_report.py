@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from engine.doctor.check import Check
-from engine.doctor.experts import how_heard
+from engine.doctor.experts import alignment_quality
 from engine.events import TokenizersAudited
 from gladius_tui.format import number, percent
 from gladius_tui.terminal import paint, print_lines, use_colour
@@ -136,7 +136,7 @@ def _row(audit: TokenizersAudited) -> tuple[str, ...]:
         f"{audit.skipped_blocks}/{audit.blocks + audit.skipped_blocks}",
         number(audit.mean_weight, "{:.2f}"),
         number(audit.mean_residual, "{:.2f}"),
-        how_heard(audit),
+        alignment_quality(audit),
     )
 
 

@@ -9,7 +9,7 @@ from textual.content import Content
 from engine.run.view import RunView
 from gladius_tui.app.model.mfu import mfu
 from gladius_tui.app.widgets.chart_pane import ChartPane
-from gladius_tui.app.widgets.pane import Pane, PaneSpec
+from gladius_tui.app.widgets.pane import Pane, PaneSpec, PaneText
 from gladius_tui.app.widgets.pane_tabs import PaneTabs
 from gladius_tui.app.widgets.panes.capabilities import capabilities_pane
 from gladius_tui.app.widgets.panes.experts import experts_pane
@@ -51,7 +51,7 @@ def _log(run: RunView, width: int, height: int, now: float) -> Content:
     return log_pane(run, width, height)
 
 
-def _spec(name: str, title: str, shows: set[str], text) -> PaneSpec:
+def _spec(name: str, title: str, shows: set[str], text: PaneText) -> PaneSpec:
     return PaneSpec(name, title, frozenset(shows), text)
 
 

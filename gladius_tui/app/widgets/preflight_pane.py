@@ -45,10 +45,10 @@ class PreflightPane(VerticalScroll):
             for n, problem in enumerate(problems):
                 rows.append(("" if n else title, coloured(self.app, f"✗ {problem}", "error")))
         elif not training:
-            rows += [("", ""), ("ready", coloured(self.app, "✓ press ^s to start", "success"))]
+            rows += [("", ""), ("ready", coloured(self.app, "✓ ^s to start", "success"))]
         if assessment.stored is not None and not training:
             step, preset = assessment.stored
-            text = f"a run of {preset}, stopped at step {step:,}; press ^r to resume it"
+            text = f"{preset}, stopped at step {step:,}; ^r to resume"
             rows += [("", ""), ("unfinished", text)]
         if rows != self._rows:  # the form is assessed whenever the screen is shown again
             self._rows = rows

@@ -261,7 +261,7 @@ async def test_while_a_run_is_active_another_cant_be_started(root):
         async with opened(root, "train") as (app, pilot):
             await until(pilot, lambda: "train" in app.watcher.jobs)
             assert app.screen.check_action("start", ()) is False
-            await until(pilot, lambda: "training already runs here" in problems(app.screen))
+            await until(pilot, lambda: "training is already running here" in problems(app.screen))
 
 
 # Export and Validate

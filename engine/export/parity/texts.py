@@ -1,4 +1,4 @@
-"""Owns the texts that a model and its GGUF file are compared on: strings that tokenizers trip over,
+"""The texts that a model and its GGUF file are compared on: strings that are difficult to tokenize,
 and ordinary prose, code and JSON for logits.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-_NASTY = (
+_FIXED_TEXTS = (
     "",
     " ",
     "  ",
@@ -119,7 +119,7 @@ _WORDS = (
     "we've "
 )
 
-PROSE = (
+LOGIT_TEXTS = (
     "The lighthouse keeper had kept a diary for thirty-one years, and in all that time he had "
     "never once written about the sea. He wrote of the price of oil, of the goat that had eaten "
     "the spare wick, and of a letter from his sister which he meant to answer. When the ship came "
@@ -138,32 +138,37 @@ PROSE = (
 )
 
 
-def nasty_texts(count: int, special: Sequence[str] = (), seed: int = 0) -> list[str]:
-    """`count` strings, the same for the same arguments: the fixed ones first, then random ones of
-    mixed scripts, words, runs of white space and the tokenizer's `special` tokens."""
-    made = list(_NASTY[:count])
-    made += [f"{before}{token}{after}" for token in special[:8] for before, after in _AROUND]
-    dice = random.Random(seed)
-    while len(made) < count:
-        made.append(_random_text(dice, special))
-    return made[:count]
+_AROUND_SPECIAL = (("", ""), (" ", " "), ("a", "b"), ("\n", "\n"))
 
 
-_AROUND = (("", ""), (" ", " "), ("a", "b"), ("\n", "\n"))
+def difficult_texts(count: int, special: Sequence[str] = (), seed: int = 0) -> list[str]:
+    """`count` strings, the same for the same arguments.
+
+    Fixed strings first, then the tokenizer's first `special` tokens in context, then random strings
+    of mixed scripts, words, runs of white space and special tokens.
+    """
+    texts = list(_FIXED_TEXTS[:count])
+    texts += [
+        f"{before}{token}{after}" for token in special[:8] for before, after in _AROUND_SPECIAL
+    ]
+    rng = random.Random(seed)
+    while len(texts) < count:
+        texts.append(_random_text(rng, special))
+    return texts[:count]
 
 
-def _random_text(dice: random.Random, special: Sequence[str]) -> str:
+def _random_text(rng: random.Random, special: Sequence[str]) -> str:
     parts: list[str] = []
-    for _ in range(dice.randint(1, 14)):
-        kind = dice.random()
+    for _ in range(rng.randint(1, 14)):
+        kind = rng.random()
         if kind < 0.4:
-            parts.append(dice.choice(_WORDS.split()))
-            parts.append(dice.choice((" ", " ", " ", "", "  ", "\n")))
+            parts.append(rng.choice(_WORDS.split()))
+            parts.append(rng.choice((" ", " ", " ", "", "  ", "\n")))
         elif kind < 0.85:
-            alphabet = dice.choice(_ALPHABETS)
-            parts.append("".join(dice.choice(alphabet) for _ in range(dice.randint(1, 9))))
+            alphabet = rng.choice(_ALPHABETS)
+            parts.append("".join(rng.choice(alphabet) for _ in range(rng.randint(1, 9))))
         elif kind < 0.93:
-            parts.append(dice.choice((" ", "\n", "\t")) * dice.randint(1, 20))
+            parts.append(rng.choice((" ", "\n", "\t")) * rng.randint(1, 20))
         elif special:
-            parts.append(dice.choice(special))
+            parts.append(rng.choice(special))
     return "".join(parts)
