@@ -231,7 +231,7 @@ def test_alignment_quality_has_documented_bounds(weight, aligned, skipped, ratin
 
 
 def test_every_row_of_a_report_fits_in_eighty_columns():
-    from gladius_tui.doctor_table import report_lines
+    from gladius_tui.commands.doctor_report import report_lines
 
     long = "one two three four five six seven eight nine ten eleven twelve " * 3
     checks = [
