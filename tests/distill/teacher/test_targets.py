@@ -169,11 +169,11 @@ def check_content(store: TargetStore, blocks: list[BlockTargets]) -> None:
 def test_what_is_stored_comes_back(store, trained):
     blocks = scored_blocks(trained, TEXTS)
     check_content(store, blocks)
-    again = TargetStore(store.folder, KEY)
-    assert again.open() == 3
-    assert again.complete
-    assert again.meta == {"positions": 7}
-    check_content(again, blocks)
+    reopened = TargetStore(store.folder, KEY)
+    assert reopened.open() == 3
+    assert reopened.complete
+    assert reopened.meta == {"positions": 7}
+    check_content(reopened, blocks)
 
 
 def test_targets_of_several_blocks_stand_one_after_the_other(store):
@@ -185,19 +185,19 @@ def test_targets_of_several_blocks_stand_one_after_the_other(store):
 
 
 def test_targets_sum_to_one_where_the_expert_is_heard(store):
-    heard = 0
+    with_target = 0
     for epoch in range(KEY.epochs):
         targets = store.targets(range(len(store)), epoch)
         soft = targets.weight > 0
-        heard += int(soft.sum())
+        with_target += int(soft.sum())
         sums = targets.mass.sum(1)
         torch.testing.assert_close(sums[soft], torch.ones_like(sums[soft]), atol=1e-5, rtol=0)
         assert (sums[~soft] == 0).all()
         assert (targets.mass >= 0).all()
-    assert heard > 100
+    assert with_target > 100
 
 
-def test_columns_are_given_whole_for_the_metrics(store, trained):
+def test_columns_are_read_for_metrics(store, trained):
     blocks = scored_blocks(trained, TEXTS)
     for name in ("weight", "residual"):
         column = np.concatenate(list(store.column(name)))
@@ -253,13 +253,13 @@ def damage(path: Path, how: str) -> None:
 def test_a_damaged_shard_and_the_later_ones_are_made_again(store, trained, how, number):
     good = files_of(store)
     damage(store.folder / f"shard-{number:05d}.safetensors", how)
-    again = TargetStore(store.folder, KEY)
-    assert again.open() == number
-    assert not again.complete
-    assert len(again) == [0, 2, 4][number]
-    fill(again, trained)
-    assert files_of(again) == good
-    check_content(again, scored_blocks(trained, TEXTS))
+    reopened = TargetStore(store.folder, KEY)
+    assert reopened.open() == number
+    assert not reopened.complete
+    assert len(reopened) == [0, 2, 4][number]
+    fill(reopened, trained)
+    assert files_of(reopened) == good
+    check_content(reopened, scored_blocks(trained, TEXTS))
 
 
 @pytest.mark.parametrize("written", [0, 1, 2])
@@ -280,9 +280,9 @@ def test_an_interrupted_store_goes_on_and_gives_the_same_bytes(store, trained, t
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b'{"key": {}}', b"\xff\xfe"])
 def test_a_damaged_manifest_means_no_shards(store, content):
     (store.folder / "manifest.json").write_bytes(content)
-    again = TargetStore(store.folder, KEY)
-    assert again.open() == 0
-    assert len(again) == 0
+    reopened = TargetStore(store.folder, KEY)
+    assert reopened.open() == 0
+    assert len(reopened) == 0
 
 
 def test_a_manifest_names_no_file_outside_its_folder(store):
