@@ -188,7 +188,7 @@ def test_commands_act_on_a_running_job_and_are_acknowledged_with_its_step(ws, to
     assert json.loads(gladius(ws, "status", "--json").stdout)["status"] == "paused"
     saved = gladius(ws, "checkpoint")
     assert saved.stdout.startswith(f"checkpoint of step {paused.step:,} saved")
-    assert gladius(ws, "resume").stdout == f"going on from step {paused.step:,}\n"
+    assert gladius(ws, "resume").stdout == f"resumed at step {paused.step:,}\n"
     assert "pid" in error_of(gladius(ws, "resume"), 75)
     assert gladius(ws, "stop").stdout.startswith("stopped at step ")
     assert toy.wait(20) == 0

@@ -31,6 +31,7 @@ class SoftTargets:
         weight: (N,) float32 w; 0 where there is no soft target.
         entropy: (N,) float32 of q_T in nats.
         ids, mass: (N, K) sparse entries, or None.
+        top_k: the first top_k entries are exact, the others are draws; None: all are exact.
         dense: (N, V) q_T, or None.
         text_weight: factor on the cross-entropy; 0 where the student wrote the text itself.
     """
@@ -41,11 +42,18 @@ class SoftTargets:
     mass: Tensor | None = None
     dense: Tensor | None = None
     text_weight: float = 1.0
+    top_k: int | None = None
 
     @classmethod
     def of(cls, batch: TargetBatch) -> SoftTargets:
         """Sparse targets."""
-        return cls(weight=batch.weight, entropy=batch.entropy, ids=batch.ids, mass=batch.mass)
+        return cls(
+            weight=batch.weight,
+            entropy=batch.entropy,
+            ids=batch.ids,
+            mass=batch.mass,
+            top_k=batch.top_k,
+        )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         for span in spans(len(self.weight), size):
@@ -59,6 +67,7 @@ class SoftTargets:
             mass=None if self.mass is None else self.mass[span],
             dense=None if self.dense is None else self.dense[span],
             text_weight=self.text_weight,
+            top_k=self.top_k,
         )
 
 

@@ -25,12 +25,14 @@ class TargetBatch:
         mass: (N, K) float32, q_T of the top entries, tail mass / draws for each draw.
         weight: (N,) float32, w; 0 where there is no soft target.
         entropy: (N,) float32, of q_T in nats.
+        top_k: the first top_k entries are exact, the others are draws.
     """
 
     ids: Tensor
     mass: Tensor
     weight: Tensor
     entropy: Tensor
+    top_k: int
 
     def to(self, device: torch.device) -> TargetBatch:
         return TargetBatch(
@@ -38,6 +40,7 @@ class TargetBatch:
             mass=self.mass.to(device),
             weight=self.weight.to(device),
             entropy=self.entropy.to(device),
+            top_k=self.top_k,
         )
 
 
@@ -156,4 +159,5 @@ def to_batch(parts: Sequence[BlockTargets], epoch: int) -> TargetBatch:
         mass=torch.from_numpy(np.concatenate(mass)),
         weight=torch.from_numpy(np.concatenate([p.weight for p in parts]).astype(np.float32)),
         entropy=torch.from_numpy(np.concatenate([p.entropy for p in parts]).astype(np.float32)),
+        top_k=parts[0].top_ids.shape[1],
     )

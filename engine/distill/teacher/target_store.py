@@ -206,6 +206,7 @@ class TargetStore:
             mass=torch.from_numpy(np.concatenate(mass)),
             weight=torch.from_numpy(np.concatenate(weight)),
             entropy=torch.from_numpy(np.concatenate(entropy)),
+            top_k=ids[0].shape[1] - self.key.draws,
         )
 
     def teacher_bits_per_byte(self, blocks: Sequence[int] | None = None) -> float | None:

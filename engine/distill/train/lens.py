@@ -29,7 +29,7 @@ from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.scoring import projection_chunk, teacher_forward
 from engine.distill.teacher.teacher import Teacher
-from engine.distill.train.evaluation import hidden_states
+from engine.distill.train.forward import hidden_states
 from engine.events import ProbePosition, ProbeRead, ProbeToken
 from engine.text.examples import Example, encode_example, read_data_file
 from engine.workspace import assets_dir, write_bytes

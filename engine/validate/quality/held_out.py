@@ -165,7 +165,7 @@ def _measure(
         tokens_per_batch=4096,
         device=loaded.device,
         dtype=loaded.dtype,
-        beat=serve,
+        heartbeat=serve,
     )
     own = store.teacher_bits_per_byte(list(subset.blocks))
     shape = (len(subset), len(store), store.key.temperature)

@@ -125,7 +125,7 @@ def test_capability_scores_do_not_change_training(ws: Workspace) -> None:
         config = make_config(ws, **{**FIELDS, "schedule__capability_prompts": count})
         trainer = make_trainer(ws, config, link, ws.root / f"checkpoints-{count}")
         if count:
-            assert trainer.parts.measured
+            assert trainer.evaluator.data.capability_prompts
         assert trainer.run() == "completed"
         losses[count] = [(e.loss, e.grad_norm) for e in link.of(StepDone)]
         rows = link.of(CapabilitiesScored)

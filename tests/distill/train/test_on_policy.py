@@ -24,6 +24,7 @@ from tests.support.small_run import (
     make_config,
     make_root,
     make_trainer,
+    on_policy_rounds,
     prepare,
     train,
     weights,
@@ -47,7 +48,9 @@ def ws(tmp_path) -> Workspace:
 
 def rounds_written(link: KeepingLink) -> list[int]:
     """Steps after which the student wrote a round."""
-    return [e.step for e in link.of(LogLine) if e.text.startswith("the student wrote")]
+    return [
+        e.step for e in link.of(LogLine) if e.text.startswith("on-policy round: the student wrote")
+    ]
 
 
 def losses(link: KeepingLink) -> dict[int, str]:
@@ -108,45 +111,47 @@ def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
         ws, make_config(ws, **ON_POLICY, targets__source=source), link, ws.root / "c"
     )
     shares: dict[int, float] = {}
-    deal = trainer.mixer.next
+    mixer = trainer.batches.mixer
+    choose_rows = mixer.next
 
     def counting(cursors: Any, mix: Any) -> Any:
-        rows, after = deal(cursors, mix)
+        rows, after = choose_rows(cursors, mix)
         own = sum("/own@" in row.source for row in rows)
         shares[trainer.session.progress.step + 1] = own / len(rows)
         return rows, after
 
-    trainer.mixer.next = counting  # type: ignore[method-assign]
+    mixer.next = counting  # type: ignore[method-assign]
     assert trainer.run() == "completed"
     # a quarter of 24 steps; the unified phase begins at step 15
     assert rounds_written(link) == [6, 12, 14, 20]
     assert all(shares[step] == 0 for step in range(1, 7))
     assert shares[7] == 0.5
     assert all(
-        isinstance(s, OnPolicySource) or "/own@" not in n for n, s in trainer.sources.items()
+        isinstance(s, OnPolicySource) or "/own@" not in n
+        for n, s in trainer.batches.sources.items()
     )
-    sources = Counter("/own@" in name for name in trainer.session.progress.cursors)
-    assert sources[True] <= 1 and sources[False] == 1
+    on_policy = Counter("/own@" in name for name in trainer.session.progress.cursors)
+    assert on_policy[True] <= 1 and on_policy[False] == 1
 
 
 def test_the_rows_of_a_round_are_trained_on_at_most_twice(ws):
     config = make_config(ws, **{**ON_POLICY, "schedule__on_policy_interval": 20})
     trainer = make_trainer(ws, config, KeepingLink(), ws.root / "c")
     assert trainer.run() == "completed"
-    trainer._enter_round(24)
-    ((name, source),) = trainer._own["tiny"].items()
+    batches = trainer.batches
+    batches.rounds.enter(trainer.schedule, 24)
+    ((name, source),) = batches.rounds.by_expert["tiny"].items()
     assert 0 < len(source.token_counts()) <= 6
     cursors = trainer.session.progress.cursors
     trainer.session.progress.cursors = {**cursors, name: Cursor(epoch=PASSES - 1)}
-    assert trainer._mix(24) == {"tiny": 0.5, name: 0.5}
+    assert batches.mix(trainer.schedule, 24) == {"tiny": 0.5, name: 0.5}
     trainer.session.progress.cursors = {**cursors, name: Cursor(epoch=PASSES)}
-    assert trainer._mix(24) == {"tiny": 1.0}
+    assert batches.mix(trainer.schedule, 24) == {"tiny": 1.0}
 
 
 def test_a_round_is_a_function_of_weights_seed_and_step(ws):
     trainer = make_trainer(ws, make_config(ws, **ON_POLICY), KeepingLink(), ws.root / "c")
-    rounds = trainer.parts.rounds
-    assert rounds is not None
+    rounds = on_policy_rounds(ws, make_config(ws, **ON_POLICY))
     one = rounds.write(trainer.session.model, 7, {"tiny": 1.0})
     assert rounds.write(trainer.session.model, 7, {"tiny": 1.0}) == one
     assert rounds.write(trainer.session.model, 8, {"tiny": 1.0}) != one
@@ -195,8 +200,8 @@ def test_held_out_prompts_are_not_used(ws):
 def test_a_run_interrupted_around_its_rounds_resumes_exactly(ws, tmp_path, source, stops):
     config = make_config(ws, **ON_POLICY, targets__source=source)
     whole = KeepingLink()
-    undisturbed = make_trainer(ws, config, whole, tmp_path / "whole")
-    assert undisturbed.run() == "completed"
+    uninterrupted = make_trainer(ws, config, whole, tmp_path / "whole")
+    assert uninterrupted.run() == "completed"
 
     taken: dict[int, str] = {}
     for attempt, stop_at in enumerate((*stops, None)):
@@ -209,13 +214,14 @@ def test_a_run_interrupted_around_its_rounds_resumes_exactly(ws, tmp_path, sourc
         part.run()
         taken |= losses(link)
     assert taken == losses(whole)
-    theirs, ours = weights(undisturbed), weights(part)
+    theirs, ours = weights(uninterrupted), weights(part)
     assert all((theirs[name] == ours[name]).all() for name in theirs)
 
 
 def resume(trainer: Any, folder: Path) -> None:
-    for decision in trainer.parts.journal.read():
-        trainer.schedule = trainer.schedule.with_decision(decision)
-    loaded = trainer.parts.checkpoints.load_newest(trainer.reject)
+    """Load the journal's decisions and the newest checkpoint."""
+    for decision in trainer.plan.journal.read():
+        trainer.plan.schedule = trainer.schedule.with_decision(decision)
+    loaded = trainer.checkpoints.store.load_newest(lambda *_: None)
     assert loaded is not None
     trainer.restore(loaded[0])

@@ -15,7 +15,7 @@ from engine.events import (
     StepDone,
 )
 from engine.experts.registry import CAPABILITIES
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes import (
     abilities_pane,
     experts_pane,
