@@ -1,5 +1,6 @@
-"""Owns `history_open_s`: seconds until the board and all charts of a run of 1,000,000 steps are
-read out of its history and drawn; and the same for 1,000 steps, to compare.
+"""`history_open_s`: seconds to read a run of 1,000,000 steps from its history and draw all charts.
+
+The detail has the same for a run of 1,000 steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.timing import Figure, say
+from benchmarks.timing import Figure, narrate
 from engine.events import (
     STUDENT,
     CapabilitiesScored,
@@ -43,12 +44,12 @@ COLUMNS = 120
 
 
 def measure(folder: Path) -> dict[str, Figure]:
-    """`folder` takes the histories, about a gigabyte."""
+    """`folder` is for the histories, about a gigabyte."""
     medians = {}
     for steps in (1_000, 1_000_000):
         ws = Workspace.find(folder / f"history-{steps}")
         ws.create()
-        say(f"writing a history of {steps:,} steps")
+        narrate(f"writing a history of {steps:,} steps")
         run_id = write_history(ws, steps)
         seconds = [_open(ws, run_id, steps) for _ in range(REPETITIONS)]
         medians[steps] = (statistics.median(seconds), min(seconds), max(seconds))
@@ -78,7 +79,7 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
 
 
 def write_history(ws: Workspace, steps: int) -> str:
-    """A run's history as its runner would have written it; steps in SQL, for speed."""
+    """Write a history as the runner of a run would; the steps in SQL, for speed."""
     history = History(ws.history_file)
     history.begin_run("long", "train", b"{}")
     attempt = history.begin_attempt("long")
@@ -91,7 +92,11 @@ def write_history(ws: Workspace, steps: int) -> str:
         attempt,
         [
             RunStarted(
-                **{"run_id": "long", "job": "train", "attempt": 1, "pid": 1, "preset": "1b"},
+                run_id="long",
+                job="train",
+                attempt=1,
+                pid=1,
+                preset="1b",
                 max_steps=steps,
                 phases=plan,
                 experts=shares,
@@ -129,16 +134,16 @@ def write_history(ws: Workspace, steps: int) -> str:
 
 def _step(step: int) -> StepDone:
     return StepDone(
-        **{
-            "step": step,
-            "phase": 1,
-            "loss": 3.0,
-            "kl": 2.0,
-            "ce": 4.0,
-            "lr": 1e-3,
-            "tokens": 32768,
-        },
-        **{"grad_norm": 1.0, "tokens_seen": step * 32768, "tokens_per_sec": 38_000.0},
+        step=step,
+        phase=1,
+        loss=3.0,
+        kl=2.0,
+        ce=4.0,
+        lr=1e-3,
+        tokens=32768,
+        grad_norm=1.0,
+        tokens_seen=step * 32768,
+        tokens_per_sec=38_000.0,
         step_seconds=0.9,
     )
 
@@ -155,7 +160,7 @@ def _evaluation(step: int) -> EvalDone:
 
 
 def _write_steps(ws: Workspace, steps: int) -> None:
-    """StepDone 1 to `steps`: events, points and roll-ups, with noise that SQLite makes."""
+    """Write StepDone events 1 to `steps`, with points and roll-ups; SQLite generates the noise."""
     import sqlite3
 
     db = sqlite3.connect(ws.history_file, isolation_level=None)
@@ -165,10 +170,8 @@ def _write_steps(ws: Workspace, steps: int) -> None:
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
     db.execute("BEGIN")
     db.execute(
-        f"INSERT INTO events {numbers} SELECT 1, i + 10, 1, i, 'StepDone',"
-        " replace(replace(?, '#seq', i + 10), '#step', i) FROM n".replace(
-            f"INSERT INTO events {numbers}", f"{numbers} INSERT INTO events"
-        ),
+        f"{numbers} INSERT INTO events SELECT 1, i + 10, 1, i, 'StepDone',"
+        " replace(replace(?, '#seq', i + 10), '#step', i) FROM n",
         (steps, body),
     )
     for metric in rollup.STEP_METRICS:

@@ -11,7 +11,14 @@ from typing import Any, Literal, cast
 import msgspec
 
 from engine.errors import UsageError
-from engine.prompts.answers import AnswerFile, Head, Judged, answer_files, count_reasons, select
+from engine.prompts.answers import (
+    AnswerFile,
+    Head,
+    JudgedAnswer,
+    answer_files,
+    count_reasons,
+    select,
+)
 from engine.prompts.checkers import REASONS
 from engine.workspace import Workspace
 
@@ -23,7 +30,7 @@ class Answers(msgspec.Struct, frozen=True):
 
     path: str
     head: Head
-    judged: list[Judged]
+    judged: list[JudgedAnswer]
 
 
 def read_all(ws: Workspace, expert: str | None, keep: str) -> list[Answers]:
@@ -68,13 +75,13 @@ def plain_report(answers: Answers) -> dict[str, Any]:
     }
 
 
-def _lengths(judged: Sequence[Judged]) -> dict[str, dict[str, int]]:
+def _lengths(judged: Sequence[JudgedAnswer]) -> dict[str, dict[str, int]]:
     """Median and longest answer, characters, of what is kept of each capability."""
     lengths: dict[str, list[int]] = {}
     for one in judged:
         if one.kept:
-            texts = one.written.texts
-            lengths.setdefault(one.written.prompt.capability, []).append(sum(map(len, texts)))
+            texts = one.answer.texts
+            lengths.setdefault(one.answer.prompt.capability, []).append(sum(map(len, texts)))
     return {
         name: {"median": sorted(found)[len(found) // 2], "longest": max(found)}
         for name, found in lengths.items()
@@ -111,23 +118,23 @@ def inspect_lines(answers: Answers, *, samples: int, dropped: bool, seed: int) -
     chosen = [one for one in judged if one.kept != dropped]
     rng = Random(seed)
     for name in count_reasons(judged):
-        own = [one for one in chosen if one.written.prompt.capability == name]
+        own = [one for one in chosen if one.answer.prompt.capability == name]
         for one in rng.sample(own, min(samples, len(own))):
             lines += ["", *_sample(one)]
     return lines
 
 
-def _sample(one: Judged) -> list[str]:
-    prompt = one.written.prompt
+def _sample(one: JudgedAnswer) -> list[str]:
+    prompt = one.answer.prompt
     why = f" · {one.reason}" if one.reason else ""
     lines = [f"── {prompt.id} · {prompt.group}{why}"]
     turns: list[tuple[str, str]] = []
     for message in prompt.messages:
         turns.append((message.role, message.content))
-    for turn, text in enumerate(one.written.texts):
+    for turn, text in enumerate(one.answer.texts):
         if turn:
             turns.append(("user", prompt.then[turn - 1]))
-        cut = "" if one.written.complete[turn] else " (cut)"
+        cut = "" if one.answer.complete[turn] else " (cut)"
         turns.append((f"answer{cut}", text))
     for role, text in turns:
         wrapped = [

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from engine.doctor.check import Check
-from engine.doctor.experts import how_heard
+from engine.doctor.experts import alignment_quality
 from engine.events import TokenizersAudited
 from gladius_tui.headless import paint, print_lines, wants_colour
 
@@ -148,7 +148,7 @@ def _row(audit: TokenizersAudited) -> tuple[str, ...]:
         f"{audit.skipped_blocks}/{audit.blocks + audit.skipped_blocks}",
         exact(audit.mean_weight),
         exact(audit.mean_residual),
-        how_heard(audit),
+        alignment_quality(audit),
     )
 
 

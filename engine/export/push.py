@@ -20,7 +20,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.experts.refusals import hub_token
+from engine.experts.hub_errors import hub_token
 
 _MODEL_FILES = (
     "README.md",

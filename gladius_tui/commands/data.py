@@ -160,10 +160,10 @@ def export(
     if target.exists() and not force:
         raise UsageError(f"{target} is there already; choose another name, or give --force")
     lines = [
-        encode_example(to_example(one.written, answers.head.expert))
+        encode_example(to_example(one.answer, answers.head.expert))
         for answers in read_all(options.workspace, expert, keep)
         for one in answers.judged
-        if one.kept and (not capabilities or one.written.prompt.capability in capabilities)
+        if one.kept and (not capabilities or one.answer.prompt.capability in capabilities)
     ]
     if not lines:
         raise MissingError("there is nothing to export; make some with: gladius_train data make")

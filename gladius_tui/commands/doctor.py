@@ -42,8 +42,12 @@ def doctor(
 ) -> None:
     """Examine the machine: what a preset needs, what is here, what helps."""
     from engine.config import load_config
-    from engine.doctor import examine
-    from engine.doctor.experts import audited_experts, how_heard, lender
+    from engine.doctor.examine import examine
+    from engine.doctor.experts import (
+        alignment_quality,
+        experts_with_tokenizer,
+        missing_student_tokenizer,
+    )
     from engine.doctor.machine import check_tools
     from engine.doctor.text import check_speed
     from engine.experts.registry import load_experts
@@ -66,8 +70,9 @@ def doctor(
 
     reading = examine(ws, run_config, known, say)
     say("measuring the device and the tokenizers" if not listen else "listening to the experts")
-    borrowed = lender(ws, run_config, known)
-    audit = _Audit(ws, run_config, [] if borrowed else audited_experts(ws, known), listen, say)
+    borrowed = missing_student_tokenizer(ws, run_config, known)
+    audited = [] if borrowed else experts_with_tokenizer(ws, known)
+    audit = _Audit(ws, run_config, audited, listen, say)
     if borrowed:
         audit.problem = (
             f"the student's tokenizer is {borrowed}'s, which is not here yet: "
@@ -86,7 +91,8 @@ def doctor(
                 "ready": not failed,
                 "checks": [plain(check) for check in checks],
                 "tokenizers": [
-                    _audit_fields(event) | {"heard": None if event.problem else how_heard(event)}
+                    _audit_fields(event)
+                    | {"heard": None if event.problem else alignment_quality(event)}
                     for event in audit.tokenizers
                 ],
                 "audit_problem": audit.problem,

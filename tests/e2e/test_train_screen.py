@@ -1,4 +1,4 @@
-"""A real run from the Train screen: started, watched, left, found again, stopped, gone on with."""
+"""A real run from the Train screen: start, watch, quit the app, reattach, stop, resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def own_settings(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-async def test_a_run_from_its_form_to_its_resumption(root):
+async def test_a_run_is_started_watched_stopped_and_resumed(root):
     fields = {**SMALL, "schedule.max_steps": 100_000}
     async with opened(root.ws, "train") as (app, pilot):
         screen = app.screen
@@ -50,7 +50,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
     stopped = read_state(root.ws)
     assert stopped.status == "paused" and stopped.last_checkpoint_step == stopped.step
     async with opened(root.ws, "train") as (app, pilot):
-        await until(pilot, lambda: f"step {stopped.step:,}; ^r goes on" in said_facts(app))
+        await until(pilot, lambda: f"step {stopped.step:,}; ^r goes on" in screen_text(app))
         await pilot.press("ctrl+r")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
         await until(pilot, lambda: step(app) > stopped.step + 3, 90)
@@ -62,11 +62,11 @@ async def test_a_run_from_its_form_to_its_resumption(root):
 
 
 def step(app) -> int:
-    """Of the run; a run that is over fails the test, with what it said."""
+    """The step of the run; fails, with the screen's text, where the run has ended."""
     info = app.watcher.jobs.get("train")
     assert info is not None, text_of(app.screen)
     return info.step
 
 
-def said_facts(app) -> str:
+def screen_text(app) -> str:
     return " ".join(text_of(app.screen).split())

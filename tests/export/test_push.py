@@ -17,7 +17,8 @@ from engine.events import Exported, LogLine, Progress, RunEnded, Stop
 from engine.export import llama_runtime
 from engine.workspace import Workspace
 from tests.support.exported import byte_level_tokenizer, export, make_model, root_with
-from tests.support.hub_server import Fault, Hub
+from tests.support.hub_repo import Fault
+from tests.support.hub_server import Hub
 from tests.support.paths import REPO
 from tests.support.small_run import KeepingLink
 
@@ -156,7 +157,7 @@ def test_where_nobody_can_be_asked_it_is_not_uploaded(root: Workspace, hub: Hub)
         text=True,
     )
     assert result.returncode == 2 and "add --yes" in result.stderr
-    assert result.stderr.count("\n") == 1 and not hub.asked
+    assert result.stderr.count("\n") == 1 and not hub.requests
 
 
 def test_a_no_uploads_nothing_and_makes_nothing(root: Workspace, hub: Hub) -> None:
@@ -175,4 +176,4 @@ def test_a_no_uploads_nothing_and_makes_nothing(root: Workspace, hub: Hub) -> No
     os.close(theirs)
     assert "Upload the model and its GGUF file to me/student" in said and "PUBLIC" in said
     assert "nothing is exported" in said and process.returncode == 1
-    assert set(root.model_dir.iterdir()) == before and not hub.asked
+    assert set(root.model_dir.iterdir()) == before and not hub.requests

@@ -12,8 +12,9 @@ import pytest
 from engine.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone
 from engine.run.history import History
 from engine.run.state import lock_owner, read_state
-from tests.support.hosting import gone, status, until
+from tests.support.hosting import status
 from tests.support.toy_job import ToyConfig
+from tests.support.waiting import gone, until
 
 
 def guards(host, name: str) -> list[str]:

@@ -36,8 +36,8 @@ from engine.run.state import (
     view_of,
 )
 from engine.run.view import RunView
-from tests.support.hosting import until
 from tests.support.toy_job import PLAN, ToyConfig
+from tests.support.waiting import until
 
 
 def step_done(step: int, **fields) -> StepDone:

@@ -231,7 +231,7 @@ def test_each_capability_has_its_own_sampling(teacher: Teacher, tmp_path: Path) 
     (given,) = settings
     assert sorted(given["temperature"]) == [0.3, 0.9]
     assert sorted(given["max_new_tokens"]) == [256, 300]
-    assert [one.written.sampling.temperature for one in judged] == [0.3, 0.9]
+    assert [one.answer.sampling.temperature for one in judged] == [0.3, 0.9]
 
 
 def test_verdicts_are_counted_and_a_changed_check_reuses_the_answers(

@@ -1,4 +1,4 @@
-"""Owns the last step of a fetch: the manifest, and the folder moved into its place whole."""
+"""Install a verified expert: write its manifest and move its folder to tmp/models."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from engine.workspace import Workspace, publish_dir, sha256_file, write_json
 def write_manifest(
     folder: Path, spec: ExpertSpec, revision: str = "", known: Mapping[str, str] | None = None
 ) -> None:
-    """Write manifest.json: size, sha256 and time of every other file below `folder`.
+    """Write manifest.json: size, sha256 and modification time of every other file in `folder`.
 
-    `known` gives the sha256 of files, by relative path, that need no second reading.
+    `known`: sha256 by relative path, for files that need not be hashed again.
     """
     known = known or {}
     files: dict[str, ManifestFile] = {}
@@ -36,29 +36,29 @@ def write_manifest(
     write_json(folder / MANIFEST, manifest)
 
 
-def publish_expert(workspace: Workspace, spec: ExpertSpec, folder: Path) -> Path:
-    """Move a finished folder to tmp/models/NAME, in place of what lay there; returns that path.
+def install_expert(workspace: Workspace, spec: ExpertSpec, folder: Path) -> Path:
+    """Move a complete folder to tmp/models/NAME, replacing what was there; returns that path.
 
-    Where that is another file system than the folder's it is copied there first.
+    On another file system it is copied first, so that the final move is atomic.
     """
     final = workspace.expert_dir(spec.name)
     if final.is_symlink():
-        raise GladiusError(f"{final} is a link; remove it, then download again")
+        raise GladiusError(f"{final} is a symbolic link; remove it, then download again")
     if os.stat(folder).st_dev != os.stat(final.parent).st_dev:
-        folder = _brought_over(folder, final.with_name(f".{spec.name}-tmp"))
-    former = final.with_name(f".{spec.name}-tmp-former")
-    shutil.rmtree(former, ignore_errors=True)
+        folder = _copied(folder, final.with_name(f".{spec.name}-tmp"))
+    previous = final.with_name(f".{spec.name}-tmp-former")
+    shutil.rmtree(previous, ignore_errors=True)
     if final.exists():
-        final.rename(former)
+        final.rename(previous)
     publish_dir(folder, final)
-    shutil.rmtree(former, ignore_errors=True)
+    shutil.rmtree(previous, ignore_errors=True)
     return final
 
 
-def _brought_over(folder: Path, copy: Path) -> Path:
+def _copied(folder: Path, copy: Path) -> Path:
     shutil.rmtree(copy, ignore_errors=True)
     try:
-        shutil.copytree(folder, copy)  # keeps the times that the manifest names
+        shutil.copytree(folder, copy)  # keeps the modification times of the manifest
     except (OSError, shutil.Error) as error:
         shutil.rmtree(copy, ignore_errors=True)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):

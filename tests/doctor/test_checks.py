@@ -1,4 +1,4 @@
-"""What each check makes of a reading: which figure it tells, when it warns, what it advises."""
+"""Each doctor check: its figure, when it warns or fails, and its remedy."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def status(state: str = "ready", present: int = 0, expected: int = 0) -> ExpertS
     return ExpertStatus(name="big", state=state, present_bytes=present, expected_bytes=expected)  # type: ignore[arg-type]
 
 
-def test_torch_without_cuda_beside_a_gpu_is_told_and_is_a_failure_where_cuda_is_asked(tmp_path):
+def test_torch_without_cuda_warns_where_there_is_a_gpu_and_fails_where_cuda_is_set(tmp_path):
     plain, cuda = (config(tmp_path, "1b", *o) for o in ((), ("device.device=cuda",)))
     assert check_torch("2.13.0", "", [], plain).status == "ok"
     assert check_torch("2.13.0", "12.8", [GPU], cuda).status == "ok"
@@ -49,7 +49,7 @@ def test_torch_without_cuda_beside_a_gpu_is_told_and_is_a_failure_where_cuda_is_
     assert check_torch("", "", [], plain).status == "fail"
 
 
-def test_the_installed_torch_is_read_without_being_imported():
+def test_the_version_of_torch_is_read_without_importing_it():
     from importlib import metadata
 
     version, cuda = machine.torch_build()
@@ -57,9 +57,9 @@ def test_the_installed_torch_is_read_without_being_imported():
     assert cuda == "" or cuda[0].isdigit()
 
 
-def test_a_large_student_wants_a_gpu_and_a_small_one_does_not(tmp_path):
-    wanted = check_gpu([], "", config(tmp_path, "1b"), [])
-    assert wanted.status == "warn" and "GiB" in wanted.remedy
+def test_a_large_student_needs_a_gpu_and_a_small_one_does_not(tmp_path):
+    check = check_gpu([], "", config(tmp_path, "1b"), [])
+    assert check.status == "warn" and "GiB" in check.remedy
     assert check_gpu([], "", config(tmp_path, "nano"), []).status == "ok"
     assert check_gpu([], "", config(tmp_path, "nano", "device.device=cuda"), []).status == "fail"
     assert (
@@ -72,7 +72,7 @@ def test_a_large_student_wants_a_gpu_and_a_small_one_does_not(tmp_path):
     ("spare", "verdict"),
     [(0.1, "ok"), (-0.1, "warn"), (None, "fail")],
 )
-def test_memory_is_judged_by_what_training_takes_with_and_without_checkpointing(
+def test_memory_is_compared_with_training_with_and_without_activation_checkpointing(
     tmp_path, spare, verdict
 ):
     run = config(tmp_path, "1b")
@@ -86,30 +86,30 @@ def test_memory_is_judged_by_what_training_takes_with_and_without_checkpointing(
     assert bool(check.remedy) == (verdict != "ok")
 
 
-def test_where_the_experts_would_fit_only_before_the_student_that_is_the_remedy(tmp_path):
+def test_scoring_before_training_is_the_remedy_where_experts_fit_only_then(tmp_path):
     run = config(tmp_path, "1b", "targets.source=online")
     before = max(least_memory(run, True).total, 2 * SPEC.parameters)
-    told = check_memory(run, [SPEC], total=before, available=before, half=True).remedy
-    assert "--set data.corpora=[] --set targets.source=cached" in told
-    told = check_memory(run, [SPEC], total=before - 1, available=before - 1, half=True).remedy
-    assert "targets.source" not in told
+    remedy = check_memory(run, [SPEC], total=before, available=before, half=True).remedy
+    assert "--set data.corpora=[] --set targets.source=cached" in remedy
+    remedy = check_memory(run, [SPEC], total=before - 1, available=before - 1, half=True).remedy
+    assert "targets.source" not in remedy
 
 
-def test_an_expert_that_stands_beside_the_student_counts_with_it(tmp_path):
+def test_an_expert_loaded_together_with_the_student_adds_to_its_memory(tmp_path):
     run = config(tmp_path, "nano", "targets.source=online")
     alone = config(tmp_path, "nano")
     need = training_memory(run, True).total
     free = least_memory(run, True).total + 2 * SPEC.parameters - 1
-    judged = [
+    checks = [
         check_memory(c, [SPEC], total=64 * GIB, available=free, half=True) for c in (run, alone)
     ]
-    assert [check.status for check in judged] == ["fail", "ok"]
+    assert [check.status for check in checks] == ["fail", "ok"]
     # alone, the expert itself is the larger need
     little = check_memory(alone, [SPEC], total=GIB, available=need, half=True)
     assert little.status == "fail"
 
 
-def test_disk_counts_what_is_still_to_come_and_nothing_twice(tmp_path):
+def test_disk_counts_missing_bytes_once(tmp_path):
     run = config(tmp_path, "1b")
     need = disk_need(run, 1000).total
     missing = {"big": status("partial", present=GIB, expected=3 * GIB)}
@@ -128,14 +128,14 @@ def test_the_grace_time_is_three_times_bytes_over_speed(tmp_path):
     assert check_grace(run, checkpoint_bytes(run.student)).status == "ok"
 
 
-def test_the_disks_speed_is_measured_and_leaves_nothing(tmp_path):
+def test_measuring_the_disk_leaves_no_file(tmp_path):
     assert machine.write_speed(tmp_path, most=16 << 20) > 1e5
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(OSError):
         machine.write_speed(tmp_path / "absent")
 
 
-def test_text_is_told_as_the_budget_has_it(tmp_path):
+def test_the_text_check_follows_the_token_budget(tmp_path):
     run = config(tmp_path, "nano")
     budget = TokenBudget(answers=1e6, files=0.0, corpora=0.0, planned=4e6)
     assert text.check_text(budget, run).status == "ok"
@@ -159,14 +159,14 @@ def test_tokens_are_those_of_the_config_or_of_the_expert_phases(tmp_path):
     assert text.least_tokens(timed, token_budget(timed, [SPEC] * 4)) is None
 
 
-def test_a_run_by_the_clock_is_told_how_many_tokens_that_is(tmp_path):
+def test_the_speed_check_of_a_timed_run_gives_its_tokens(tmp_path):
     flops = 6 * parameter_count(config(tmp_path, "nano").student).total * 1000.0
     timed = config(tmp_path, "nano", "schedule.hours=2")
-    told = text.check_speed(timed, "cpu", "bf16", flops, None)
-    assert "1,000 tokens/s at the very most: 7.2 million in 2 h" in told.figure
+    check = text.check_speed(timed, "cpu", "bf16", flops, None)
+    assert "at most 1,000 tokens/s: 7.2 million in 2 h" in check.figure
 
 
-def test_scored_text_takes_disk_only_where_it_is_kept(tmp_path):
+def test_scored_text_needs_disk_only_where_targets_are_cached(tmp_path):
     budget = TokenBudget(answers=1000.0, files=500.0, corpora=0.0, planned=None)
     kept = config(tmp_path, "nano", "targets.source=cached")
     assert text.scored_tokens(kept, [SPEC, SPEC], budget) == 2000
@@ -176,7 +176,7 @@ def test_scored_text_takes_disk_only_where_it_is_kept(tmp_path):
     assert text.scored_tokens(online, [SPEC, SPEC], budget) == 0
 
 
-def test_the_hubs_own_answer_is_told_at_the_expert_and_no_answer_at_the_hub():
+def test_a_refusal_is_reported_at_the_expert_and_a_lost_connection_at_the_hub():
     gated = MissingError("big: accept the licence on https://huggingface.co/org/big")
     missing = status("missing", expected=GIB)
     assert experts.check_hub({"big": gated}).status == "ok"
@@ -191,7 +191,7 @@ def test_the_hubs_own_answer_is_told_at_the_expert_and_no_answer_at_the_hub():
     assert experts.check_hub({}).status == "note"
 
 
-def test_a_hub_that_never_answers_is_waited_for_no_longer_than_told(monkeypatch):
+def test_a_hub_that_never_answers_ends_in_a_timeout(monkeypatch):
     import threading
     import time
 
@@ -199,12 +199,12 @@ def test_a_hub_that_never_answers_is_waited_for_no_longer_than_told(monkeypatch)
 
     monkeypatch.setattr(hub, "list_files", lambda spec: threading.Event().wait(30))
     began = time.monotonic()
-    answers = experts.ask_hub([SPEC], seconds=0.2)
+    answers = experts.query_hub([SPEC], seconds=0.2)
     assert time.monotonic() - began < 5 and isinstance(answers["big"], TimeoutError)
 
 
 @pytest.mark.parametrize(
-    ("weight", "aligned", "skipped", "word"),
+    ("weight", "aligned", "skipped", "rating"),
     [
         (0.95, 0.1, 0, "good"),
         (0.80, 0.9, 0, "fair"),
@@ -216,7 +216,7 @@ def test_a_hub_that_never_answers_is_waited_for_no_longer_than_told(monkeypatch)
         (0.95, 0.95, 5, "poor"),
     ],
 )
-def test_how_well_an_expert_can_be_heard_has_documented_bounds(weight, aligned, skipped, word):
+def test_alignment_quality_has_documented_bounds(weight, aligned, skipped, rating):
     audit = TokenizersAudited(
         expert="big",
         blocks=20 - skipped,
@@ -227,10 +227,10 @@ def test_how_well_an_expert_can_be_heard_has_documented_bounds(weight, aligned, 
             KindAudit(kind="code", positions=1, aligned=aligned),
         ),
     )
-    assert experts.how_heard(audit) == word
+    assert experts.alignment_quality(audit) == rating
 
 
-def test_every_row_of_a_report_fits_into_eighty_columns():
+def test_every_row_of_a_report_fits_in_eighty_columns():
     from gladius_tui.doctor_table import report_lines
 
     long = "one two three four five six seven eight nine ten eleven twelve " * 3

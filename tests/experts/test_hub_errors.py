@@ -1,4 +1,4 @@
-"""What the Hub, the network and the repository refuse: one line with the remedy, and no harm."""
+"""Errors of the Hub, the network, the disk and a repository: one line with the remedy."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from engine.errors import UsageError
-from engine.experts.refusals import disk_error, told
+from engine.experts.hub_errors import disk_error, translate_error
 from engine.experts.registry import ExpertSpec
 from tests.support.downloading import CONFIG, model_files, safetensors
-from tests.support.hub_server import Fault
+from tests.support.hub_repo import Fault
 
 SPEC = ExpertSpec(name="x", title="X", source="hub", repo="me/x")
 TOKEN = "hf_averysecrettokenindeed"
@@ -28,9 +28,7 @@ def one_line(link) -> str:
     return reason
 
 
-def test_a_gated_model_without_a_token_names_the_page_and_the_login_and_ends_with_3(
-    hub, ws, download
-):
+def test_a_gated_model_without_a_token_names_page_and_login_and_exits_with_3(hub, ws, download):
     hub.add("me/x", model_files(), gated=True)
     link = download()
     assert link.ended.exit_code == 3
@@ -51,7 +49,9 @@ def test_a_gated_model_with_a_token_that_may_not_read_it(hub, ws, download, monk
     assert download().ended.status == "completed"
 
 
-def test_the_others_still_come_and_the_summary_says_who_failed(hub, repo, ws, download):
+def test_a_failed_expert_does_not_stop_the_others_and_is_named_in_the_summary(
+    hub, repo, ws, download
+):
     hub.add("me/gated", model_files(), gated=True)
     ws.user_config.write_text(
         '[experts.x]\nrepo = "me/x"\n[experts.g]\nrepo = "me/gated"\n[experts.n]\nrepo = "me/no"\n'
@@ -61,11 +61,11 @@ def test_the_others_still_come_and_the_summary_says_who_failed(hub, repo, ws, do
     assert one_line(link).startswith("1 of 2 failed (g): g is gated")
     assert (ws.experts_dir / "x").is_dir()
     link = download("n", "g", "x")
-    assert link.ended.exit_code == 1, "not all of it can be put right with a token"
+    assert link.ended.exit_code == 1, "a token does not fix all of it"
     assert one_line(link).startswith("2 of 3 failed (n, g): n: me/no is not on the Hub")
 
 
-def test_the_token_comes_from_the_environment_else_from_the_file_and_not_to_the_store(
+def test_the_token_is_read_from_environment_or_file_and_not_sent_to_the_storage_host(
     hub, ws, download, monkeypatch, tmp_path
 ):
     hub.add("me/x", model_files(), private=True)
@@ -76,73 +76,71 @@ def test_the_token_comes_from_the_environment_else_from_the_file_and_not_to_the_
     assert download().ended.status == "completed"
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     assert download(force=True).ended.status == "completed"
-    sent = [headers.get("authorization", "") for _, _, headers in hub.asked]
-    sent += [headers.get("Authorization", "") for _, _, headers in hub.asked]
+    sent = [headers.get("authorization", "") for _, _, headers in hub.requests]
+    sent += [headers.get("Authorization", "") for _, _, headers in hub.requests]
     assert {"Bearer hf_other", f"Bearer {TOKEN}"} <= set(sent)
-    to_store = [h for _, path, h in hub.asked if "signature=" in path]
+    to_store = [h for _, path, h in hub.requests if "signature=" in path]
     assert to_store and not any(key.lower() == "authorization" for h in to_store for key in h)
 
 
 @pytest.mark.parametrize("token", ["hf_a b", "hf_ä", "hf_a\x00b", "hf_a\nb"])
-def test_a_token_that_can_not_be_sent_is_refused_without_being_printed(
+def test_an_invalid_token_is_rejected_without_being_printed(
     hub, repo, ws, download, monkeypatch, tmp_path, token
 ):
     (tmp_path / "token").write_text(token)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
     link = download()
-    if "\n" in token:  # the client takes newlines out by itself, and the Hub knows no such token
-        assert "refuses the token (401)" in one_line(link)
+    if "\n" in token:  # the client removes newlines; the Hub then rejects the token
+        assert "rejects the token (401)" in one_line(link)
     else:
-        assert "holds signs that no token has" in one_line(link)
-        assert not hub.asked
+        assert "has invalid characters" in one_line(link)
+        assert not hub.requests
     assert token not in one_line(link) and link.ended.exit_code == 3
 
 
-def test_an_invalid_token_is_said_with_the_page_where_to_make_one(
-    hub, repo, ws, download, monkeypatch
-):
+def test_a_rejected_token_names_the_page_to_create_one(hub, repo, ws, download, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     link = download()
     assert link.ended.exit_code == 3
-    assert "refuses the token (401)" in one_line(link) and "settings/tokens" in one_line(link)
+    assert "rejects the token (401)" in one_line(link) and "settings/tokens" in one_line(link)
 
 
 @pytest.mark.parametrize(
-    ("table", "fault", "said"),
+    ("table", "fault", "message"),
     [
         ('repo = "me/none"', None, "me/none is not on the Hub (401); correct the name"),
         ('repo = "me/x"\nrevision = "v9"', None, "has no revision 'v9'; correct it in"),
-        ('repo = "me/x"', Fault(status=403), "forbids me/x (403)"),
+        ('repo = "me/x"', Fault(status=403), "forbids access to me/x (403)"),
         ('repo = "me/x"', Fault(status=418), "answers 418 for me/x"),
-        ('repo = "me/x"', Fault(status=200), "answers as no Hub does (JSONDecodeError)"),
+        ('repo = "me/x"', Fault(status=200), "does not answer like a Hub (JSONDecodeError)"),
         ('repo = "me/x"', Fault(status=503, times=9), "answers 503; try again later"),
-        ('repo = "me/x"', Fault(status=429, times=9), "asks for fewer requests (429)"),
+        ('repo = "me/x"', Fault(status=429, times=9), "rate limit is reached (429)"),
     ],
 )
-def test_a_refusal_is_one_line_with_the_remedy(hub, repo, ws, download, table, fault, said):
+def test_an_http_error_is_one_line_with_the_remedy(hub, repo, ws, download, table, fault, message):
     ws.user_config.write_text(f"[experts.x]\n{table}\n")
     hub.faults = [fault] if fault else []
-    assert said in one_line(download())
+    assert message in one_line(download())
 
 
-def test_without_a_network_the_reason_says_so(hub, ws, download, monkeypatch):
+def test_without_network_the_reason_is_the_unreachable_hub(hub, ws, download, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert "the Hub can't be reached" in one_line(download())
 
 
-def test_without_a_network_not_every_expert_is_waited_for(hub, ws, download, monkeypatch):
+def test_without_network_only_the_first_expert_is_retried(hub, ws, download, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     link = download("qwen", "phi", "x")
     reason = one_line(link)
     assert reason.startswith("3 of 3 failed (qwen, phi, x): the Hub can't be reached at http")
     assert reason.count("can't be reached") == 1
-    assert sum("again in" in line for line in link.lines) == 2
+    assert sum("retrying in" in line for line in link.lines) == 2
 
 
 @pytest.mark.parametrize("endpoint", ["nonsense", "http://", "ftp://x"])
-def test_an_endpoint_that_is_no_address_is_named(hub, ws, download, monkeypatch, endpoint):
+def test_an_invalid_endpoint_is_named(hub, ws, download, monkeypatch, endpoint):
     monkeypatch.setattr(constants, "ENDPOINT", endpoint)
-    assert "is no address of a Hub; correct HF_ENDPOINT" in one_line(download())
+    assert "is not a valid URL of a Hub; correct HF_ENDPOINT" in one_line(download())
 
 
 def through_proxy(monkeypatch, proxy: str) -> None:
@@ -152,13 +150,13 @@ def through_proxy(monkeypatch, proxy: str) -> None:
     close_session()
 
 
-def test_a_proxy_that_refuses_is_named(hub, ws, download, monkeypatch):
-    through_proxy(monkeypatch, hub.url)  # our Hub knows no CONNECT
+def test_a_proxy_that_rejects_the_connection_is_named(hub, ws, download, monkeypatch):
+    through_proxy(monkeypatch, hub.url)  # the test server does not implement CONNECT
     reason = one_line(download())
     assert "the proxy refuses" in reason and "HTTPS_PROXY" in reason and "NO_PROXY" in reason
 
 
-def test_a_proxy_that_is_not_there_is_named(hub, ws, download, monkeypatch):
+def test_an_unreachable_proxy_is_named(hub, ws, download, monkeypatch):
     through_proxy(monkeypatch, "http://127.0.0.1:9")
     assert "check the network and HTTPS_PROXY" in one_line(download())
 
@@ -169,27 +167,29 @@ def test_offline_mode_is_named(hub, repo, ws, download, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("number", "said"),
+    ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full"),
         (errno.EROFS, "can't be written (Read-only file system); choose another --root"),
         (errno.EACCES, "can't be written"),
-        (errno.ELOOP, "is a link; remove it"),
-        (errno.EIO, "mend it, try again"),
+        (errno.ELOOP, "is a symbolic link; remove it"),
+        (errno.EIO, "fix the disk, then try again"),
     ],
 )
-def test_what_the_disk_refuses_is_one_line(number, said):
+def test_a_disk_error_is_one_line(number, message):
     text = str(disk_error(SPEC, OSError(number, os.strerror(number), "/somewhere/part")))
-    assert text.startswith("x: ") and said in text and "\n" not in text
+    assert text.startswith("x: ") and message in text and "\n" not in text
 
 
-def test_a_full_disk_without_a_name_makes_no_claim_about_another_disk():
+def test_a_full_disk_without_a_path_gives_no_free_space():
     text = str(disk_error(SPEC, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
-    assert text == "x: the disk is full; make room, then the same command goes on"
+    assert text == "x: the disk is full; free space, then run the same command to resume"
 
 
-def test_a_signed_address_is_never_told():
-    text = str(told(SPEC, RuntimeError("bad answer of https://store/x?signature=secret of it")))
+def test_the_query_of_a_url_is_never_shown():
+    text = str(
+        translate_error(SPEC, RuntimeError("bad answer of https://store/x?signature=secret of it"))
+    )
     assert "https://store/x" in text and "secret" not in text
 
 
@@ -204,7 +204,7 @@ class _Payload:
         return (Path.touch, (self.path,))
 
 
-def test_a_repository_with_pickles_alone_is_refused_before_a_byte(hub, ws, download):
+def test_a_repository_with_only_pickles_is_rejected_before_the_first_byte(hub, ws, download):
     files = model_files()
     del files["model.safetensors"]
     hub.add("me/x", files)
@@ -213,7 +213,7 @@ def test_a_repository_with_pickles_alone_is_refused_before_a_byte(hub, ws, downl
 
 
 @pytest.mark.parametrize("kind", ["pickle", "zip"])
-def test_a_pickle_named_safetensors_is_refused_and_its_payload_not_run(
+def test_a_pickle_named_safetensors_is_rejected_without_running_it(
     hub, ws, download, tmp_path, kind
 ):
     ran = tmp_path / "ran"
@@ -232,7 +232,7 @@ def test_a_pickle_named_safetensors_is_refused_and_its_payload_not_run(
     assert not (ws.experts_dir / "x").exists() and not (ws.downloads_dir / "x").exists()
 
 
-def test_a_shard_that_the_index_names_and_the_hub_lacks_is_told(hub, ws, download):
+def test_a_shard_of_the_index_that_the_hub_lacks_is_named(hub, ws, download):
     index = {"weight_map": {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002"}}
     files = model_files() | {
         "model.safetensors.index.json": json.dumps(index).encode(),
@@ -244,7 +244,7 @@ def test_a_shard_that_the_index_names_and_the_hub_lacks_is_told(hub, ws, downloa
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("config.json", b'{"model_type": "nobodys"}', "can't read its config"),
         ("config.json", b'{"model_type": "vit"}', "no language model of type 'vit'"),
@@ -254,19 +254,19 @@ def test_a_shard_that_the_index_names_and_the_hub_lacks_is_told(hub, ws, downloa
     ],
     ids=["unknown config", "another kind", "no config", "tokenizer", "weights"],
 )
-def test_a_model_that_can_not_be_loaded_is_not_published(hub, ws, download, name, content, said):
+def test_a_model_that_cannot_be_loaded_is_not_installed(hub, ws, download, name, content, message):
     hub.add("me/x", model_files(100) | {name: content})
-    assert said in one_line(download())
+    assert message in one_line(download())
     assert not (ws.experts_dir / "x").exists()
 
 
-def test_a_model_with_code_of_its_own_is_refused_and_the_code_not_fetched(hub, ws, download):
+def test_a_model_that_needs_its_own_code_is_rejected_and_the_code_not_downloaded(hub, ws, download):
     config = json.loads(CONFIG) | {"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}}
     hub.add("me/x", model_files() | {"config.json": json.dumps(config).encode()})
     assert "can't read its config" in one_line(download())
-    assert not any("evil.py" in path for _, path, _ in hub.asked)
+    assert not any("evil.py" in path for _, path, _ in hub.requests)
 
 
 def test_an_unknown_name_is_a_usage_error(ws, download):
-    with pytest.raises(UsageError, match="no expert is called y; there are: qwen"):
+    with pytest.raises(UsageError, match="unknown expert 'y'; known: qwen"):
         download("y")

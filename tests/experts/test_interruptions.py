@@ -1,6 +1,6 @@
-"""The trial of a download: a model of 320 MB, cut 20 times at random places, in every way there is.
+"""A download of 320 MB is interrupted 20 times at random positions, in four different ways.
 
-Slow: `make faults` runs it. GLADIUS_CUTS_SEED chooses other places.
+Slow: `make faults` runs it. GLADIUS_CUTS_SEED changes the positions.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = ("connections dropped", "kill -9 of all", "kill -9 of the worker", "SIGT
 
 
 class Download:
-    """The real command, in a session of its own."""
+    """The download command in its own process group."""
 
     def __init__(self, root: Path, endpoint: str) -> None:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
@@ -69,13 +69,13 @@ def _cut(kind: str, hub: Hub, running: Download) -> None:
         assert running.process.wait(30) == 128 + signal.SIGTERM
 
 
-def _told(root: Path) -> str:
+def _output(root: Path) -> str:
     return (root / "out.txt").read_text()[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_twenty_cuts_at_random_leave_the_same_bytes_for_a_tenth_more_over_the_wire(tmp_path: Path):
+def test_twenty_interruptions_give_the_same_bytes_for_at_most_a_tenth_more_traffic(tmp_path: Path):
     seed = int(os.environ.get("GLADIUS_CUTS_SEED", "1"))
     rng = random.Random(seed)
     shards = big_shards(tmp_path / "hub", MEGABYTES)
@@ -86,8 +86,8 @@ def test_twenty_cuts_at_random_leave_the_same_bytes_for_a_tenth_more_over_the_wi
     root.mkdir()
     (root / "gladius.toml").write_text('[experts.big]\nrepo = "me/big"\n')
     ws = Workspace.find(root)
-    # Each cut at a place of its own, between the first percents and the last; every kind as often.
-    places = sorted(rng.uniform(0.02, 0.97) * total for _ in range(CUTS))
+    # Positions between 2 and 97 percent; every kind of interruption equally often.
+    positions = sorted(rng.uniform(0.02, 0.97) * total for _ in range(CUTS))
     kinds = list(KINDS) * (CUTS // len(KINDS))
     rng.shuffle(kinds)
     done: list[str] = []
@@ -96,15 +96,15 @@ def test_twenty_cuts_at_random_leave_the_same_bytes_for_a_tenth_more_over_the_wi
     running = Download(root, hub.url)
     try:
         while (code := running.process.poll()) != 0:
-            assert code in (None, -signal.SIGKILL, 128 + signal.SIGTERM), _told(root)
+            assert code in (None, -signal.SIGKILL, 128 + signal.SIGTERM), _output(root)
             if code is not None:
                 running = Download(root, hub.url)
-            here = sum(p.stat().st_size for p in ws.downloads_dir.rglob("*.*") if p.is_file())
+            received = sum(p.stat().st_size for p in ws.downloads_dir.rglob("*.*") if p.is_file())
             moving = running.process.poll() is None and hub.sent > sent
-            if moving and len(done) < CUTS and here >= places[len(done)]:
+            if moving and len(done) < CUTS and received >= positions[len(done)]:
                 _cut(kinds[len(done)], hub, running)
-                done.append(f"{kinds[len(done)]} at {here / 1e6:.0f} MB")
-                time.sleep(0.1)  # what is on its way arrives, or doesn't
+                done.append(f"{kinds[len(done)]} at {received / 1e6:.0f} MB")
+                time.sleep(0.1)  # let bytes in transit arrive
                 sent = hub.sent
             time.sleep(0.02)
     finally:

@@ -1,9 +1,8 @@
-"""Owns how the bytes of one file come: appended to a part file, gone on with after any end, hashed,
-and moved into place only when the hash is the Hub's.
+"""Download one file of the Hub in a thread: resume a part file by range, verify its hash, move it
+to its target.
 
-The loop is ours because the client's own starts a file anew on every call. hf-xet is not used: the
-client hands it whole files too, its own ranges can't be tried without its servers, and the Hub
-serves every file of an expert's size over plain HTTP.
+huggingface_hub's own download restarts a file on every call, so the loop is written here. hf-xet is
+not used: it also downloads whole files, and the Hub serves files of this size over plain HTTP.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from huggingface_hub.utils import hf_raise_for_status
 
 from engine.errors import GladiusError
 from engine.experts.hub import Listing, RemoteFile, file_url, request_headers
-from engine.experts.refusals import Hiccup, told
+from engine.experts.hub_errors import TransientError, translate_error
 from engine.experts.registry import ExpertSpec
 from engine.units import size
 from engine.workspace import fsync_dir, write_bytes
@@ -33,56 +32,56 @@ RETRY_VARIABLE = "GLADIUS_RETRY_SECONDS"
 """Environment variable: seconds before the first retry (1); each further wait is twice as long."""
 
 MAX_TRIES = 8
-"""Tries in a row without a single new byte before a file is given up."""
+"""A download fails after this many tries in a row without a new byte."""
 MAX_WRONG = 3
-"""Times that a file may come whole with wrong bytes."""
-_LONGEST_WAIT = 30.0
-_PIECE = 1 << 20
-
-Say = Callable[[str], None]
+"""A download fails when the complete file has had a wrong hash this many times."""
+_MAX_WAIT = 30.0
+_CHUNK = 1 << 20
 
 
-class Halted(Exception):
-    """The transfer was told to leave off; its part file stays."""
+class TransferStopped(Exception):
+    """The transfer was asked to stop; its part file is kept."""
 
 
 def retry_wait(tries: int, first: float | None = None) -> float:
-    """Seconds to wait after the `tries`-th failure in a row, at random within a factor of two, so
-    that many clients don't come back at once."""
+    """Seconds to wait after the `tries`-th failure in a row: exponential backoff with jitter."""
     if first is None:
         first = float(os.environ.get(RETRY_VARIABLE) or 1.0)
-    return min(first * 2.0 ** (tries - 1), _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+    return min(first * 2.0 ** (tries - 1), _MAX_WAIT) * random.uniform(0.5, 1.0)
 
 
 def content_hash(file: RemoteFile) -> Any:
-    """A fresh hash object for the file's content: sha256, or git's SHA-1 of a blob."""
+    """A new hash object for the file's content: sha256, or git's hash of a blob."""
     if file.sha256:
         return hashlib.sha256()
-    # Git's newer repositories name blobs by sha256, in the same form.
+    # Repositories in git's newer object format hash blobs with sha256.
     kind = hashlib.sha256 if len(file.blob_id) == 64 else hashlib.sha1
     return kind(b"blob %d\0" % file.size)
 
 
 def has_content(path: Path, file: RemoteFile, tick: Callable[[], None] = lambda: None) -> bool:
-    """Whether `path` is a plain file (no link) with exactly the content that the Hub names."""
+    """Whether `path` is a regular file (not a link) with exactly the content of the Hub's file.
+
+    `tick` is called after each chunk that is hashed.
+    """
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file.size:
         return False
     digest = content_hash(file)
     with open(path, "rb") as source:
-        while piece := source.read(_PIECE):
-            digest.update(piece)
+        while chunk := source.read(_CHUNK):
+            digest.update(chunk)
             tick()
     return digest.hexdigest() == file.key
 
 
 class Transfer:
-    """One file on its way, in a thread of its own.
+    """The download of one file, in its own thread.
 
     Attributes:
-        done: bytes of the part file that count.
-        received: bytes that have come over the wire in this process.
-        error: why it was given up; None while it runs and when it is complete.
-        complete: whether the file lies verified at its target.
+        done: valid bytes in the part file.
+        received: bytes received over the network in this process.
+        error: why the download failed; None while it runs and when it is complete.
+        complete: whether the verified file is at its target.
     """
 
     def __init__(
@@ -92,10 +91,10 @@ class Transfer:
         file: RemoteFile,
         parts: Path,
         target: Path,
-        say: Say,
+        warn: Callable[[str], None],
     ) -> None:
-        """`parts` holds the part file; `target` is where the file goes once verified; `say` is
-        called, in the thread, with a line about each retry."""
+        """`parts`: folder of the part file; `target`: path of the verified file; `warn` is called
+        in the thread with a line about each retry."""
         self.file = file
         self.done = 0
         self.received = 0
@@ -106,8 +105,8 @@ class Transfer:
         self._part = parts / f"{file.key}.part"
         self._etag_file = parts / f"{file.key}.etag"
         self._target = target
-        self._say = say
-        self._halt = threading.Event()
+        self._warn = warn
+        self._stop = threading.Event()
         self._socket: socket.socket | None = None
         self._digest = content_hash(file)
         self._descriptor = -1
@@ -116,30 +115,30 @@ class Transfer:
 
     @property
     def alive(self) -> bool:
-        """Whether its thread still runs."""
+        """Whether its thread is running."""
         return self._thread.is_alive()
 
-    def halt(self) -> None:
-        """Leave off soon; what has come stays. Returns at once."""
-        self._halt.set()
+    def stop(self) -> None:
+        """Ask the thread to stop and keep the part file; returns at once."""
+        self._stop.set()
         connection = self._socket
         if connection is not None:
-            # A read that waits for a slow server returns at once.
+            # Ends a read that waits for a slow server.
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def join(self, seconds: float) -> bool:
-        """Wait for the thread's end; False when it goes on."""
+        """Wait for the thread's end; returns whether it has ended."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:
-            # Never through a link: the part's name is known to whoever may write there.
+            # O_NOFOLLOW: another user who can write there could guess the name and place a link.
             flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
             self._descriptor = os.open(self._part, flags, 0o666)
             try:
-                self._take_up()
+                self._resume()
                 self._fetch()
                 os.fsync(self._descriptor)
             finally:
@@ -148,32 +147,38 @@ class Transfer:
             self._etag_file.unlink(missing_ok=True)
             fsync_dir(self._target.parent)
             self.complete = True
-        except Halted:
+        except TransferStopped:
             pass
         except OSError as error:
             if not error.filename:
                 error.filename = str(self._part)
-            self.error = told(self._spec, error, self.file.name)
+            self.error = translate_error(self._spec, error, self.file.name)
         except Exception as error:
-            self.error = told(self._spec, error, self.file.name)
+            self.error = translate_error(self._spec, error, self.file.name)
 
-    def _take_up(self) -> None:
-        """Hash what an earlier process has left, so that the end needs no second reading."""
+    def _resume(self) -> None:
+        """Hash the existing part file; a part that is too long is discarded."""
         if os.fstat(self._descriptor).st_size > self.file.size:
-            self._begin_anew()
-        while piece := os.pread(self._descriptor, _PIECE, self.done):
-            self._check_halt()
-            self._digest.update(piece)
-            self.done += len(piece)
+            self._restart()
+        while chunk := os.pread(self._descriptor, _CHUNK, self.done):
+            self._check_stop()
+            self._digest.update(chunk)
+            self.done += len(chunk)
 
-    def _begin_anew(self) -> None:
+    def _restart(self) -> None:
+        """Discard the part file's content."""
         os.ftruncate(self._descriptor, 0)
         self._etag_file.unlink(missing_ok=True)
         self._digest = content_hash(self.file)
         self.done = 0
 
     def _fetch(self) -> None:
-        """Append until the file is whole and its hash right; raises GladiusError or Hiccup."""
+        """Append until the file is complete and its hash is right.
+
+        Raises:
+            TransferStopped: `stop` was called.
+            GladiusError: the download failed, after retries if they could help.
+        """
         tries = wrong = 0
         furthest = self.done
         while True:
@@ -181,60 +186,64 @@ class Transfer:
                 if self.done < self.file.size:
                     self._append()
                 if self.done < self.file.size:
-                    raise Hiccup("the connection ended early")
-            except (Halted, GladiusError):
+                    raise TransientError("the connection ended early")
+            except (TransferStopped, GladiusError):
                 raise
             except Exception as error:
-                self._check_halt()  # a connection that was shut down for it breaks like any other
-                trouble = told(self._spec, error, self.file.name)
-                if not isinstance(trouble, Hiccup):
+                self._check_stop()  # `stop` shuts the connection down, which raises here too
+                failure = translate_error(self._spec, error, self.file.name)
+                if not isinstance(failure, TransientError):
                     raise
-                # New bytes count, not bytes that come again: a server without ranges that always
-                # breaks off would never be given up.
+                # Only new bytes count as progress: a server without ranges that always disconnects
+                # would else be retried forever.
                 tries = 1 if self.done > furthest else tries + 1
                 furthest = max(furthest, self.done)
-                if tries > MAX_TRIES:
-                    raise GladiusError(
-                        f"{self._spec.name}: {self.file.name}: {trouble}; given up after "
-                        f"{MAX_TRIES} tries; try again later, what has come is kept"
-                    ) from error
-                wait = retry_wait(tries) if trouble.wait is None else trouble.wait
-                self._say(
-                    f"{self.file.name}: {trouble}; again in {wait:.0f} s, from "
-                    f"{size(self.done)} (try {tries} of {MAX_TRIES})"
-                )
-                if self._halt.wait(wait):
-                    raise Halted from None
+                self._wait_for_retry(failure, tries)
                 continue
             if self._digest.hexdigest() == self.file.key:
                 return
             wrong += 1
-            self._begin_anew()
+            self._restart()
             kind = "sha256" if self.file.sha256 else "git id"
             if wrong == MAX_WRONG:
                 raise GladiusError(
-                    f"{self._spec.name}: {self.file.name} came {MAX_WRONG} times with another "
-                    f"{kind} than the Hub says, and is dropped; is there a proxy that changes it?"
+                    f"{self._spec.name}: {self.file.name} had a wrong {kind} in {MAX_WRONG} "
+                    "downloads and was deleted; check for a proxy that changes it"
                 )
-            self._say(f"{self.file.name}: its {kind} is not what the Hub says; fetched anew")
+            self._warn(f"{self.file.name}: its {kind} is not the Hub's; downloading it again")
+
+    def _wait_for_retry(self, failure: TransientError, tries: int) -> None:
+        """Wait after the `tries`-th failure in a row; raises GladiusError after MAX_TRIES."""
+        if tries > MAX_TRIES:
+            raise GladiusError(
+                f"{self._spec.name}: {self.file.name}: {failure}; failed {MAX_TRIES} times in a "
+                "row; try again later, the received part is kept"
+            ) from failure
+        wait = retry_wait(tries) if failure.wait is None else failure.wait
+        self._warn(
+            f"{self.file.name}: {failure}; retrying in {wait:.0f} s, from {size(self.done)} "
+            f"(try {tries} of {MAX_TRIES})"
+        )
+        if self._stop.wait(wait):
+            raise TransferStopped from None
 
     def _append(self) -> None:
-        """One request for what is lacking, written as it comes."""
+        """Request the missing bytes and write them as they arrive."""
         headers = request_headers()
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
             if etag := self._etag():
                 headers["If-Range"] = etag
-        # The client follows redirects to where large files lie, without the token.
+        # The client follows redirects to the storage of large files, without the token.
         with get_session().stream(
             "GET", self._url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
         ) as response:
             stream = response.extensions.get("network_stream")
             self._socket = stream.get_extra_info("socket") if stream is not None else None
             try:
-                self._check_halt()
+                self._check_stop()
                 if response.status_code == 416:
-                    self._begin_anew()  # what is here is not a beginning of what is there
+                    self._restart()  # the part is longer than the Hub's file
                 hf_raise_for_status(response)
                 self._accept(response)
                 encoded = response.headers.get("Content-Encoding", "identity") != "identity"
@@ -244,27 +253,30 @@ class Transfer:
                 self._socket = None
 
     def _accept(self, response: Any) -> None:
-        """Settle where the body of an answer belongs; Hiccup for one that belongs nowhere."""
+        """Check that the response continues the part file, or restart for a complete response.
+
+        Raises TransientError for any other response.
+        """
         encoded = response.headers.get("Content-Encoding", "identity") != "identity"
         if response.status_code == 206:
             span = response.headers.get("Content-Range", "")
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span)
             fits = match and int(match[1]) == self.done and match[2] in ("*", str(self.file.size))
             if not fits or encoded:
-                self._begin_anew()
-                raise Hiccup(f"the Hub sent another part than asked ({span or 'no range'})")
+                self._restart()
+                raise TransientError(f"the Hub sent a wrong byte range ({span or 'no range'})")
             return
         if response.status_code != 200:
-            raise Hiccup(f"the Hub answers {response.status_code}")
+            raise TransientError(f"the Hub answers {response.status_code}")
         if self.done:
-            # It has changed since, or ranges are not served: all of it comes.
-            self._begin_anew()
+            # The file has changed, or the server does not support ranges: it sends all of it.
+            self._restart()
         etag = response.headers.get("ETag", "")
-        if etag.startswith('"'):  # a weak one says nothing about bytes
+        if etag.startswith('"'):  # a weak ETag does not identify the bytes
             write_bytes(self._etag_file, etag.encode())
 
     def _etag(self) -> str:
-        """The ETag under which the part file was begun; empty where it isn't known."""
+        """The ETag of the response that began the part file; empty if unknown."""
         try:
             text = self._etag_file.read_text("latin-1")
         except OSError:
@@ -274,16 +286,16 @@ class Transfer:
     def _write(self, data: bytes) -> None:
         self.received += len(data)
         if len(data) > self.file.size - self.done:
-            self._begin_anew()
-            raise Hiccup("the Hub sends more than the file is long")
+            self._restart()
+            raise TransientError("the Hub sent more bytes than the file has")
         view = memoryview(data)
         while view:
-            self._check_halt()
-            written = os.write(self._descriptor, view[:_PIECE])
+            self._check_stop()
+            written = os.write(self._descriptor, view[:_CHUNK])
             self._digest.update(view[:written])
             self.done += written
             view = view[written:]
 
-    def _check_halt(self) -> None:
-        if self._halt.is_set():
-            raise Halted
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise TransferStopped
