@@ -223,9 +223,8 @@ def save_student(
         config.save_pretrained(temporary)
     finally:
         config.use_cache, config.dtype = cached, stored
-    for file in temporary.glob(
-        "*.safetensors"
-    ):  # the library writes them readable by the owner only
+    # save_pretrained writes the weights readable by the owner only.
+    for file in temporary.glob("*.safetensors"):
         file.chmod((temporary / "config.json").stat().st_mode)
     save_tokenizer(tokenizer, temporary)
     if record is not None:

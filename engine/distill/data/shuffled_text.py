@@ -13,6 +13,7 @@ import numpy as np
 from engine.distill.data.cursors import StreamPosition
 from engine.text.examples import Example
 from engine.text.hub import HubPieces
+from engine.text.pieces import FilePieces, TextPieces
 from engine.text.sources import HUB, parse_hub, source_files
 
 OPEN_PIECES = 8
