@@ -62,11 +62,12 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
     from textual.geometry import Size
     from textual_plotext import Plot
 
-    from gladius_tui.app.widgets.charts import Drawing, Series, Sketch
+    from gladius_tui.app.model.drawing import Drawing, Series
+    from gladius_tui.app.widgets.chart_sketch import Sketch
 
-    began = time.perf_counter()
-    board = read_run_view(ws, run_id)
-    assert board is not None and board.step == steps
+    started = time.perf_counter()
+    run = read_run_view(ws, run_id)
+    assert run is not None and run.step == steps
     metrics = read_metrics(ws, run_id)
     columns = read_curves(ws, run_id, metrics, 0, steps + 1, COLUMNS)
     colours = [(90, 160, 250)] * 5
@@ -75,7 +76,7 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
         drawing = Drawing([Series(Curve(metric, columns[metric]), 0)], 0, steps + 1, False, 0.98)
         text = Sketch(plot, drawing, Size(COLUMNS, 20), colours, (0, 0, 0)).text()
         assert "no value" not in text.plain
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def write_history(ws: Workspace, steps: int) -> str:

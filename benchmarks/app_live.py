@@ -111,7 +111,7 @@ class _Bench:
         """A Dashboard that is attached and has drawn its chart."""
         argv = [*before, sys.executable, "-m", "gladius_tui.cli", "dashboard"]
         terminal = Terminal(argv, self._env)
-        terminal.wait_for([b"training  ", b"train paused  "])
+        terminal.wait_for([b"training  ", b"paused  "])
         terminal.wait_for([b"EMA"])
         time.sleep(2.0)
         return terminal

@@ -23,9 +23,14 @@ from engine.checkpoint.tensor_files import write_file
 from engine.config import StudentConfig, load_config
 from engine.distill.student import llama_config, save_tokenizer, train_tokenizer
 from engine.export.gguf import write_gguf
-from engine.export.parity import Comparison
-from engine.export.tensors import Weights
+from engine.export.parity.comparison import Comparison
+from engine.export.parity.logits import check_logits
+from engine.export.parity.structure import check_structure
+from engine.export.parity.tensors import check_tensors
+from engine.export.parity.tokens import check_tokens
+from engine.export.progress import no_progress
 from engine.export.tokenizer import read_gguf_tokenizer
+from engine.export.weights import Weights
 from engine.workspace import Workspace, assets_dir
 
 COPY_BOUND = 2.0
@@ -130,22 +135,19 @@ def _memory(key: str) -> float:
 
 
 def _child(model: Path, target: Path, with_logits: bool) -> dict[str, float]:
-    def ignore_progress(activity: str, done: float, total: float | None) -> None:
-        pass
-
     imports = _memory("VmHWM")
     began = time.perf_counter()
     weights = Weights(model)
     tokenizer = read_gguf_tokenizer(model, weights.config["vocab_size"])
     size = write_gguf(
-        target, weights, tokenizer, wanted="f16", name="random", report=ignore_progress
+        target, weights, tokenizer, type_name="f16", model_name="random", report=no_progress
     )
     written = time.perf_counter()
-    comparison = Comparison(target, model, ignore_progress)
-    rows = [comparison.structure(), comparison.tensors(), comparison.tokens()]
+    comparison = Comparison(target, model)
+    rows = [check_structure(comparison), check_tensors(comparison), check_tokens(comparison)]
     verified = time.perf_counter()
     if with_logits:
-        rows.append(comparison.logits())
+        rows.append(check_logits(comparison))
     done = time.perf_counter()
     for row in rows:
         assert row.verdict in ("pass", "skip"), row

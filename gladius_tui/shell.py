@@ -111,7 +111,7 @@ def open_screen(options: Options, mode: str = "", *, start: bool = False) -> NoR
     from gladius_tui.app.app import run_app
 
     launch = options.words if start else ()
-    raise click.exceptions.Exit(run_app(options.workspace, mode, launch))
+    raise click.exceptions.Exit(run_app(options.workspace, mode, launch, app.commands))
 
 
 def run_here(

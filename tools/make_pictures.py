@@ -72,8 +72,8 @@ def command(ws: Workspace, *words: str) -> list[str]:
 async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
     """Save screenshots of all screens (or of `only`) and of the lens."""
     from gladius_tui.app.app import GladiusApp
+    from gladius_tui.app.model.modes import MODES
     from gladius_tui.app.screens.dashboard import DashboardScreen
-    from gladius_tui.app.screens.modes import MODES
 
     app = GladiusApp(ws, "dashboard")
     async with app.run_test(size=SIZE) as pilot:
@@ -88,9 +88,9 @@ async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
         await until(lambda: isinstance(app.screen, DashboardScreen), 60)
         screen = app.screen
         assert isinstance(screen, DashboardScreen)
-        await until(lambda: screen.board is not None, 600)
+        await until(lambda: screen.run_view is not None, 600)
         if live:
-            await until(lambda: screen.newest >= LIVE_STEP, 1800)
+            await until(lambda: screen.chart_pane.newest >= LIVE_STEP, 1800)
         await pilot.pause(2.0)
         for mode in MODES:
             if only and mode.name not in only:

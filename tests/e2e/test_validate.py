@@ -38,8 +38,8 @@ def test_a_damaged_model_exits_with_1_and_names_the_damage(root):
     weights.write_bytes(data)
     result = root.run("--no-ui", "validate")
     assert result.returncode == 1
-    assert "✗ fail  files as saved" in result.stdout
-    assert "structurally broken (files as saved)" in result.stdout
+    assert "✗ fail  file integrity" in result.stdout
+    assert "structurally broken (file integrity)" in result.stdout
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "validation.json" in errors[0]
 
