@@ -1,7 +1,4 @@
-"""Owns the student: its tokenizer, its random initialisation and its final form on disk.
-
-It does not own how it is trained; sizes are worked out in `engine.sizing`.
-"""
+"""The student: its tokenizer, its random initialisation, and its final form on disk."""
 
 from __future__ import annotations
 
@@ -44,7 +41,7 @@ _ZEPHYR = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of exactly `vocab_size` tokens (GPT-2's pre-tokenizer, ChatML format).
 
-    Where the text gives fewer merges than asked for, unused tokens fill the vocabulary.
+    Unused tokens fill the vocabulary where the text gives fewer merges.
     """
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     if vocab_size < 256 + len(specials):
@@ -78,7 +75,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer from a folder (or tokenizer.json), with a chat format and ends of text.
+    """A tokenizer from a folder (or tokenizer.json), with a chat template, BOS and EOS.
 
     Raises:
         MissingError: there is no tokenizer.json.
@@ -88,12 +85,12 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     file = path if path.is_file() else path / "tokenizer.json"
     if not file.is_file():
         raise MissingError(
-            f"student.tokenizer: no tokenizer.json in {path}; give a folder that holds one, "
+            f"student.tokenizer: no tokenizer.json in {path}; set it to a folder with one, "
             "an expert's name, or `train`"
         )
     if (folder / "tokenizer_config.json").is_file():
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        # from_pretrained may rebuild steps by class name; tokenizer.json is what counts
+        # from_pretrained may rebuild steps by class name: use tokenizer.json as it is.
         tokenizer._tokenizer = Tokenizer.from_file(str(file))
     else:
         tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
@@ -104,7 +101,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
             if name is not None:
                 setattr(tokenizer, role, name)
     if tokenizer.eos_token is None:
-        raise UsageError(f"student.tokenizer: {file} names no end-of-text token (eos_token)")
+        raise UsageError(f"student.tokenizer: {file} has no end-of-text token (eos_token)")
     if len(tokenizer) > vocab_size:
         raise UsageError(
             f"student.tokenizer has {len(tokenizer)} tokens, student.vocab_size is {vocab_size}: "
@@ -127,7 +124,7 @@ def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
 
 
 def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> ChatEncoder:
-    """How the student reads text; its one end of turn is its EOS."""
+    """Encodes text for the student; its only end-of-turn token is its EOS."""
 
     def render(messages: Chat) -> str:
         return str(
@@ -135,7 +132,7 @@ def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Chat
         )
 
     eos = tokenizer.eos_token_id
-    assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
+    assert isinstance(eos, int), "load_tokenizer requires an EOS token"
     return ChatEncoder(tokenizer, render, [eos], vocab_size)
 
 
@@ -144,12 +141,12 @@ def student_generator(
 ) -> Generator:
     """Generates the student's answers, with matrix products in `dtype`."""
     eos = tokenizer.eos_token_id
-    assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
+    assert isinstance(eos, int), "load_tokenizer requires an EOS token"
     return Generator(model, tokenizer, [eos], title="The student", compute_dtype=dtype)
 
 
 def llama_config(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    """The student's shape in transformers' words."""
+    """The student's transformers config."""
     return LlamaConfig(
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size,
@@ -179,7 +176,7 @@ def build_student(
     sqrt(2 layers) as in GPT-2, so that depth does not change the stream's size at the start.
     """
     llama = llama_config(config, tokenizer)
-    # Weights are drawn once, below: the library's own initialisation would only be overwritten.
+    # Weights are drawn below: the library's own initialisation would be overwritten.
     with torch.device("meta"):
         model = LlamaForCausalLM(llama)
     rotary = type(model.model.rotary_emb)(llama)
@@ -206,10 +203,10 @@ def save_student(
     dtype: torch.dtype,
     record: ModelRecord | None = None,
 ) -> None:
-    """Writes the finished model so that plain transformers loads it; replaces a former one.
+    """Write the finished model in the format of transformers; replaces an earlier one.
 
-    The new model is complete in a temporary folder before the former one is moved away; `record`
-    lies in it, with the digests of all other files.
+    The new model is complete in a temporary folder before the earlier one is moved away. `record`
+    is stored with it, with the digests of all other files.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".tmp-{folder.name}")
@@ -222,25 +219,26 @@ def save_student(
     config.use_cache = True
     try:
         model.save_pretrained(temporary, state_dict=state)
-        config.dtype = dtype  # save_pretrained has put the training's there
+        config.dtype = dtype  # save_pretrained stored the dtype of training
         config.save_pretrained(temporary)
     finally:
         config.use_cache, config.dtype = cached, stored
-    for file in temporary.glob("*.safetensors"):  # the library lets nobody else read them
+    # save_pretrained writes the weights readable by the owner only.
+    for file in temporary.glob("*.safetensors"):
         file.chmod((temporary / "config.json").stat().st_mode)
     save_tokenizer(tokenizer, temporary)
     if record is not None:
         write_record(temporary, record)
-    former = folder.with_name(f".old-{folder.name}")
-    _keep_what_is_beside(former, folder)  # a crash left it
+    previous = folder.with_name(f".old-{folder.name}")
+    _keep_user_files(previous, folder)  # left by a crash
     if folder.exists():
-        folder.rename(former)
+        folder.rename(previous)
     publish_dir(temporary, folder)
-    _keep_what_is_beside(former, folder)
+    _keep_user_files(previous, folder)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes the tokenizer's files and the generation config that goes with it."""
+    """Write the tokenizer's files and the matching generation config."""
     tokenizer.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -249,12 +247,12 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def _keep_what_is_beside(former: Path, folder: Path) -> None:
-    """What a user put beside a former model (a GGUF file, a report) goes to the new one."""
-    if not former.exists():
+def _keep_user_files(previous: Path, folder: Path) -> None:
+    """Move files that only the earlier folder has (a GGUF file, a report) to the new one."""
+    if not previous.exists():
         return
     folder.mkdir(exist_ok=True)
-    for item in former.iterdir():
+    for item in previous.iterdir():
         if not (folder / item.name).exists():
             item.rename(folder / item.name)
-    shutil.rmtree(former)
+    shutil.rmtree(previous)

@@ -1,4 +1,4 @@
-"""Tokenizers for the tests of distill: small ones trained here, and real ones where they lie."""
+"""Tokenizers for the tests of distill: small ones trained here, and real ones where present."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from engine.distill.align.blocks import ChatEncoder
 from tests.support.paths import REPO
 from tests.support.threads import one_thread  # noqa: F401
-from tests.support.toys import byte_level, reader, sentencepiece
+from tests.support.toys import byte_level, encoder_of, sentencepiece
 
 REAL_TEACHERS = ("qwen3", "llama3", "gpt2", "smollm2")
 _ENDS = {
@@ -25,12 +25,12 @@ _ENDS = {
 
 
 @pytest.fixture(scope="session")
-def real_reader() -> Callable[[str], ChatEncoder]:
-    """A real tokenizer's way to read text; the test is skipped where it was not fetched."""
-    held: dict[str, ChatEncoder] = {}
+def real_encoder() -> Callable[[str], ChatEncoder]:
+    """An encoder with a real tokenizer; the test is skipped where it was not downloaded."""
+    encoders: dict[str, ChatEncoder] = {}
 
     def get(name: str) -> ChatEncoder:
-        if name not in held:
+        if name not in encoders:
             folder = REPO / "tmp" / ("models" if name == "smollm2" else "tokenizers") / name
             file = folder / "tokenizer.json"
             if not file.is_file():
@@ -45,13 +45,13 @@ def real_reader() -> Callable[[str], ChatEncoder]:
                 chat_template=_PLAIN,
             )
             ids = [backend.token_to_id(token) for token in ends]
-            held[name] = ChatEncoder(tokenizer, _renderer(tokenizer), ids)
-        return held[name]
+            encoders[name] = ChatEncoder(tokenizer, _renderer(tokenizer), ids)
+        return encoders[name]
 
     return get
 
 
-# The chat formats are `blocks`' matter; here every model marks its turns in the same plain way.
+# Chat formats are tested in test_blocks; here every model has the same simple template.
 _PLAIN = (
     "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
@@ -66,9 +66,9 @@ def _renderer(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[dict[str, st
 
 @pytest.fixture(scope="session")
 def trained() -> dict[str, ChatEncoder]:
-    """Readers with tokenizers trained here: byte_level, prepend and metaspace."""
+    """Encoders with tokenizers trained here: byte_level, prepend and metaspace."""
     return {
-        "byte_level": reader(byte_level()),
-        "prepend": reader(sentencepiece("prepend")),
-        "metaspace": reader(sentencepiece("metaspace")),
+        "byte_level": encoder_of(byte_level()),
+        "prepend": encoder_of(sentencepiece("prepend")),
+        "metaspace": encoder_of(sentencepiece("metaspace")),
     }

@@ -1,4 +1,4 @@
-"""The student: drawn from its seed, as large as computed, loaded by plain transformers."""
+"""The student: initialised from its seed, of the computed size, loaded by plain transformers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.distill.student import (
 )
 from engine.errors import MissingError, UsageError
 from engine.sizing import parameter_count
-from tests.support.toys import NASTY, PROSE, byte_level
+from tests.support.toys import PROSE, UNUSUAL_TEXTS, byte_level
 
 TINY = StudentConfig(
     hidden_size=32,
@@ -37,7 +37,7 @@ def tokenizer():
     return byte_level()
 
 
-def test_the_same_seed_gives_the_same_student_whatever_was_drawn_before(tokenizer):
+def test_the_same_seed_gives_the_same_student(tokenizer):
     torch.manual_seed(1)
     one = build_student(TINY, tokenizer, 7)
     torch.rand(100)
@@ -50,7 +50,7 @@ def test_the_same_seed_gives_the_same_student_whatever_was_drawn_before(tokenize
         assert name.endswith("norm.weight") or not torch.equal(a, c)
 
 
-def test_matrices_are_normal_and_those_that_write_to_the_residual_stream_are_smaller(tokenizer):
+def test_matrices_are_normal_and_residual_projections_are_scaled_down(tokenizer):
     config = msgspec.structs.replace(TINY, hidden_size=128, intermediate_size=256)
     model = build_student(config, tokenizer, 0)
     for name, parameter in model.named_parameters():
@@ -63,8 +63,8 @@ def test_matrices_are_normal_and_those_that_write_to_the_residual_stream_are_sma
     assert model.training and model.dtype == torch.float32
 
 
-def test_an_initialised_student_computes_what_transformers_own_model_does(tokenizer):
-    """The rotary tables are real, not what was left in memory."""
+def test_a_new_student_computes_the_logits_of_a_plain_transformers_model(tokenizer):
+    """The rotary tables are initialised, not uninitialised memory."""
     model = build_student(TINY, tokenizer, 0).eval()
     reference = LlamaForCausalLM(model.config).eval()
     reference.load_state_dict(model.state_dict())
@@ -101,8 +101,8 @@ def test_a_saved_student_is_loaded_by_plain_transformers(tokenizer, tmp_path, ti
     model = build_student(config, tokenizer, 0)
     folder = tmp_path / "model"
     folder.mkdir()
-    (folder / "mine.gguf").write_text("kept")
-    (folder / "model.safetensors").write_text("former")
+    (folder / "user.gguf").write_text("kept")
+    (folder / "model.safetensors").write_text("previous")
     save_student(model, tokenizer, folder, torch.bfloat16)
     loaded = AutoModelForCausalLM.from_pretrained(folder)
     assert loaded.dtype == torch.bfloat16 and loaded.config.use_cache
@@ -112,41 +112,41 @@ def test_a_saved_student_is_loaded_by_plain_transformers(tokenizer, tmp_path, ti
     with safe_open(folder / "model.safetensors", "pt") as file:
         assert set(file.keys()) == {name for name, _ in model.named_parameters()}
     assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "others may read it all"
-    assert (folder / "mine.gguf").read_text() == "kept"
+    assert (folder / "user.gguf").read_text() == "kept"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
     assert model.config.use_cache is False and model.dtype == torch.float32
 
-    again = AutoTokenizer.from_pretrained(folder)
-    for text in NASTY:
-        assert again(text).input_ids == tokenizer(text).input_ids
+    loaded_tokenizer = AutoTokenizer.from_pretrained(folder)
+    for text in UNUSUAL_TEXTS:
+        assert loaded_tokenizer(text).input_ids == tokenizer(text).input_ids
     chat = [{"role": "user", "content": "hello"}]
     for one in (True, False):
-        assert again.apply_chat_template(
+        assert loaded_tokenizer.apply_chat_template(
             chat, add_generation_prompt=one, tokenize=False
         ) == tokenizer.apply_chat_template(chat, add_generation_prompt=one, tokenize=False)
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
 
 
-def test_a_trained_tokenizer_has_exactly_the_size_asked_for_and_gives_every_text_back():
+def test_a_trained_tokenizer_has_the_requested_size_and_decodes_every_text():
     small, padded = train_tokenizer([PROSE], 280), train_tokenizer(["a b"], 400)
     assert len(small) == 280 and len(padded) == 400
-    for text in NASTY:
+    for text in UNUSUAL_TEXTS:
         ids = small(text, add_special_tokens=False).input_ids
         assert small.decode(ids) == text
     with pytest.raises(UsageError, match=r"student.vocab_size is 200.*at least 259"):
         train_tokenizer([PROSE], 200)
 
 
-def test_a_loaded_tokenizer_reads_as_its_file_says_and_has_its_ends(tokenizer, tmp_path):
+def test_a_loaded_tokenizer_encodes_as_its_file_and_has_bos_and_eos(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     loaded = load_tokenizer(tmp_path, 320)
     file = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    for text in NASTY:
+    for text in UNUSUAL_TEXTS:
         assert loaded(text, add_special_tokens=False).input_ids == (
             file.encode(text, add_special_tokens=False).ids
         )
-    reader = student_encoder(loaded, 320)
-    assert list(reader.end_ids) == [tokenizer.eos_token_id]
+    encoder = student_encoder(loaded, 320)
+    assert list(encoder.end_ids) == [tokenizer.eos_token_id]
     by_file = load_tokenizer(tmp_path / "tokenizer.json", 320)
     assert by_file.eos_token == tokenizer.eos_token
 
@@ -162,5 +162,5 @@ def test_a_tokenizer_that_does_not_fit_is_refused_with_the_remedy(tokenizer, tmp
     Tokenizer.from_str(tokenizer.backend_tokenizer.to_str().replace("<|endoftext|>", "<|x|>")).save(
         str(bare / "tokenizer.json")
     )
-    with pytest.raises(UsageError, match=r"names no end-of-text token"):
+    with pytest.raises(UsageError, match=r"has no end-of-text token"):
         load_tokenizer(bare, 320)

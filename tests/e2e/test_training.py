@@ -26,7 +26,7 @@ from engine.sizing import parameter_count
 from tests.support.program import SMALL, Root
 
 STEPS = 24
-NASTY = (
+UNUSUAL_TEXTS = (
     "🙂 and 👩‍👩‍👧 e\u0301 ก\u0e48",
     "one\r\n\n\ttab   spaces ",
     "漢字 العربية \u00a0\u200b\ufeff",
@@ -108,7 +108,7 @@ def test_the_models_tokenizer_encodes_like_the_training_tokenizer(finished):
     root, _ = finished
     trained = AutoTokenizer.from_pretrained(root.ws.checkpoints_dir / "tokenizer")
     saved = AutoTokenizer.from_pretrained(root.ws.model_dir)
-    for text in NASTY:
+    for text in UNUSUAL_TEXTS:
         assert saved(text).input_ids == trained(text).input_ids
         assert saved.decode(saved(text).input_ids) == text
 

@@ -19,11 +19,11 @@ from tests.support.downloading import model_files, safetensors
 
 SPEC = ExpertSpec(name="x", title="X", source="hub", repo="me/x")
 PIECES = [*r"./\:~-_ %?#ab*$", "\0", "\n", "\r", "\t", "..", "../", "\u2024", "\u202e", "é"]
-NASTY = st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join)
+UNUSUAL_TEXTS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join)
 NAMES = (
-    NASTY
+    UNUSUAL_TEXTS
     | st.text(min_size=1, max_size=30)
-    | st.builds(str.__add__, NASTY, st.just("/config.json"))
+    | st.builds(str.__add__, UNUSUAL_TEXTS, st.just("/config.json"))
 )
 SUFFIXED = st.builds(str.__add__, NAMES, st.sampled_from([".safetensors", ".json", "", ".bin"]))
 

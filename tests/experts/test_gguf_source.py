@@ -14,7 +14,7 @@ from engine.experts.registry import ExpertSpec
 from engine.text.examples import Message
 from tests.support.tiny_gguf import TEMPLATE, reference_tokenizer, tiny_model, write_gguf
 
-NASTY = [
+UNUSUAL_TEXTS = [
     "in 2024 1234567 3.14",
     "  two  spaces\tand\r\n\r\nlines ",
     "naïve café e\u0301 🙂 漢字 \u00a0\u200b",
@@ -33,7 +33,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_tokenizer_encodes_like_the_original(gguf: Path) -> None:
     tokenizer = GGUFExpert(gguf).tokenizer()
     reference = reference_tokenizer()
-    for text in NASTY:
+    for text in UNUSUAL_TEXTS:
         assert tokenizer.encode(text, add_special_tokens=False) == reference.encode(text).ids
     assert tokenizer.chat_template == TEMPLATE
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)

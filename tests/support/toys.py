@@ -35,7 +35,7 @@ PROSE = (
     "There are 12 months, 365 days and 8760 hours in a year; 3.14 is about pi.\n"
 )
 
-NASTY = (
+UNUSUAL_TEXTS = (
     "plain words, nothing more",
     "🙂 and 👩‍👩‍👧 and 🏳️‍🌈!",
     "e\u0301 a\u0308\u0323 ก\u0e48 combining \u0301",
@@ -111,12 +111,12 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 
 
 class Toy:
-    """A byte-level BPE of a handful of tokens, beside the same BPE in plain Python.
+    """A byte-level BPE of a few tokens, and the same BPE in plain Python.
 
     Attributes:
         tokens: bytes of each token by id; None for the end token.
         end: id of the end token.
-        reader: how a model with this tokenizer reads text.
+        encoder: encodes text with this tokenizer.
     """
 
     def __init__(
@@ -145,10 +145,10 @@ class Toy:
         tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
         self.id = {token: n for n, token in enumerate(self.tokens) if token is not None}
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
-        self.reader = ChatEncoder(fast, lambda chat: "", [self.end])
+        self.encoder = ChatEncoder(fast, lambda chat: "", [self.end])
 
     def split(self, data: bytes) -> list[bytes]:
-        """BPE over the bytes: again and again the leftmost pair of the lowest rank."""
+        """BPE over the bytes: repeatedly merge the leftmost pair of the lowest rank."""
         parts = [bytes([b]) for b in data]
         while True:
             ranked = [
@@ -178,8 +178,8 @@ def _printable(data: bytes) -> str:
     return "".join(BYTE_TO_CHAR[b] for b in data)
 
 
-def reader(tokenizer: PreTrainedTokenizerFast, size: int = 0) -> ChatEncoder:
-    """How a model with this tokenizer, and `size` rows, reads text."""
+def encoder_of(tokenizer: PreTrainedTokenizerFast, size: int = 0) -> ChatEncoder:
+    """An encoder with this tokenizer, for a model with `size` rows."""
     return student_encoder(tokenizer, size or len(tokenizer))
 
 
@@ -205,7 +205,7 @@ def blocks_of(
 
 
 def block_of(example: Example, student: ChatEncoder, teacher: ChatEncoder, **more) -> TextBlock:
-    """The only block of an example that can be read."""
+    """The only block of an example that can be encoded."""
     (block,) = blocks_of(example, student, teacher, **more)
     assert block is not None
     return block
@@ -250,7 +250,7 @@ def dense_loss(
     alpha: float,
     temperature: float,
 ) -> Tensor:
-    """The loss as its formula stands, summed over the positions; q_t is (N, V)."""
+    """The loss by its plain formula, summed over the positions; q_t is (N, V)."""
     z = hidden @ weight.t()
     log_p = z.log_softmax(1)
     log_pt = (z / temperature).log_softmax(1)

@@ -91,21 +91,8 @@ def write_answers(
     if not chosen:
         return []
     spec = teacher.spec
-    folder = cache_dir / spec.name
-    folder.mkdir(parents=True, exist_ok=True)
     digest = _digest(teacher, config, seed, commit)
-    file = AnswerFile(folder / f"answers-{digest}.jsonl")
-    precision = str(teacher.model.dtype).removeprefix("torch.")
-    file.begin(
-        Head(
-            expert=spec.name,
-            repo=spec.repo,
-            commit=commit or spec.sha256 or spec.revision,
-            precision=precision,
-            seed=seed,
-            digest=digest,
-        )
-    )
+    file = _open_file(teacher, cache_dir / spec.name, digest, seed, commit)
     _, finished = file.read()
     verdicts = file.read_verdicts()
     progress = _Progress(spec.name, spec.title, len(chosen), emit)
@@ -128,6 +115,24 @@ def write_answers(
     judged = select([found[prompt.id, n] for prompt, n in chosen], config.keep_answers)
     emit(summary(spec.name, judged))
     return judged
+
+
+def _open_file(teacher: Teacher, folder: Path, digest: str, seed: int, commit: str) -> AnswerFile:
+    """The file of the answers with this digest, begun where it is new."""
+    spec = teacher.spec
+    folder.mkdir(parents=True, exist_ok=True)
+    file = AnswerFile(folder / f"answers-{digest}.jsonl")
+    file.begin(
+        Head(
+            expert=spec.name,
+            repo=spec.repo,
+            commit=commit or spec.sha256 or spec.revision,
+            precision=str(teacher.model.dtype).removeprefix("torch."),
+            seed=seed,
+            digest=digest,
+        )
+    )
+    return file
 
 
 def chosen_prompts(spec: ExpertSpec, config: RunConfig) -> list[tuple[Prompt, int]]:

@@ -1,7 +1,9 @@
-"""Owns the lens: fixed sentences along which the student's next-token distribution is laid beside
-the projected expert's. It trains nothing, draws no random number and changes no state.
+"""The lens: compare the student's next-token distribution with each expert's on fixed sentences.
 
-The expert's part is computed once, while the expert is loaded, and kept beside its targets.
+It changes no weights and draws no random numbers. The expert's distributions are computed once,
+while the expert is loaded, and stored with its targets.
+
+Shapes: P sentences, N positions, V student vocabulary.
 """
 
 from __future__ import annotations
@@ -33,9 +35,9 @@ from engine.text.examples import Example, encode_example, read_data_file
 from engine.workspace import assets_dir, write_bytes
 
 MAX_POSITIONS = 24
-"""Of a sentence; what comes after is left out."""
+"""Positions of a sentence that are shown."""
 SHOWN = 4
-"""Most probable tokens of the student, and of the expert, that are told."""
+"""Most probable tokens of the student, and of the expert, that are shown at a position."""
 
 Rule = Literal["aligned", "inside", "crossing", "end"]
 _RULES: tuple[Rule, ...] = ("aligned", "inside", "crossing", "end")
@@ -43,25 +45,25 @@ _RULES: tuple[Rule, ...] = ("aligned", "inside", "crossing", "end")
 
 @dataclass(frozen=True)
 class ExpertProbes:
-    """What one expert says along the sentences: P of them, N positions in all.
+    """One expert's distributions along P sentences with N positions in all.
 
     Attributes:
-        which: (P,) number of each sentence among those that ship.
-        rows: the student's reading of each sentence.
+        which: (P,) number of each sentence in the probe file.
+        blocks: the sentences in the student's tokens.
         rule: (N,) index into _RULES.
-        q: (N, V) float32, projected at T = 1; zeros where it is not output.
-        kept: (N,) float32, mass that the projection kept; 0 where it is not output.
+        q: (N, V) float32, projected at T = 1; zeros where there is no soft target.
+        kept: (N,) float32, mass that the projection kept; 0 where there is no soft target.
     """
 
     which: np.ndarray
-    rows: tuple[EncodedBlock, ...]
+    blocks: tuple[EncodedBlock, ...]
     rule: np.ndarray
     q: np.ndarray
     kept: np.ndarray
 
 
 def sentences() -> list[Example]:
-    """The probe sentences that ship."""
+    """The probe sentences of assets/probes."""
     return list(read_data_file(assets_dir() / "probes" / "probes.jsonl"))
 
 
@@ -70,9 +72,9 @@ def _digest() -> str:
 
 
 def prompt_of(example: Example) -> str:
-    """What the user said last before the sentence; "" for a document."""
-    said = [m.content for m in example.messages or () if m.role == "user"]
-    return said[-1] if said else ""
+    """The last user turn before the sentence; "" for a document."""
+    user_turns = [m.content for m in example.messages or () if m.role == "user"]
+    return user_turns[-1] if user_turns else ""
 
 
 def score_probes(
@@ -80,10 +82,12 @@ def score_probes(
     projector: Projector,
     student: ChatEncoder,
     expert: ChatEncoder,
-    beat: Callable[[str], None] = lambda _: None,
+    heartbeat: Callable[[str], None] = lambda doing: None,
 ) -> ExpertProbes:
-    """The expert's part, computed with the loaded expert; a sentence that one of the two can't
-    read byte for byte is left out."""
+    """Run the loaded expert over the sentences.
+
+    A sentence that one of the two tokenizers cannot encode byte for byte is left out.
+    """
     which: list[int] = []
     blocks: list[TextBlock] = []
     for number, example in enumerate(sentences()):
@@ -97,7 +101,7 @@ def score_probes(
     q = np.zeros((sum(len(b.alignment) for b in blocks), size), dtype=np.float32)
     kept = np.zeros(len(q), dtype=np.float32)
     if blocks:
-        output = teacher_forward(teacher, blocks, beat)
+        output = teacher_forward(teacher, blocks, heartbeat)
         for part in output.project(projector, projection_chunk(teacher.device)):
             at = part.index.cpu().numpy()
             q[at] = part.q.t().float().cpu().numpy()
@@ -108,7 +112,7 @@ def score_probes(
     rule = np.concatenate([_rules(b) for b in blocks] or [np.zeros(0, np.uint8)])
     return ExpertProbes(
         which=np.array(which, dtype=np.int64),
-        rows=tuple(
+        blocks=tuple(
             EncodedBlock(
                 b.student_ids,
                 b.student_scored[: s.stop - s.start],
@@ -130,49 +134,49 @@ def _rules(block: TextBlock) -> np.ndarray:
 
 
 def save_probes(path: Path, probes: ExpertProbes) -> None:
-    """Keeps the expert's part durably."""
-    rows = probes.rows
+    """Store the expert's distributions durably."""
+    blocks = probes.blocks
     empty = np.zeros(0, dtype=np.int64)
     arrays = {
         "which": probes.which,
-        "ids": np.concatenate([row.ids for row in rows] or [empty]),
-        "tokens": np.array([len(row.ids) for row in rows], dtype=np.int64),
-        "scored": np.concatenate([row.scored for row in rows] or [empty]),
-        "positions": np.array([len(row.scored) for row in rows], dtype=np.int64),
+        "ids": np.concatenate([block.ids for block in blocks] or [empty]),
+        "tokens": np.array([len(block.ids) for block in blocks], dtype=np.int64),
+        "scored": np.concatenate([block.scored for block in blocks] or [empty]),
+        "positions": np.array([len(block.scored) for block in blocks], dtype=np.int64),
         "rule": probes.rule,
         "q": probes.q,
         "kept": probes.kept,
     }
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_bytes(path, save(whole, metadata={"sentences": _digest()}))
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    write_bytes(path, save(contiguous, metadata={"sentences": _digest()}))
 
 
 def load_probes(path: Path) -> ExpertProbes | None:
-    """The expert's part as it was kept; None where there is none for today's sentences."""
+    """The stored distributions; None where there are none for the current sentences."""
     try:
         with safe_open(path, framework="np") as file:
             if (file.metadata() or {}).get("sentences") != _digest():
                 return None
             a = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         tokens, positions = np.cumsum([0, *a["tokens"]]), np.cumsum([0, *a["positions"]])
-        rows = []
+        blocks = []
         for n in range(len(a["which"])):
             span = slice(positions[n], positions[n + 1])
-            rows.append(
+            blocks.append(
                 EncodedBlock(
                     a["ids"][tokens[n] : tokens[n + 1]], a["scored"][span], a["rule"][span] == 3, 0
                 )
             )
-        return ExpertProbes(a["which"], tuple(rows), a["rule"], a["q"], a["kept"])
+        return ExpertProbes(a["which"], tuple(blocks), a["rule"], a["q"], a["kept"])
     except (OSError, SafetensorError, KeyError, IndexError):
         return None
 
 
 class Lens:
-    """The student beside every expert of a run.
+    """Compares the student with every expert of a run.
 
     Attributes:
-        experts: what each one says, by name; those that were not output are not in it.
+        experts: distributions by name of the expert; experts without a sentence are left out.
     """
 
     def __init__(
@@ -184,16 +188,19 @@ class Lens:
         """
         Args:
             vocabulary: the student's.
-            special: name of a token that has no bytes, such as the end of turn.
+            special: gives the name of a token that has no bytes, such as the end of turn.
         """
-        self.experts = {name: probes for name, probes in experts.items() if probes.rows}
+        self.experts = {name: probes for name, probes in experts.items() if probes.blocks}
         self._vocabulary = vocabulary
         self._special = special
         self._prompts = [prompt_of(example) for example in sentences()]
 
     @torch.no_grad()
     def read(self, model: LlamaForCausalLM, dtype: torch.dtype) -> Iterator[ProbeRead]:
-        """An event for each sentence and expert; matrix products of the trunk in `dtype`."""
+        """An event for each sentence and expert.
+
+        dtype: of the matrix products, the output matrix excepted (float32).
+        """
         was_training = model.training
         model.eval()
         try:
@@ -205,17 +212,17 @@ class Lens:
     def _expert(
         self, name: str, probes: ExpertProbes, model: LlamaForCausalLM, dtype: torch.dtype
     ) -> Iterator[ProbeRead]:
-        batch = make_batch([[row] for row in probes.rows], model.device)
+        batch = make_batch([[block] for block in probes.blocks], model.device)
         hidden = hidden_states(model, batch.input_ids, batch.mask, batch.position_ids, dtype)
         head = model.get_output_embeddings().weight  # type: ignore[union-attr]
         z = hidden.flatten(0, 1)[batch.gather].float() @ head.float().t()
         log_p = z.log_softmax(1).cpu()  # (N, V)
         q = torch.from_numpy(probes.q)
         first = 0
-        for number, row in zip(probes.which.tolist(), probes.rows, strict=True):
-            at = range(first, first + len(row.scored))
+        for number, block in zip(probes.which.tolist(), probes.blocks, strict=True):
+            at = range(first, first + len(block.scored))
             first = at.stop
-            follows = row.ids[row.scored].tolist()
+            follows = block.ids[block.scored].tolist()
             yield ProbeRead(
                 expert=name,
                 probe=number,
@@ -230,11 +237,14 @@ class Lens:
     def _position(
         self, log_p: Tensor, q: Tensor, follows: int, rule: int, kept: float
     ) -> ProbePosition:
-        """One position, (V,) and (V,); a student that has gone astray (NaN) has probability 0."""
-        output = kept > 0
+        """One position from log_p (V,) and q (V,); probabilities of a diverged student (NaN) are 0.
+
+        follows: the token that the text has there; kept: 0 where the expert has no soft target.
+        """
+        has_target = kept > 0
         p = log_p.exp().nan_to_num(0.0)
-        kl = float((torch.special.xlogy(q, q) - q * log_p).sum()) if output else math.nan
-        best: list[int] = q.topk(SHOWN).indices.tolist() if output else []
+        kl = float((torch.special.xlogy(q, q) - q * log_p).sum()) if has_target else math.nan
+        best: list[int] = q.topk(SHOWN).indices.tolist() if has_target else []
         best += p.topk(SHOWN).indices.tolist()
         ids = sorted({*best, follows}, key=lambda t: (-float(q[t]), -float(p[t]), t))
         return ProbePosition(
@@ -250,6 +260,6 @@ class Lens:
         )
 
     def _piece(self, token: int) -> str:
-        """The token's text; bytes that are no whole character stand as replacement characters."""
-        bytes_ = self._vocabulary.token_bytes[token] if token < self._vocabulary.size else None
-        return self._special(token) if bytes_ is None else bytes_.decode("utf-8", "replace")
+        """The token's text; incomplete characters become replacement characters."""
+        data = self._vocabulary.token_bytes[token] if token < self._vocabulary.size else None
+        return self._special(token) if data is None else data.decode("utf-8", "replace")

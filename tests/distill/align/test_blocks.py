@@ -1,4 +1,4 @@
-"""How student and expert read the same text, side by side."""
+"""The same text in the tokens of student and expert, aligned."""
 
 from __future__ import annotations
 
@@ -7,7 +7,16 @@ import pytest
 
 from engine.distill.align.blocks import ChatEncoder, TextBlock, normalise
 from engine.text.examples import Example, Message
-from tests.support.toys import NASTY, PROSE, block_of, blocks_of, byte_level, chat, document, reader
+from tests.support.toys import (
+    PROSE,
+    UNUSUAL_TEXTS,
+    block_of,
+    blocks_of,
+    byte_level,
+    chat,
+    document,
+    encoder_of,
+)
 
 PAIRS = [
     ("byte_level", "prepend"),
@@ -18,21 +27,21 @@ PAIRS = [
 ]
 
 
-def scored_bytes(reader: ChatEncoder, ids: np.ndarray, scored: np.ndarray) -> list[bytes | None]:
-    return [reader.vocabulary.token_bytes[i] for i in ids[scored]]
+def scored_bytes(encoder: ChatEncoder, ids: np.ndarray, scored: np.ndarray) -> list[bytes | None]:
+    return [encoder.vocabulary.token_bytes[i] for i in ids[scored]]
 
 
 def check_block(
     block: TextBlock, student: ChatEncoder, teacher: ChatEncoder, turns: list[str]
 ) -> None:
-    """The scored tokens of both spell the turns, each turn with its end."""
+    """The scored tokens of both spell the turns, each turn with its end token."""
     text = "".join(turns).encode()
     read = scored_bytes(student, block.student_ids, block.student_scored)
     assert b"".join(b for b in read if b is not None).lstrip(b" ") == text.lstrip(b" ")
     assert block.text_bytes == len(text)
     assert (block.student_ids[block.student_scored[block.is_end]] == student.end_ids[0]).all()
-    heard = scored_bytes(teacher, block.teacher_ids, block.teacher_scored)
-    assert b"".join(b for b in heard if b is not None).lstrip(b" ") == text.lstrip(b" ")
+    teacher_bytes = scored_bytes(teacher, block.teacher_ids, block.teacher_scored)
+    assert b"".join(b for b in teacher_bytes if b is not None).lstrip(b" ") == text.lstrip(b" ")
     np.testing.assert_array_equal(block.alignment.token, block.student_ids[block.student_scored])
     with_bytes = block.alignment.teacher_ids >= 0
     np.testing.assert_array_equal(
@@ -44,8 +53,8 @@ def check_block(
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
-@pytest.mark.parametrize("text", NASTY)
-def test_nasty_answers_are_scored_byte_for_byte(trained, student, teacher, text):
+@pytest.mark.parametrize("text", UNUSUAL_TEXTS)
+def test_unusual_answers_are_scored_byte_for_byte(trained, student, teacher, text):
     s, t = trained[student], trained[teacher]
     example = normalise(chat("Say it.", text))
     answer = example.messages[1].content
@@ -55,8 +64,8 @@ def test_nasty_answers_are_scored_byte_for_byte(trained, student, teacher, text)
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
-@pytest.mark.parametrize("text", NASTY)
-def test_nasty_documents_are_scored_byte_for_byte(trained, student, teacher, text):
+@pytest.mark.parametrize("text", UNUSUAL_TEXTS)
+def test_unusual_documents_are_scored_byte_for_byte(trained, student, teacher, text):
     example = normalise(document(text))
     s, t = trained[student], trained[teacher]
     check_block(block_of(example, s, t), s, t, [example.text])
@@ -77,7 +86,7 @@ def test_every_assistant_turn_is_scored_and_ends(trained, student, teacher):
 
 
 @pytest.mark.parametrize(("student", "teacher"), PAIRS)
-def test_what_stands_before_an_answer_is_not_scored(trained, student, teacher):
+def test_text_before_an_answer_is_not_scored(trained, student, teacher):
     s, t = trained[student], trained[teacher]
     block = block_of(chat("A question about rivers?", "x"), s, t)
     assert block.student_scored.tolist() == [len(block.student_ids) - 2, len(block.student_ids) - 1]
@@ -106,7 +115,7 @@ def test_an_incomplete_document_has_no_end(trained):
     assert block_of(document(PROSE, complete=False), s, t).is_end.sum() == 0
 
 
-def test_an_end_that_is_not_trusted_has_no_soft_target(trained):
+def test_an_untrusted_end_of_turn_has_no_soft_target(trained):
     s, t = trained["byte_level"], trained["prepend"]
     example = chat("One?", "Rivers run.", "Two?", "To the sea.")
     trusted = block_of(example, s, t)
@@ -131,7 +140,7 @@ def with_template(kind: str, template: str) -> ChatEncoder:
     tokenizer = byte_level()
     tokenizer.chat_template = template
     assert kind == "byte_level"
-    return reader(tokenizer)
+    return encoder_of(tokenizer)
 
 
 TRIMS = (
@@ -149,7 +158,7 @@ def test_a_template_that_trims_loses_only_what_it_changes(trained):
     assert blocks_of(chat("Hi.", "spaced \n", "More.", "out"), s, t) == [None]
 
 
-def test_an_end_is_put_where_a_template_writes_none(trained):
+def test_an_end_of_turn_is_added_where_the_template_has_none(trained):
     plain = (
         "{% for m in messages %}{{ m['role'] + ':' + m['content'] + '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ 'assistant:' }}{% endif %}"
@@ -160,7 +169,7 @@ def test_an_end_is_put_where_a_template_writes_none(trained):
     assert (block.teacher_ids == t.end_ids[0]).sum() == 2
 
 
-def test_a_begin_of_text_token_stands_once(trained):
+def test_there_is_exactly_one_bos(trained):
     s = trained["byte_level"]
     for kind in ("prepend", "metaspace"):
         t = trained[kind]
@@ -170,7 +179,7 @@ def test_a_begin_of_text_token_stands_once(trained):
         assert (block.teacher_ids == bos).sum() == 1
 
 
-def test_a_conversation_too_long_loses_its_last_turns(trained):
+def test_a_conversation_that_is_too_long_loses_its_last_turns(trained):
     s, t = trained["byte_level"], trained["prepend"]
     first, second = "A short answer.", PROSE
     whole = block_of(chat("One?", first), s, t)
@@ -180,7 +189,7 @@ def test_a_conversation_too_long_loses_its_last_turns(trained):
     assert block.is_end[-1]
 
 
-def test_an_answer_too_long_is_cut_and_has_no_end(trained):
+def test_an_answer_that_is_too_long_is_cut_and_has_no_end(trained):
     s, t = trained["byte_level"], trained["prepend"]
     block = block_of(chat("One?", PROSE), s, t, limit=120)
     assert len(block.student_ids) <= 120
@@ -191,14 +200,14 @@ def test_an_answer_too_long_is_cut_and_has_no_end(trained):
     assert len(scored) > 50
 
 
-def test_a_prompt_too_long_is_skipped(trained):
+def test_a_prompt_that_is_too_long_is_skipped(trained):
     s, t = trained["byte_level"], trained["prepend"]
     assert blocks_of(chat(PROSE * 3, "x"), s, t, limit=64) == [None]
 
 
 @pytest.mark.parametrize("limit", [60, 150, 1000])
 @pytest.mark.parametrize("text", [PROSE * 3, "x" * 900, "漢字かな" * 100])
-def test_a_document_too_long_is_cut_without_losing_a_byte(trained, limit, text):
+def test_a_document_that_is_too_long_is_split_without_losing_a_byte(trained, limit, text):
     s, t = trained["byte_level"], trained["metaspace"]
     blocks = blocks_of(document(text), s, t, limit=limit)
     assert None not in blocks
@@ -227,21 +236,21 @@ def test_a_chat_without_an_answer_is_skipped(trained):
     assert block_of(trailing, s, s).key == block_of(example, s, s).key
 
 
-def test_text_is_brought_into_nfc(trained):
+def test_text_is_normalised_to_nfc(trained):
     s, t = trained["byte_level"], trained["prepend"]
     block = block_of(chat("Say e\u0301.", "e\u0301"), s, t)
     assert block.text_bytes == 2
     assert normalise(chat("e\u0301", "e\u0301")) == chat("é", "é")
 
 
-def test_the_key_is_the_texts_whoever_reads_it(trained):
+def test_the_key_depends_on_the_text_only(trained):
     keys = {block_of(chat("One?", "Rivers run."), trained[s], trained[t]).key for s, t in PAIRS}
     assert len(keys) == 1
     other = block_of(chat("One?", "Rivers ran."), trained["prepend"], trained["prepend"])
     assert other.key not in keys
 
 
-def test_only_the_position_of_the_dummy_space_is_without_a_soft_target(trained):
+def test_only_the_position_of_the_dummy_space_has_no_soft_target(trained):
     s, t = trained["byte_level"], trained["prepend"]
     for student, teacher in ((s, t), (t, s), (t, t)):
         alignment = block_of(document(PROSE), student, teacher).alignment
@@ -249,7 +258,7 @@ def test_only_the_position_of_the_dummy_space_is_without_a_soft_target(trained):
     assert block_of(document(PROSE), s, s).alignment.soft.all()
 
 
-def test_a_text_that_begins_with_a_space_is_read(trained):
+def test_a_text_that_begins_with_a_space_is_encoded(trained):
     s, t = trained["byte_level"], trained["prepend"]
     block = block_of(document(" river"), s, t)
     check_block(block, s, t, [" river"])

@@ -19,8 +19,8 @@ from engine.distill.align.projection import Projector
 from engine.distill.align.tables import ProjectionTables, build_tables, load_tables
 from tests.distill.conftest import REAL_TEACHERS
 from tests.support.toys import (
-    NASTY,
     PROSE,
+    UNUSUAL_TEXTS,
     Toy,
     block_of,
     chat,
@@ -36,7 +36,7 @@ MIN_MASS = 0.05
 
 @st.composite
 def merges(draw, alphabet: bytes = ALPHABET, most: int = 6, longest: int = 4):
-    """Pairs to merge, each of tokens that are there already."""
+    """Pairs to merge, each of existing tokens."""
     tokens = [bytes([b]) for b in alphabet]
     pairs: list[tuple[bytes, bytes]] = []
     for _ in range(draw(st.integers(0, most))):
@@ -71,11 +71,11 @@ def reference(
             for token, stop in zip(toy.split(text), ends, strict=True)
         ]
 
-    heard = places(teacher)
+    teacher_places = places(teacher)
     found = []
     for a, b, token in places(student):
-        j = next(j for j, (c, d, _) in enumerate(heard) if c <= a < d)
-        c, d, written = heard[j]
+        j = next(j for j, (c, d, _) in enumerate(teacher_places) if c <= a < d)
+        c, d, written = teacher_places[j]
         q: dict[int | None, float] = {}
         m = 1.0
         if a == c:  # rule 1; ends and specials by rule 4
@@ -95,10 +95,10 @@ def reference(
             origin = student.phi(teacher.tokens[written][len(u) :])
         if b > d:  # rule 3
             pi, k = p[j][written], j + 1
-            while k < len(heard) and heard[k][1] <= b:
-                pi *= p[k][heard[k][2]]
+            while k < len(teacher_places) and teacher_places[k][1] <= b:
+                pi *= p[k][teacher_places[k][2]]
                 k += 1
-            rest = text[heard[k - 1][1] : b]
+            rest = text[teacher_places[k - 1][1] : b]
             if rest:
                 pi *= sum(
                     mass
@@ -128,12 +128,12 @@ toy_text = st.lists(st.sampled_from(["a", "b", "é"]), min_size=1, max_size=12).
 # rules 2 and 3 at once; and with something that remains
 @example([(b"a", b"b")], [(b"b", b"a")], "aba", 1, 1)
 @example([(b"a", b"b"), (b"a", b"a")], [(b"b", b"a")], "abaa", 2, 3)
-def test_it_equals_a_slow_reference(teacher_merges, student_merges, text, seed, chunk):
+def test_the_projection_equals_a_slow_reference(teacher_merges, student_merges, text, seed, chunk):
     teacher, student = Toy(ALPHABET, teacher_merges), Toy(ALPHABET, student_merges)
-    block = block_of(document(text), student.reader, teacher.reader)
+    block = block_of(document(text), student.encoder, teacher.encoder)
     logits = random_logits(len(teacher.tokens), len(block.teacher_scored), seed, 2.0)
     p = logits.double().softmax(0).t().tolist()
-    projected = project_all(projector_of(teacher.reader, student.reader), logits, block, chunk)
+    projected = project_all(projector_of(teacher.encoder, student.encoder), logits, block, chunk)
     expected = reference(teacher, student, text.encode(), p)
     assert len(expected) == len(block.student_scored)
     for n, (q, m) in enumerate(expected):
@@ -160,9 +160,9 @@ def test_it_equals_a_slow_reference(teacher_merges, student_merges, text, seed, 
 )
 def test_chunks_of_teacher_positions_change_nothing(teacher_merges, student_merges, text, seed):
     teacher, student = Toy(ALPHABET, teacher_merges), Toy(ALPHABET, student_merges)
-    block = block_of(document(text), student.reader, teacher.reader)
+    block = block_of(document(text), student.encoder, teacher.encoder)
     logits = random_logits(len(teacher.tokens), len(block.teacher_scored), seed)
-    projector = projector_of(teacher.reader, student.reader)
+    projector = projector_of(teacher.encoder, student.encoder)
     whole = project_all(projector, logits, block, 64)
     for chunk in (1, 3):
         part = project_all(projector, logits, block, chunk)
@@ -221,8 +221,8 @@ def truth_and_left_out(
     toy = teacher.toy
     student_stops = np.cumsum([0, *(len(t) for t in student.split(text))])
     a, b = student_stops[n], student_stops[n + 1]
-    heard = toy.split(text)
-    starts = np.cumsum([0, *(len(t) for t in heard)])
+    tokens = toy.split(text)
+    starts = np.cumsum([0, *(len(t) for t in tokens)])
     j = int(np.searchsorted(starts, a, side="right")) - 1
     c = int(starts[j])
     u = text[c:a]
@@ -242,14 +242,14 @@ def truth_and_left_out(
             left_out += mass
             continue
         same = toy.rank == student.rank  # the same tokenizer: every token is its own image
-        said = path[0] if same else student.phi(spelled[0][len(u) :])
+        label = path[0] if same else student.phi(spelled[0][len(u) :])
         # the written tokens that end before b or with it, and then what remains of the student's
-        inside = [t for t, stop in zip(heard[j:], starts[j + 1 :], strict=False) if stop <= b]
+        inside = [t for t, stop in zip(tokens[j:], starts[j + 1 :], strict=False) if stop <= b]
         rest = text[starts[j + len(inside)] : b]
         follows = [*inside, rest] if rest else inside
         if starts[j + 1] < b and spelled[: len(inside)] == inside:
-            said = written if spelled[len(follows) - 1].startswith(follows[-1]) else said
-        left_out += mass * (said != token)
+            label = written if spelled[len(follows) - 1].startswith(follows[-1]) else label
+        left_out += mass * (label != token)
     return truth / total, left_out / total
 
 
@@ -271,8 +271,8 @@ def test_the_error_against_the_true_byte_process_is_bounded_by_what_the_rules_le
     teacher, student = Toy(b"abc", teacher_merges), Toy(b"abc", student_merges)
     process = Markov(teacher, seed)
     data = text.encode()
-    block = block_of(document(text), student.reader, teacher.reader)
-    projector = projector_of(teacher.reader, student.reader, min_mass=0.0)
+    block = block_of(document(text), student.encoder, teacher.encoder)
+    projector = projector_of(teacher.encoder, student.encoder, min_mass=0.0)
     projected = project_all(projector, process.logits(data), block)
     # every crossing needs at most three more bytes: four tokens see it to its end
     for n in range(len(block.student_scored) - 1):
@@ -284,7 +284,7 @@ def test_the_error_against_the_true_byte_process_is_bounded_by_what_the_rules_le
 
 
 def test_rule_1_is_exact_where_no_token_crosses_a_boundary():
-    """Words of the teacher begin with a space, and no student token holds a space and more."""
+    """Words of the teacher begin with a space, and no student token has bytes after a space."""
     teacher = Toy(
         b" ab", [(b" ", b"a"), (b" a", b"b"), (b" ", b"b"), (b" b", b"b"), (b" ab", b"b")]
     )
@@ -296,8 +296,8 @@ def test_rule_1_is_exact_where_no_token_crosses_a_boundary():
         masses[[not teacher.tokens[t].startswith(b" ") for t in ids]] = 0.0
         masses /= masses.sum()
     data = b" ab bb a abb"
-    block = block_of(document(data.decode()), student.reader, teacher.reader)
-    projector = projector_of(teacher.reader, student.reader, min_mass=0.0)
+    block = block_of(document(data.decode()), student.encoder, teacher.encoder)
+    projector = projector_of(teacher.encoder, student.encoder, min_mass=0.0)
     projected = project_all(projector, process.logits(data), block)
     aligned = [n for n in range(len(block.alignment) - 1) if block.alignment.offset[n] == 0]
     assert len(aligned) == 4
@@ -311,8 +311,8 @@ def test_rule_3_gives_a_crossing_token_the_probability_of_the_written_path():
     """The teacher writes bytes, the student pairs: the repaired token is exact, not zero."""
     teacher, student = Toy(b"ab", []), Toy(b"ab", [(b"a", b"b")])
     process = Markov(teacher, 1)
-    block = block_of(document("ab"), student.reader, teacher.reader)
-    q = project_all(projector_of(teacher.reader, student.reader), process.logits(b"ab"), block).q[
+    block = block_of(document("ab"), student.encoder, teacher.encoder)
+    q = project_all(projector_of(teacher.encoder, student.encoder), process.logits(b"ab"), block).q[
         :, 0
     ]
     a, b = teacher.id[b"a"], teacher.id[b"b"]
@@ -322,27 +322,27 @@ def test_rule_3_gives_a_crossing_token_the_probability_of_the_written_path():
     assert float(q[student.id[b"b"]]) == pytest.approx(start[b], abs=1e-6)
 
 
-def test_rule_2_restricts_to_tokens_that_go_on():
+def test_rule_2_keeps_only_tokens_with_bytes_beyond_the_prefix():
     teacher = Toy(b"ab", [(b"a", b"a"), (b"a", b"b")])
     student = Toy(b"ab", [])
-    block = block_of(document("ab"), student.reader, teacher.reader)
+    block = block_of(document("ab"), student.encoder, teacher.encoder)
     p = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.25])  # a, b, aa, ab, end
     projected = project_all(
-        projector_of(teacher.reader, student.reader), p.log()[:, None].repeat(1, 2), block
+        projector_of(teacher.encoder, student.encoder), p.log()[:, None].repeat(1, 2), block
     )
     assert float(projected.mass[1]) == pytest.approx(0.45)
     assert projected.q[:, 1].tolist() == pytest.approx([0.3 / 0.45, 0.15 / 0.45, 0.0])
     assert float(projected.weight[1]) == pytest.approx(0.45)
 
 
-def test_below_the_least_mass_a_position_has_no_soft_target():
+def test_a_position_below_the_minimum_mass_has_no_soft_target():
     teacher, student = Toy(b"ab", [(b"a", b"b")]), Toy(b"ab", [])
-    block = block_of(document("ab"), student.reader, teacher.reader)
+    block = block_of(document("ab"), student.encoder, teacher.encoder)
     p = torch.tensor([0.5, 0.3, 0.04, 0.16])  # a, b, ab, end
     logits = p.log()[:, None].repeat(1, 2)
-    projector = projector_of(teacher.reader, student.reader, min_mass=0.05)
+    projector = projector_of(teacher.encoder, student.encoder, min_mass=0.05)
     assert project_all(projector, logits, block).weight.tolist()[1] == 0.0
-    projector = projector_of(teacher.reader, student.reader, min_mass=0.03)
+    projector = projector_of(teacher.encoder, student.encoder, min_mass=0.03)
     assert project_all(projector, logits, block).weight.tolist()[1] == pytest.approx(0.04)
 
 
@@ -370,65 +370,67 @@ def test_the_end_gets_the_mass_of_all_end_tokens(trained):
 
 @pytest.mark.parametrize("student", ["byte_level", "prepend", "metaspace"])
 @pytest.mark.parametrize("teacher", ["byte_level", "prepend", "metaspace"])
-def test_mass_is_kept_on_nasty_text(trained, teacher, student):
+def test_mass_is_conserved_on_unusual_text(trained, teacher, student):
     check_masses(
         trained[teacher], trained[student], projector_of(trained[teacher], trained[student])
     )
 
 
 @pytest.fixture(scope="module")
-def real_tables(real_reader):
-    """A real teacher's tables for a student, and the processor seconds that they took."""
-    held = {}
+def real_tables(real_encoder):
+    """A real teacher's tables for a student, and the CPU seconds that they took."""
+    cache = {}
 
     def get(name: str, student: ChatEncoder) -> tuple[ProjectionTables, float]:
-        if (name, student) not in held:
-            teacher, eos = real_reader(name), student.end_ids[0]
+        if (name, student) not in cache:
+            teacher, eos = real_encoder(name), student.end_ids[0]
             began = time.process_time()
             tables = build_tables(teacher.vocabulary, student.vocabulary, teacher.end_ids, eos)
-            held[name, student] = tables, time.process_time() - began
-        return held[name, student]
+            cache[name, student] = tables, time.process_time() - began
+        return cache[name, student]
 
     return get
 
 
 @pytest.mark.parametrize("student", ["llama2", "byte_level"])
 @pytest.mark.parametrize("name", REAL_TEACHERS)
-def test_mass_is_kept_on_nasty_text_with_real_tokenizers(
-    trained, real_reader, real_tables, name, student
+def test_mass_is_conserved_on_unusual_text_with_real_tokenizers(
+    trained, real_encoder, real_tables, name, student
 ):
-    reader = trained[student] if student in trained else real_reader(student)
-    tables, _ = real_tables(name, reader)
-    check_masses(real_reader(name), reader, Projector(tables))
+    encoder = trained[student] if student in trained else real_encoder(student)
+    tables, _ = real_tables(name, encoder)
+    check_masses(real_encoder(name), encoder, Projector(tables))
 
 
 def check_masses(teacher, student, projector: Projector) -> None:
-    """q >= 0, its sum is 1 where it is heard, R and m lie in [0, 1]; with the realised text likely
-    and unlikely."""
-    turns = [turn for said in (*NASTY, "", PROSE[:80]) for turn in ("Say it.", said)]
+    """q >= 0, its sum is 1 where there is a soft target, and R and m are in [0, 1]; for likely and
+    for unlikely text."""
+    turns = [turn for answer in (*UNUSUAL_TEXTS, "", PROSE[:80]) for turn in ("Say it.", answer)]
     soft = 0
     noise = random_logits(teacher.vocabulary.size, 16, 0)
     for text, likely in (
         (chat(*turns), 0.0),
         (chat(*turns), 12.0),
-        (document("".join(NASTY)), 6.0),
+        (document("".join(UNUSUAL_TEXTS)), 6.0),
     ):
         block = block_of(text, student, teacher)
         known = torch.from_numpy(block.alignment.teacher_ids)
         logits = noise[:, torch.arange(len(known)) % 16]
         logits[known.clamp_min(0), torch.arange(len(known))] += likely
         projected = project_all(projector, logits, block)
-        heard = projected.weight > 0
-        soft += int(heard.sum())
+        has_target = projected.weight > 0
+        soft += int(has_target.sum())
         assert torch.isfinite(projected.q).all()
         assert (projected.q >= 0).all()
         sums = projected.q.double().sum(0)
-        torch.testing.assert_close(sums[heard], torch.ones_like(sums[heard]), atol=1e-5, rtol=0)
-        assert (sums[~heard] == 0).all()
+        torch.testing.assert_close(
+            sums[has_target], torch.ones_like(sums[has_target]), atol=1e-5, rtol=0
+        )
+        assert (sums[~has_target] == 0).all()
         for share in (projected.residual, projected.mass):
             assert ((share >= 0) & (share <= 1 + 1e-5)).all()
         torch.testing.assert_close(
-            projected.weight[heard], ((1 - projected.residual) * projected.mass)[heard]
+            projected.weight[has_target], ((1 - projected.residual) * projected.mass)[has_target]
         )
     assert soft > 100
 
@@ -448,15 +450,15 @@ def test_permuting_the_teachers_ids_changes_nothing(
     teacher, student = Toy(ALPHABET, teacher_merges), Toy(ALPHABET, student_merges)
     order = data.draw(st.permutations(range(len(teacher.tokens))))
     other = Toy(ALPHABET, teacher_merges, order)
-    block = block_of(document(text), student.reader, teacher.reader)
+    block = block_of(document(text), student.encoder, teacher.encoder)
     logits = random_logits(len(teacher.tokens), len(block.teacher_scored), seed)
     permuted = torch.empty_like(logits)
     permuted[list(order)] = logits
-    one = project_all(projector_of(teacher.reader, student.reader), logits, block)
+    one = project_all(projector_of(teacher.encoder, student.encoder), logits, block)
     two = project_all(
-        projector_of(other.reader, student.reader),
+        projector_of(other.encoder, student.encoder),
         permuted,
-        block_of(document(text), student.reader, other.reader),
+        block_of(document(text), student.encoder, other.encoder),
     )
     torch.testing.assert_close(two.q, one.q, atol=1e-6, rtol=1e-4)
     torch.testing.assert_close(two.weight, one.weight, atol=1e-6, rtol=1e-4)
@@ -477,30 +479,30 @@ def test_permuting_the_students_ids_permutes_the_projection(
     teacher, student = Toy(ALPHABET, teacher_merges), Toy(ALPHABET, student_merges)
     order = data.draw(st.permutations(range(len(student.tokens))))
     other = Toy(ALPHABET, student_merges, order)
-    block = block_of(document(text), student.reader, teacher.reader)
+    block = block_of(document(text), student.encoder, teacher.encoder)
     logits = random_logits(len(teacher.tokens), len(block.teacher_scored), seed)
-    one = project_all(projector_of(teacher.reader, student.reader), logits, block)
+    one = project_all(projector_of(teacher.encoder, student.encoder), logits, block)
     two = project_all(
-        projector_of(teacher.reader, other.reader),
+        projector_of(teacher.encoder, other.encoder),
         logits,
-        block_of(document(text), other.reader, teacher.reader),
+        block_of(document(text), other.encoder, teacher.encoder),
     )
     torch.testing.assert_close(two.q[list(order)], one.q, atol=1e-6, rtol=1e-4)
 
 
-def test_with_the_same_tokenizer_it_is_the_identity(trained):
-    for reader in trained.values():
-        block = block_of(chat("Tell me.", PROSE), reader, reader)
-        logits = random_logits(reader.vocabulary.size, len(block.teacher_scored), 5)
-        projector = projector_of(reader, reader)
+def test_the_projection_is_the_identity_for_the_same_tokenizer(trained):
+    for encoder in trained.values():
+        block = block_of(chat("Tell me.", PROSE), encoder, encoder)
+        logits = random_logits(encoder.vocabulary.size, len(block.teacher_scored), 5)
+        projector = projector_of(encoder, encoder)
         assert projector.same_vocabulary
         projected = project_all(projector, logits, block)
         torch.testing.assert_close(projected.q, logits.softmax(0))
         assert (projected.weight == 1).all()
 
 
-def test_index_add_and_the_sums_in_bags_agree(trained):
-    """A GPU projects by index_add, a CPU by summing bags of rows."""
+def test_index_add_and_embedding_bag_agree(trained):
+    """A GPU projects by index_add, a CPU by embedding_bag."""
     teacher, student = trained["byte_level"], trained["prepend"]
     block = block_of(document(PROSE), student, teacher)
     logits = random_logits(teacher.vocabulary.size, len(block.teacher_scored), 6)
@@ -510,7 +512,7 @@ def test_index_add_and_the_sums_in_bags_agree(trained):
     torch.testing.assert_close(project_all(projector, logits, block).q, fast.q)
 
 
-def test_logits_that_are_not_finite_silence_their_positions_only(trained):
+def test_non_finite_logits_remove_only_their_own_targets(trained):
     teacher, student = trained["byte_level"], trained["prepend"]
     block = block_of(document(PROSE), student, teacher)
     logits = random_logits(teacher.vocabulary.size, len(block.teacher_scored), 7)
@@ -554,20 +556,20 @@ def test_alignment_of_a_token_that_ends_within_a_later_one():
     assert found.offset.tolist() == [0, 1]
 
 
-def test_tables_are_kept_and_used_again(tmp_path, trained, monkeypatch):
+def test_tables_are_cached_and_reused(tmp_path, trained, monkeypatch):
     teacher, student = trained["byte_level"], trained["prepend"]
     arguments = (teacher.vocabulary, student.vocabulary, teacher.end_ids, student.end_ids[0])
     built = load_tables(tmp_path, *arguments)
     (path,) = tmp_path.iterdir()
     monkeypatch.setattr("engine.distill.align.tables.build_tables", None)
-    again = load_tables(tmp_path, *arguments)
+    loaded = load_tables(tmp_path, *arguments)
     assert list(tmp_path.iterdir()) == [path]
     for name in ("phi", "order", "rank", "start", "suffix_phi", "prefix_lo", "prefix_hi"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(built, name))
-    assert again.student_size == built.student_size
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(built, name))
+    assert loaded.student_size == built.student_size
 
 
-def test_other_tokenizers_and_ends_have_other_tables(tmp_path, trained):
+def test_other_tokenizers_or_end_tokens_have_other_tables(tmp_path, trained):
     byte_level, prepend = trained["byte_level"], trained["prepend"]
     load_tables(tmp_path, byte_level.vocabulary, prepend.vocabulary, [1], 2)
     load_tables(tmp_path, byte_level.vocabulary, prepend.vocabulary, [1, 0], 2)
@@ -593,16 +595,16 @@ def test_damaged_tables_are_built_again(tmp_path, trained, damage):
             "foreign": PROSE.encode(),
         }[damage]
     )
-    again = load_tables(tmp_path, *arguments)
+    loaded = load_tables(tmp_path, *arguments)
     for name in ("phi", "order", "rank", "start", "suffix_phi", "prefix_lo", "prefix_hi"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(built, name))
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(built, name))
     assert path.read_bytes() == good
 
 
 def test_prefix_ranges_are_the_tokens_with_that_prefix(trained):
-    for reader in trained.values():
-        tables = build_tables(reader.vocabulary, reader.vocabulary, reader.end_ids, 0)
-        spelled = [reader.vocabulary.token_bytes[t] for t in tables.order]
+    for encoder in trained.values():
+        tables = build_tables(encoder.vocabulary, encoder.vocabulary, encoder.end_ids, 0)
+        spelled = [encoder.vocabulary.token_bytes[t] for t in tables.order]
         assert spelled == sorted(spelled)
         for n, token in enumerate(spelled):
             for k in range(len(token)):
@@ -611,16 +613,16 @@ def test_prefix_ranges_are_the_tokens_with_that_prefix(trained):
                 assert (tables.prefix_lo[slot], tables.prefix_hi[slot]) == (same[0], same[-1] + 1)
 
 
-def test_tables_of_a_vocabulary_of_150000_take_seconds(real_reader, real_tables):
-    tables, seconds = real_tables("qwen3", real_reader("llama2"))
+def test_tables_of_a_vocabulary_of_150000_take_seconds(real_encoder, real_tables):
+    tables, seconds = real_tables("qwen3", real_encoder("llama2"))
     assert seconds < 20
     assert len(tables.phi) > 150_000
     # every token with bytes has an image: Llama's byte fallback can begin anything
     assert (tables.phi[tables.order] >= 0).all()
 
 
-def test_a_teachers_dummy_space_is_not_one_of_the_texts_bytes(trained):
-    """At the start of a document the teacher's first token holds a space that the text has not."""
+def test_the_teachers_dummy_space_is_not_a_byte_of_the_text(trained):
+    """At the start of a document the teacher's first token has a space that is not in the text."""
     teacher, student = trained["prepend"], trained["byte_level"]
     block = block_of(document("river"), student, teacher)
     alignment = block.alignment

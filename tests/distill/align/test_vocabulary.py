@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models
 
 from engine.distill.align.vocabulary import ByteVocabulary
 from tests.distill.conftest import REAL_TEACHERS
-from tests.support.toys import NASTY, Toy, byte_level, sentencepiece
+from tests.support.toys import UNUSUAL_TEXTS, Toy, byte_level, sentencepiece
 
 TRAINED = ("byte_level", "prepend", "metaspace")
 REAL = (*REAL_TEACHERS, "llama2", "mistral")
@@ -34,8 +34,8 @@ def check_text(vocabulary: ByteVocabulary, text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", TRAINED)
-@pytest.mark.parametrize("text", NASTY)
-def test_the_tokens_of_nasty_text_spell_it(trained, kind, text):
+@pytest.mark.parametrize("text", UNUSUAL_TEXTS)
+def test_the_tokens_of_unusual_text_spell_it(trained, kind, text):
     check_text(trained[kind].vocabulary, text)
 
 
@@ -47,15 +47,15 @@ def test_the_tokens_of_any_text_spell_it(trained, kind, text):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_the_tokens_of_nasty_text_spell_it_with_real_tokenizers(real_reader, name):
-    vocabulary = real_reader(name).vocabulary
-    for text in NASTY:
+def test_the_tokens_of_unusual_text_spell_it_with_real_tokenizers(real_encoder, name):
+    vocabulary = real_encoder(name).vocabulary
+    for text in UNUSUAL_TEXTS:
         check_text(vocabulary, unicodedata.normalize("NFC", text))  # as blocks are
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if name != "smollm2"])
-def test_a_real_vocabulary_has_a_token_for_every_byte_of_utf8(real_reader, name):
-    vocabulary = real_reader(name).vocabulary
+def test_a_real_vocabulary_has_a_token_for_every_byte_of_utf8(real_encoder, name):
+    vocabulary = real_encoder(name).vocabulary
     single = {token for token in vocabulary.token_bytes if token is not None and len(token) == 1}
     never_in_utf8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
     assert {b for b in range(256) if bytes([b]) not in single} <= never_in_utf8
@@ -69,7 +69,7 @@ def test_sentencepiece_puts_a_dummy_space_before_a_text_and_not_within_one(train
     assert not vocabulary.token_bytes[vocabulary.encode("river")[0]].startswith(b" ")
 
 
-def test_a_dummy_space_is_told_from_the_texts_own(trained):
+def test_a_dummy_space_is_distinguished_from_a_space_of_the_text(trained):
     vocabulary = trained["prepend"].vocabulary
     ids, dummy = vocabulary.encode_start(" river")
     assert dummy == 1
@@ -77,7 +77,7 @@ def test_a_dummy_space_is_told_from_the_texts_own(trained):
     assert trained["byte_level"].vocabulary.encode_start(" river")[1] == 0
 
 
-def test_what_looks_like_a_special_token_is_read_as_text(trained):
+def test_a_string_that_looks_like_a_special_token_is_encoded_as_text(trained):
     vocabulary = trained["byte_level"].vocabulary
     special = trained["byte_level"].tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert vocabulary.token_bytes[special] is None
@@ -85,7 +85,7 @@ def test_what_looks_like_a_special_token_is_read_as_text(trained):
     assert special not in vocabulary.encode("a<|im_end|>b")
 
 
-def test_a_sentencepiece_sign_in_the_text_does_not_pass_for_a_space(trained):
+def test_a_sentencepiece_space_mark_in_the_text_is_not_a_space(trained):
     for kind in ("prepend", "metaspace"):
         assert trained[kind].encode_span("under▁score") is None
     assert trained["byte_level"].encode_span("under▁score") is not None
@@ -93,7 +93,7 @@ def test_a_sentencepiece_sign_in_the_text_does_not_pass_for_a_space(trained):
 
 def test_tokens_of_half_a_character_keep_their_bytes():
     toy = Toy(b"a\xc3\xa9", [(b"a", b"\xc3"), (b"\xa9", b"a")])
-    vocabulary = toy.reader.vocabulary
+    vocabulary = toy.encoder.vocabulary
     ids = vocabulary.encode("aéa")
     assert [vocabulary.token_bytes[i] for i in ids] == [b"a\xc3", b"\xa9a"]
 
@@ -101,17 +101,19 @@ def test_tokens_of_half_a_character_keep_their_bytes():
 @pytest.mark.parametrize("kind", TRAINED)
 def test_first_tokens_begin_their_bytes(trained, kind):
     vocabulary = trained[kind].vocabulary
-    pieces = [text.encode()[k:] for text in NASTY for k in range(4) if len(text.encode()) > k]
+    pieces = [
+        text.encode()[k:] for text in UNUSUAL_TEXTS for k in range(4) if len(text.encode()) > k
+    ]
     for piece, token in zip(pieces, vocabulary.first_tokens(pieces), strict=True):
         assert token >= 0
         assert piece.startswith(vocabulary.token_bytes[token])
 
 
-def test_first_tokens_of_texts_are_their_encodings_first(trained):
-    for reader in trained.values():
-        texts = [text for text in NASTY if text]
-        first = reader.vocabulary.first_tokens([text.encode() for text in texts])
-        assert first.tolist() == [int(reader.vocabulary.encode(text)[0]) for text in texts]
+def test_the_first_token_of_a_text_is_the_first_of_its_encoding(trained):
+    for encoder in trained.values():
+        texts = [text for text in UNUSUAL_TEXTS if text]
+        first = encoder.vocabulary.first_tokens([text.encode() for text in texts])
+        assert first.tolist() == [int(encoder.vocabulary.encode(text)[0]) for text in texts]
 
 
 def test_byte_zero_has_a_first_token_even_when_its_id_is_zero():
@@ -140,7 +142,7 @@ def test_added_tokens_that_are_not_special_are_text():
     assert vocabulary.spells(vocabulary.encode("a    b"), b"a    b")
 
 
-def test_the_digest_tells_tokenizers_apart():
+def test_different_tokenizers_have_different_digests():
     tokenizer = byte_level(300).backend_tokenizer
     digest = ByteVocabulary(tokenizer).digest
     assert ByteVocabulary(Tokenizer.from_str(tokenizer.to_str())).digest == digest

@@ -41,11 +41,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 
 
 def _nothing(_: object) -> None:
-    """For who is not interested in events, or beats."""
+    """Ignores events and heartbeats."""
 
 
 class Stop(Exception):
-    """What a test's `beat` raises to interrupt."""
+    """Raised by a heartbeat to interrupt."""
 
 
 def _write(
@@ -57,35 +57,35 @@ def _write(
     events: list[Event] | None = None,
 ) -> tuple[list[Example], int]:
     """The answers, and how many tokens' steps were taken; `stop_at` interrupts at that one."""
-    beats = 0
+    heartbeats = 0
 
-    def beat(doing: str) -> None:
-        nonlocal beats
-        if beats == stop_at:
+    def heartbeat(doing: str) -> None:
+        nonlocal heartbeats
+        if heartbeats == stop_at:
             raise Stop
-        beats += 1
+        heartbeats += 1
 
     kept: list[Event] = [] if events is None else events
     chosen = [(prompt, n) for prompt in PROMPTS for n in range(data.answers_per_prompt)]
-    judged = write_answers(teacher, chosen, cache, data, seed, kept.append, beat)
-    return kept_examples(judged, teacher.spec.name), beats
+    judged = write_answers(teacher, chosen, cache, data, seed, kept.append, heartbeat)
+    return kept_examples(judged, teacher.spec.name), heartbeats
 
 
 # The prompts that ship
 
 
-def test_a_few_answers_hear_of_every_capability() -> None:
+def test_a_few_answers_cover_every_capability() -> None:
     chosen = choose(CAPABILITIES, 1, 8, 0)
     assert [prompt.capability for prompt, _ in chosen] == list(CAPABILITIES)
 
 
-def test_each_prompt_is_answered_as_often_as_asked() -> None:
+def test_each_prompt_is_answered_answers_per_prompt_times() -> None:
     counts = Counter(prompt.id for prompt, _ in choose(["math", "code"], 3, None, 0))
     assert set(counts.values()) == {3}
     assert len(counts) == len(load_prompts(["math", "code"]))
 
 
-def test_more_answers_than_prompts_are_written_to_variants_and_begin_with_the_same() -> None:
+def test_more_answers_than_prompts_use_variants_after_the_same_beginning() -> None:
     few, many = choose(["math", "json"], 1, 100, 0), choose(["math", "json"], 1, 900, 0)
     assert many[:100] == few
     assert len({prompt.id for prompt, _ in many}) == len(many) == 900
@@ -97,7 +97,7 @@ def test_more_answers_than_prompts_are_written_to_variants_and_begin_with_the_sa
 # Answers
 
 
-def test_answers_carry_prompt_expert_capability_and_whether_they_are_whole(
+def test_answers_have_prompt_expert_capability_and_completeness(
     teacher: Teacher, tmp_path: Path
 ) -> None:
     examples, _ = _write(teacher, tmp_path)
@@ -113,7 +113,7 @@ def test_answers_carry_prompt_expert_capability_and_whether_they_are_whole(
 
 
 @pytest.mark.parametrize("stop_at", [0, 5, 13, 25, 40])
-def test_an_interrupted_run_goes_on_and_ends_with_the_same_answers(
+def test_an_interrupted_run_resumes_to_the_same_answers(
     teacher: Teacher, tmp_path: Path, stop_at: int
 ) -> None:
     undisturbed, steps = _write(teacher, tmp_path / "a")
@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on_and_ends_with_the_same_answers(
     assert more <= steps - finished + BATCH_BEATS
 
 
-def test_what_is_written_is_not_written_again(teacher: Teacher, tmp_path: Path) -> None:
+def test_stored_answers_are_not_written_again(teacher: Teacher, tmp_path: Path) -> None:
     first, steps = _write(teacher, tmp_path)
     assert steps > 0
     assert _write(teacher, tmp_path) == (first, 0)
@@ -136,8 +136,8 @@ def test_a_torn_last_line_costs_one_batch(teacher: Teacher, tmp_path: Path) -> N
     path = next((tmp_path / "tiny").glob("answers-*.jsonl"))
     whole = path.read_bytes()
     path.write_bytes(whole[:-20])
-    again, steps = _write(teacher, tmp_path)
-    assert again == first
+    resumed, steps = _write(teacher, tmp_path)
+    assert resumed == first
     assert 0 < steps <= BATCH_BEATS
     assert path.read_bytes() == whole
 
@@ -181,7 +181,7 @@ def test_empty_answers_are_left_out(teacher: Teacher, tmp_path: Path) -> None:
     assert {example.messages[-1].content for example in examples if example.messages} == {"yes"}
 
 
-def test_progress_counts_answers_and_knows_what_was_there(teacher: Teacher, tmp_path: Path) -> None:
+def test_progress_includes_stored_answers(teacher: Teacher, tmp_path: Path) -> None:
     with pytest.raises(Stop):
         _write(teacher, tmp_path, 25)
     events: list[Event] = []
@@ -193,48 +193,48 @@ def test_progress_counts_answers_and_knows_what_was_there(teacher: Teacher, tmp_
     assert [e.done for e in progress] == sorted(e.done for e in progress)
 
 
-def test_a_dialogue_is_answered_turn_by_turn_and_learnt_whole(
+def test_a_dialogue_is_answered_turn_by_turn_and_kept_as_one_example(
     teacher: Teacher, tmp_path: Path
 ) -> None:
-    heard: list[list[str]] = []
+    received: list[list[str]] = []
 
-    class Listening(Teacher):
+    class Recording(Teacher):
         def generate(self, conversations, **settings):  # type: ignore[no-untyped-def]
-            heard.append([" | ".join(m.content for m in chat) for chat in conversations])
-            return [Answer(f"answer {len(heard)}.{n}", True) for n in range(len(conversations))]
+            received.append([" | ".join(m.content for m in chat) for chat in conversations])
+            return [Answer(f"answer {len(received)}.{n}", True) for n in range(len(conversations))]
 
     long = Prompt("long", "math", (Message("user", "one"),), then=("two", "three"))
     short = Prompt("short", "math", (Message("user", "once"),))
-    listening = Listening(teacher.model, teacher.tokenizer, teacher.spec)
+    recording = Recording(teacher.model, teacher.tokenizer, teacher.spec)
     judged = write_answers(
-        listening, [(short, 0), (long, 0)], tmp_path, DATA, 0, _nothing, _nothing
+        recording, [(short, 0), (long, 0)], tmp_path, DATA, 0, _nothing, _nothing
     )
     first, second = kept_examples(judged, "tiny")
     assert [m.content for m in first.messages or ()] == ["once", "answer 1.1"]
-    said = ["one", "answer 1.0", "two", "answer 2.0", "three", "answer 3.0"]
-    assert [m.content for m in second.messages or ()] == said
-    assert heard == [["one", "once"], ["one | answer 1.0 | two"], [" | ".join(said[:5])]]
+    turns = ["one", "answer 1.0", "two", "answer 2.0", "three", "answer 3.0"]
+    assert [m.content for m in second.messages or ()] == turns
+    assert received == [["one", "once"], ["one | answer 1.0 | two"], [" | ".join(turns[:5])]]
 
 
-def test_each_capability_is_sampled_as_it_needs(teacher: Teacher, tmp_path: Path) -> None:
+def test_each_capability_has_its_own_sampling(teacher: Teacher, tmp_path: Path) -> None:
     settings: list[dict] = []
 
-    class Listening(Teacher):
+    class Recording(Teacher):
         def generate(self, conversations, **given):  # type: ignore[no-untyped-def]
             settings.append(given)
             return [Answer("so it is", True)] * len(conversations)
 
-    listening = Listening(teacher.model, teacher.tokenizer, teacher.spec)
+    recording = Recording(teacher.model, teacher.tokenizer, teacher.spec)
     data = msgspec.structs.replace(DATA, answer_temperature=None, max_answer_tokens=300)
     chosen = [(Prompt(n, n, (Message("user", n),)), 0) for n in ("json", "fluency")]
-    judged = write_answers(listening, chosen, tmp_path, data, 0, _nothing, _nothing)
+    judged = write_answers(recording, chosen, tmp_path, data, 0, _nothing, _nothing)
     (given,) = settings
     assert sorted(given["temperature"]) == [0.3, 0.9]
     assert sorted(given["max_new_tokens"]) == [256, 300]
     assert [one.answer.sampling.temperature for one in judged] == [0.3, 0.9]
 
 
-def test_verdicts_are_counted_and_a_better_check_asks_nobody_to_write_again(
+def test_verdicts_are_counted_and_a_changed_check_reuses_the_answers(
     teacher: Teacher, tmp_path: Path
 ) -> None:
     calls = 0
@@ -270,7 +270,7 @@ def test_verdicts_are_counted_and_a_better_check_asks_nobody_to_write_again(
 # The conversations that ship
 
 
-def test_the_demos_conversations_are_whole_lines_of_every_capability() -> None:
+def test_the_demo_conversations_are_complete_and_cover_every_capability() -> None:
     path = assets_dir() / "conversations" / "demo.jsonl"
     assert path.stat().st_size < 1_000_000
     examples = list(read_data_file(path))

@@ -30,7 +30,7 @@ block_lengths = st.lists(st.integers(1, MAX), min_size=1, max_size=60).map(
 
 @settings(max_examples=80, deadline=None)
 @given(lengths=block_lengths, seed=st.integers(0, 99))
-def test_packing_keeps_each_block_once_and_no_row_too_long(lengths, seed):
+def test_packing_has_each_block_once_and_no_row_too_long(lengths, seed):
     order = np.random.default_rng(seed).permutation(len(lengths))
     rows = pack(lengths, order, MAX)
     assert sorted(block for row in rows for block in row) == list(range(len(lengths)))
@@ -68,43 +68,43 @@ def mixer(seed: int = 0, rows: int = 4) -> Mixer:
     return Mixer({name: FixedBlocks(part) for name, part in LENGTHS.items()}, MAX, rows, seed)
 
 
-def deal(dealer: Mixer, steps: int, mix=MIX, cursors=None):
+def take_steps(the_mixer: Mixer, steps: int, mix=MIX, cursors=None):
     cursors = cursors or {}
-    dealt = []
+    chosen = []
     for _ in range(steps):
-        rows, cursors = dealer.next(cursors, mix)
-        dealt.append(rows)
-    return dealt, cursors
+        rows, cursors = the_mixer.next(cursors, mix)
+        chosen.append(rows)
+    return chosen, cursors
 
 
 @pytest.mark.parametrize("rows", [1, 4, 7])
-def test_every_step_has_its_rows(rows):
-    dealt, _ = deal(mixer(rows=rows), 30)
-    assert all(len(step) == rows for step in dealt)
+def test_every_step_has_global_batch_size_rows(rows):
+    chosen, _ = take_steps(mixer(rows=rows), 30)
+    assert all(len(step) == rows for step in chosen)
     assert all(
         sum(int(LENGTHS[row.source][n]) for n in row.blocks) <= MAX
-        for step in dealt
+        for step in chosen
         for row in step
     )
 
 
 def test_experts_get_their_shares():
-    dealt, _ = deal(mixer(), 500)
-    counts = Counter(row.source for step in dealt for row in step)
+    chosen, _ = take_steps(mixer(), 500)
+    counts = Counter(row.source for step in chosen for row in step)
     for expert, share in MIX.items():
         # a share is never behind or ahead by more than a row
         assert abs(counts[expert] - 2000 * share) <= 1
 
 
-def test_an_expert_with_no_share_is_not_dealt():
-    dealt, _ = deal(mixer(), 50, {"one": 0.0, "two": 1.0, "three": 0.0})
-    assert {row.source for step in dealt for row in step} == {"two"}
+def test_a_source_without_a_share_gets_no_rows():
+    chosen, _ = take_steps(mixer(), 50, {"one": 0.0, "two": 1.0, "three": 0.0})
+    assert {row.source for step in chosen for row in step} == {"two"}
 
 
-def test_each_epoch_has_each_block_once_in_another_order():
-    dealt, cursors = deal(mixer(), 400)
+def test_each_epoch_has_each_block_once_in_a_new_order():
+    chosen, cursors = take_steps(mixer(), 400)
     seen: dict[tuple[str, int], list[int]] = {}
-    for step in dealt:
+    for step in chosen:
         for row in step:
             seen.setdefault((row.source, row.epoch), []).extend(row.blocks)
     for expert, lengths in LENGTHS.items():
@@ -115,26 +115,26 @@ def test_each_epoch_has_each_block_once_in_another_order():
 
 
 def test_rows_are_a_function_of_seed_and_cursors():
-    whole, _ = deal(mixer(), 60)
-    first, cursors = deal(mixer(), 23)
-    rest, _ = deal(mixer(), 37, cursors=cursors)  # a mixer that has dealt nothing yet
+    whole, _ = take_steps(mixer(), 60)
+    first, cursors = take_steps(mixer(), 23)
+    rest, _ = take_steps(mixer(), 37, cursors=cursors)  # a mixer that has chosen nothing yet
     assert first + rest == whole
-    other, _ = deal(mixer(seed=1), 60)
+    other, _ = take_steps(mixer(seed=1), 60)
     assert other != whole
 
 
-def test_asking_again_gives_the_same_and_changes_no_cursor():
-    dealer = mixer()
-    _, cursors = deal(dealer, 30)
+def test_next_is_repeatable_and_changes_no_cursor():
+    the_mixer = mixer()
+    _, cursors = take_steps(the_mixer, 30)
     before = dict(cursors)
-    one = dealer.next(cursors, MIX)
-    deal(dealer, 40, cursors=cursors)  # the dealer goes on to other epochs and comes back
-    assert dealer.next(cursors, MIX) == one
+    one = the_mixer.next(cursors, MIX)
+    take_steps(the_mixer, 40, cursors=cursors)  # through other epochs and back
+    assert the_mixer.next(cursors, MIX) == one
     assert cursors == before
 
 
 def test_cursors_survive_json_exactly():
-    _, cursors = deal(mixer(), 33, {"one": 1 / 3, "two": 1 / 7, "three": 1 - 1 / 3 - 1 / 7})
+    _, cursors = take_steps(mixer(), 33, {"one": 1 / 3, "two": 1 / 7, "three": 1 - 1 / 3 - 1 / 7})
     text = json.dumps(cursors_to_json(cursors))
     assert cursors_from_json(json.loads(text)) == cursors
 
@@ -144,18 +144,18 @@ def test_a_cursor_of_the_wrong_shape_is_refused():
         cursors_from_json({"one": {"epoch": "first"}})
 
 
-def test_one_experts_rows_stand_together():
-    dealt, _ = deal(mixer(rows=9), 40)
-    for step in dealt:
+def test_rows_of_one_source_are_adjacent():
+    chosen, _ = take_steps(mixer(rows=9), 40)
+    for step in chosen:
         names = [row.source for row in step]
         assert names == sorted(names)
 
 
-def test_a_mix_that_changes_goes_on_where_each_expert_stood():
-    dealer = mixer()
-    first, cursors = deal(dealer, 5, {"one": 1.0})
+def test_a_changed_mix_continues_at_each_cursor():
+    the_mixer = mixer()
+    first, cursors = take_steps(the_mixer, 5, {"one": 1.0})
     assert cursors["two"] == Cursor()
-    second, after = deal(dealer, 5, {"two": 0.8, "one": 0.2}, cursors)
+    second, after = take_steps(the_mixer, 5, {"two": 0.8, "one": 0.2}, cursors)
     rows = [row for step in first + second for row in step if row.source == "one"]
     blocks = [n for row in rows if row.epoch == 0 for n in row.blocks]
     assert len(blocks) == len(set(blocks))
@@ -181,7 +181,7 @@ def test_a_batch_predicts_each_scored_token_from_the_one_before_it():
     assert batch.input_ids.flatten()[batch.gather].tolist() == before.tolist()
 
 
-def test_a_block_sees_itself_and_nothing_ahead():
+def test_a_block_attends_to_itself_and_nothing_ahead():
     batch = make_batch([[row_of(3, 1, 0), row_of(2, 1, 1)], [row_of(4, 1, 2)]], torch.device("cpu"))
     size = batch.input_ids.shape[1]
     assert size % LENGTH_STEP == 0

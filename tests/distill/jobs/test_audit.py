@@ -1,4 +1,4 @@
-"""The tokenizer audit: what it measures is what a run's own alignment and projection say."""
+"""The tokenizer audit measures the alignment and projection of a run."""
 
 from __future__ import annotations
 
@@ -43,19 +43,19 @@ def test_the_sample_has_every_kind_of_text_and_both_forms(sample):
     assert any(example.messages for example in sample) and any(example.text for example in sample)
 
 
-def test_a_student_with_the_experts_own_tokenizer_hears_it_whole(ws: Workspace, expert, sample):
+def test_a_student_with_the_experts_tokenizer_aligns_everywhere(ws: Workspace, expert, sample):
     run = load_config(ws, preset="nano", overrides=[f"student.tokenizer={expert}"])
     tokenizer, source = student_tokenizer(ws, run)
     student = student_encoder(tokenizer, run.student.vocab_size)
-    told = audit(ws, spec_of(expert), student, sample, run)
+    event = audit(ws, spec_of(expert), student, sample, run)
     assert source == str(expert)
-    assert (told.reachable, told.aligned, told.inside, told.crossing) == (1.0, 1.0, 0.0, 0.0)
-    assert told.blocks >= len(sample) and told.skipped_blocks == 0
-    assert sum(kind.positions for kind in told.kinds) == told.positions
-    assert told.mean_weight is None and told.mean_residual is None
+    assert (event.reachable, event.aligned, event.inside, event.crossing) == (1.0, 1.0, 0.0, 0.0)
+    assert event.blocks >= len(sample) and event.skipped_blocks == 0
+    assert sum(kind.positions for kind in event.kinds) == event.positions
+    assert event.mean_weight is None and event.mean_residual is None
 
 
-def test_an_expert_that_is_run_tells_weight_and_residual(ws: Workspace, expert, sample):
+def test_running_the_expert_measures_weight_and_residual(ws: Workspace, expert, sample):
     run = load_config(ws, preset="nano")
     tokenizer, source = student_tokenizer(ws, run)
     assert source.startswith("a stand-in")
@@ -63,11 +63,11 @@ def test_an_expert_that_is_run_tells_weight_and_residual(ws: Workspace, expert, 
     spec = spec_of(expert)
     teacher = load_teacher(expert, spec, dtype=torch.float32)
     part = [example for example in sample if example.capability in ("json", "conversation")]
-    told = audit(ws, spec, student, part, run, teacher)
-    assert told.mean_weight is not None and 0.0 < told.mean_weight <= 1.0
-    assert told.mean_residual is not None and 0.0 <= told.mean_residual <= 1.0
-    assert told.aligned + told.inside == pytest.approx(1.0)
-    assert told.aligned < 1.0
+    event = audit(ws, spec, student, part, run, teacher)
+    assert event.mean_weight is not None and 0.0 < event.mean_weight <= 1.0
+    assert event.mean_residual is not None and 0.0 <= event.mean_residual <= 1.0
+    assert event.aligned + event.inside == pytest.approx(1.0)
+    assert event.aligned < 1.0
 
 
 def test_the_tokenizer_of_the_run_is_used_where_there_is_one(ws: Workspace):
@@ -77,13 +77,13 @@ def test_the_tokenizer_of_the_run_is_used_where_there_is_one(ws: Workspace):
     assert student_tokenizer(ws, run)[1] == "the run's own"
 
 
-def test_a_student_tokenizer_that_is_nowhere_is_named(ws: Workspace, tmp_path):
+def test_an_absent_student_tokenizer_is_named(ws: Workspace, tmp_path):
     run = load_config(ws, preset="nano", overrides=[f"student.tokenizer={tmp_path}"])
     with pytest.raises(MissingError, match=r"tokenizer\.json"):
         student_tokenizer(ws, run)
 
 
-def test_the_figures_of_real_tokenizers_are_those_known(ws: Workspace, sample):
+def test_real_tokenizers_have_the_known_figures(ws: Workspace, sample):
     """GPT-2's tokens under Llama-2's, by bytes: over half of the vocabulary, most positions."""
     llama2, gpt2 = (REPO / "tmp" / "tokenizers" / name for name in ("llama2", "gpt2"))
     if not (llama2.is_dir() and gpt2.is_dir()):
@@ -92,13 +92,13 @@ def test_the_figures_of_real_tokenizers_are_those_known(ws: Workspace, sample):
     student = student_encoder(student_tokenizer(ws, run)[0], 32000)
     spec = ExpertSpec(name="phi", title="Phi", source="folder", repo=str(gpt2), chat="phi",
                       end_tokens=("<|endoftext|>",))  # fmt: skip
-    told = audit(ws, spec, student, sample, run)
-    assert 0.5 < told.reachable < 0.65 and told.skipped_blocks == 0
-    kinds = {kind.kind: kind.aligned for kind in told.kinds}
-    assert kinds["prose"] > 0.8 and 0.08 < told.crossing < 0.2
+    event = audit(ws, spec, student, sample, run)
+    assert 0.5 < event.reachable < 0.65 and event.skipped_blocks == 0
+    kinds = {kind.kind: kind.aligned for kind in event.kinds}
+    assert kinds["prose"] > 0.8 and 0.08 < event.crossing < 0.2
 
 
-def test_a_tokenizer_without_byte_exact_tokens_is_refused_by_name(tmp_path, expert):
+def test_a_tokenizer_without_byte_exact_tokens_is_refused(tmp_path, expert):
     data = json.loads((expert / "tokenizer.json").read_text())
     words = {"type": "WordLevel", "vocab": {"[UNK]": 0, "<|im_end|>": 1}, "unk_token": "[UNK]"}
     end = {"id": 1, "content": "<|im_end|>", "special": True, "single_word": False,
@@ -116,5 +116,5 @@ def test_reachable_counts_spelled_tokens_only(expert):
     assert reachable(vocabulary, vocabulary) == 1.0
 
 
-def test_a_product_of_matrices_takes_time():
+def test_the_measured_speed_is_plausible():
     assert matmul_flops(torch.device("cpu"), torch.float32) > 1e8

@@ -1,4 +1,4 @@
-"""What comes before the first step: prepared once, kept, and prepared again when it must be."""
+"""Preparation of a run: done once, cached, and done again where something changed."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def rows(source: FixedSource) -> list[bytes]:
     return [source.block(n).ids.tobytes() for n in range(len(source.token_counts()))]
 
 
-def test_what_was_prepared_is_found_again_without_loading_the_expert(ws):
+def test_a_prepared_expert_is_found_without_loading_it(ws):
     link = KeepingLink()
     first, source, held_out = prepared(ws, make_config(ws), link)
     assert isinstance(source, CachedSource) and first.pool.loads == 1
@@ -71,34 +71,34 @@ def test_what_was_prepared_is_found_again_without_loading_the_expert(ws):
     assert link.of(Progress)[-1].finished
 
     link = KeepingLink()
-    again, source_again, held_again = prepared(ws, make_config(ws), link)
-    assert again.pool.loads == 0
+    second, second_source, second_held_out = prepared(ws, make_config(ws), link)
+    assert second.pool.loads == 0
     assert link.of(DataReady) == [ready]
-    assert rows(source_again) == rows(source) and len(held_again) == len(held_out)
+    assert rows(second_source) == rows(source) and len(second_held_out) == len(held_out)
 
 
 @pytest.mark.parametrize("change", [{"loss__temperature": 1.5}, {"targets__top_k": 8}, {"seed": 3}])
-def test_what_targets_depend_on_makes_them_anew(ws, change):
+def test_a_change_of_target_settings_scores_again(ws, change):
     prepared(ws, make_config(ws))
-    again, _, _ = prepared(ws, make_config(ws, **change))
-    assert again.pool.loads == 1
+    second, _, _ = prepared(ws, make_config(ws, **change))
+    assert second.pool.loads == 1
 
 
-def test_what_they_do_not_depend_on_does_not(ws):
+def test_a_change_of_other_settings_does_not_score_again(ws):
     prepared(ws, make_config(ws))
-    again, _, _ = prepared(ws, make_config(ws, optimizer__lr=0.1, loss__alpha=0.3))
-    assert again.pool.loads == 0
+    second, _, _ = prepared(ws, make_config(ws, optimizer__lr=0.1, loss__alpha=0.3))
+    assert second.pool.loads == 0
 
 
-def test_an_experts_files_changed_make_them_anew(ws):
+def test_changed_expert_files_score_again(ws):
     prepared(ws, make_config(ws))
     config = ws.root / "tiny" / "generation_config.json"
     config.write_bytes(config.read_bytes() + b"\n")
-    again, _, _ = prepared(ws, make_config(ws))
-    assert again.pool.loads == 1
+    second, _, _ = prepared(ws, make_config(ws))
+    assert second.pool.loads == 1
 
 
-def test_an_interrupted_scoring_goes_on_to_the_same_targets(ws, tmp_path):
+def test_an_interrupted_scoring_resumes_to_the_same_targets(ws, tmp_path):
     link = KeepingLink()
     calls = 0
 
@@ -122,7 +122,7 @@ def test_an_interrupted_scoring_goes_on_to_the_same_targets(ws, tmp_path):
     assert torch.equal(one.ids, two.ids) and torch.equal(one.mass, two.mass)
 
 
-def test_online_keeps_the_expert_and_scores_only_what_is_held_out(ws):
+def test_online_targets_score_only_the_held_out_text_in_advance(ws):
     setup, source, held_out = prepared(ws, make_config(ws, targets__source="online"))
     assert isinstance(source, OnlineSource) and len(held_out) > 0
     assert source.soft_targets([0], 0, CPU).output is not None
@@ -137,24 +137,24 @@ def test_held_out_text_is_never_trained_on(ws):
     assert held and held.isdisjoint(rows(source))
 
 
-def test_the_trained_tokenizer_is_kept_beside_the_checkpoints(ws):
+def test_the_trained_tokenizer_is_stored_with_the_checkpoints(ws):
     setup = make(ws, make_config(ws), KeepingLink())
     tokenizer = student_tokenizer(setup, read_texts(setup))
     kept = ws.checkpoints_dir / "tokenizer" / "tokenizer.json"
     before = kept.read_bytes()
-    again = student_tokenizer(make(ws, make_config(ws), KeepingLink()), NO_TEXTS)
+    second = student_tokenizer(make(ws, make_config(ws), KeepingLink()), NO_TEXTS)
     assert kept.read_bytes() == before
-    assert again("the river").input_ids == tokenizer("the river").input_ids
+    assert second("the river").input_ids == tokenizer("the river").input_ids
 
 
-def test_an_experts_or_a_folders_tokenizer_can_be_borrowed(ws):
+def test_the_tokenizer_of_an_expert_or_a_folder_can_be_used(ws):
     for wanted in ("tiny", str(ws.root / "tiny")):
         config = make_config(ws, student__tokenizer=wanted)
         tokenizer = student_tokenizer(make(ws, config, KeepingLink()), NO_TEXTS)
         assert len(tokenizer) <= 320 and tokenizer.eos_token == "<|im_end|>"
 
 
-def test_the_experts_answers_are_written_once(ws):
+def test_the_experts_answers_are_cached(ws):
     (ws.root / "gladius.toml").write_text(
         (ws.root / "gladius.toml").read_text() + 'capabilities = ["json"]\n'
     )
@@ -170,11 +170,11 @@ def test_the_experts_answers_are_written_once(ws):
     given = read_texts(make(ws, make_config(ws), KeepingLink())).fixed["tiny"]
     assert texts[-len(given) :] == given and 0 < len(texts) - len(given) <= 3
     assert first.pool.loads == 1
-    again = make(ws, config, KeepingLink())
-    assert read_texts(again).fixed["tiny"] == texts and again.pool.loads == 0
+    second = make(ws, config, KeepingLink())
+    assert read_texts(second).fixed["tiny"] == texts and second.pool.loads == 0
 
 
-def test_a_text_too_short_for_training_and_evaluation_is_told(ws):
+def test_text_that_is_too_short_is_a_usage_error(ws):
     (ws.root / "text.jsonl").write_text('{"text": "one"}\n')
     with pytest.raises(UsageError, match=r"at least one of each.*--data"):
         prepared(ws, make_config(ws))

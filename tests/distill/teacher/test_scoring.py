@@ -1,4 +1,4 @@
-"""How an expert is output: hidden states at the scored positions, cached and online targets."""
+"""Scoring text with an expert: hidden states at the scored positions, cached and online targets."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def blocks(trained, teacher) -> list[TextBlock]:
         chat("One?", "Rivers run.", "Two?", "To the sea.", complete=False),
         document("é🙂\r\n"),
     ]
-    reader = teacher_encoder(teacher)
-    return [block_of(example, trained["prepend"], reader) for example in examples]
+    encoder = teacher_encoder(teacher)
+    return [block_of(example, trained["prepend"], encoder) for example in examples]
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def logits_of(teacher: Teacher, block: TextBlock) -> torch.Tensor:
     return logits[torch.from_numpy(block.teacher_scored) - 1].t().contiguous()
 
 
-def test_a_block_is_heard_as_if_it_were_alone(teacher, blocks, monkeypatch):
+def test_a_block_in_a_batch_gets_the_hidden_states_it_gets_alone(teacher, blocks, monkeypatch):
     expected = torch.cat([logits_of(teacher, block) for block in blocks], dim=1)
     for limit in (1, 200, 10_000):  # one block a pass, some, all padded together
         monkeypatch.setitem(scoring._TOKENS_PER_PASS, "cpu", limit)
@@ -82,7 +82,7 @@ def test_a_block_is_heard_as_if_it_were_alone(teacher, blocks, monkeypatch):
         torch.testing.assert_close(output.logits(3, 9), expected[:, 3:9], rtol=1e-4, atol=1e-5)
 
 
-def test_a_softcap_and_a_bias_of_the_head_are_heard(teacher, blocks):
+def test_softcap_and_bias_of_the_head_are_applied(teacher, blocks):
     plain = teacher_forward(teacher, blocks[:1]).logits(0, 4)
     layer = teacher.model.get_output_embeddings()
     bias = torch.linspace(-1, 1, plain.shape[0])
@@ -94,9 +94,7 @@ def test_a_softcap_and_a_bias_of_the_head_are_heard(teacher, blocks):
     torch.testing.assert_close(capped, 3.0 * ((plain + bias[:, None]) / 3.0).tanh())
 
 
-def test_what_the_expert_itself_makes_of_the_text_is_its_own_cross_entropy(
-    teacher, projector, blocks, tmp_path
-):
+def test_teacher_nats_are_the_experts_own_cross_entropy(teacher, projector, blocks, tmp_path):
     scored = score(teacher, projector, blocks, with_teacher_nats=True)
     total = 0.0
     for part, block in zip(scored, blocks, strict=True):
@@ -152,7 +150,7 @@ def test_cached_targets_are_the_projection_of_each_block(
         np.testing.assert_allclose((part.top_mass.sum(1) + part.tail)[output], 1.0, atol=1e-5)
 
 
-def test_the_same_seed_scores_the_same(teacher, projector, blocks):
+def test_the_same_seed_gives_the_same_targets(teacher, projector, blocks):
     one, two = (score(teacher, projector, blocks, seed=3) for _ in range(2))
     for a, b in zip(one, two, strict=True):
         for name in ("weight", "residual", "entropy", "tail", "top_ids", "top_mass", "draws"):
@@ -162,7 +160,7 @@ def test_the_same_seed_scores_the_same(teacher, projector, blocks):
 def test_online_and_cached_targets_give_the_same_loss(
     trained, teacher, projector, blocks, tmp_path
 ):
-    """With every token kept, the shards hold what the expert says online."""
+    """With every token kept, shards have the same distributions as online targets."""
     size = trained["prepend"].vocabulary.size
     key = msgspec.structs.replace(KEY, top_k=size)
     store = TargetStore(tmp_path, key)
@@ -217,7 +215,7 @@ def test_online_targets_cover_each_position_once(teacher, projector, blocks):
         assert (covered == 1).all()
 
 
-def test_blocks_without_an_answers_end_are_heard_too(teacher, projector, trained):
+def test_blocks_without_an_end_of_turn_are_scored_too(teacher, projector, trained):
     block = block_of(
         chat("Go on.", "and so it", complete=False), trained["prepend"], teacher_encoder(teacher)
     )

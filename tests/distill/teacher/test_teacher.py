@@ -48,13 +48,13 @@ def test_the_expert_is_frozen_and_in_eval_mode(teacher: Teacher) -> None:
     assert not any(p.requires_grad for p in teacher.model.parameters())
 
 
-def test_end_tokens_come_as_registered_and_the_first_is_the_one_written(teacher: Teacher) -> None:
+def test_end_tokens_have_the_registered_order(teacher: Teacher) -> None:
     assert teacher.end_ids == (2, 0)
     assert _with(teacher, end_tokens=()).end_ids == (2,)  # its own config's
     assert _with(teacher, end_tokens=("<|eot_id|>", "<|endoftext|>")).end_ids == (0,)
 
 
-def test_an_expert_that_is_not_there_is_missing(tmp_path: Path) -> None:
+def test_an_absent_expert_is_a_missing_error(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="download tiny"):
         load_teacher(tmp_path / "none", SPEC)
 
@@ -77,7 +77,7 @@ def test_pickled_weights_are_refused_and_their_payload_is_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
+def test_remote_code_of_a_model_is_not_run(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
@@ -90,14 +90,14 @@ def test_code_that_comes_with_a_model_is_not_run(folder: Path, tmp_path: Path) -
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_without_tokenizer_json_is_missing_something(tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer_json_is_a_missing_error(tmp_path: Path) -> None:
     with pytest.raises(MissingError, match=r"tokenizer\.json"):
         load_tokenizer(tmp_path, SPEC)
 
 
 @pytest.mark.parametrize("name", ["llama2", "qwen3", "llama3", "gpt2", "mistral"])
 @pytest.mark.parametrize("kind", [None, "LlamaTokenizer"])
-def test_real_tokenizers_obey_their_tokenizer_json_whatever_their_class(
+def test_real_tokenizers_encode_as_their_tokenizer_json_for_every_class(
     name: str, kind: str | None, tmp_path: Path
 ) -> None:
     source = REAL / name
@@ -141,7 +141,7 @@ def test_a_template_renders_up_to_where_the_answer_begins(teacher: Teacher) -> N
     )
 
 
-def test_where_a_template_refuses_system_turns_they_go_before_the_users(teacher: Teacher) -> None:
+def test_refused_system_turns_are_put_before_the_user_turn(teacher: Teacher) -> None:
     refusing = (
         "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}"
         "{% endif %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -155,7 +155,7 @@ def test_where_a_template_refuses_system_turns_they_go_before_the_users(teacher:
     assert text == "user: be short\n\nhi\n"
 
 
-def test_phi_reads_instruct_and_output(teacher: Teacher) -> None:
+def test_the_phi_format_is_instruct_and_output(teacher: Teacher) -> None:
     phi = _with(teacher, chat="phi")
     chat = [Message("system", "be short"), Message("user", "hi")]
     assert phi.render(chat) == "Instruct: be short\n\nhi\nOutput: "

@@ -45,8 +45,8 @@ def _nothing(_: object) -> None:
     pass
 
 
-class Knowing(Teacher):
-    """Answers what it is told to, and counts how often it is asked."""
+class FixedAnswers(Teacher):
+    """Gives fixed answers and counts its calls."""
 
     answers: dict[str, Answer]
     calls = 0
@@ -57,21 +57,21 @@ class Knowing(Teacher):
         return [self.answers[chat[-1].content] for chat in conversations]
 
 
-def _knowing(teacher: Teacher, answers: dict[str, Answer]) -> Knowing:
-    knowing = Knowing(teacher.model, teacher.tokenizer, teacher.spec)
-    knowing.answers = answers
-    return knowing
+def _with_answers(teacher: Teacher, answers: dict[str, Answer]) -> FixedAnswers:
+    generator = FixedAnswers(teacher.model, teacher.tokenizer, teacher.spec)
+    generator.answers = answers
+    return generator
 
 
-def test_right_answers_are_counted_by_capability(teacher: Teacher) -> None:
+def test_correct_answers_are_counted_by_capability(teacher: Teacher) -> None:
     prompts = [_prompt("math", "a"), _prompt("math", "b"), _prompt("code", "c")]
     answers = {"a": Answer("It is 4.", True), "b": Answer("It is 5.", True), "c": Answer("4", True)}
-    row = score(_knowing(teacher, answers), prompts, 8, _nothing, "me")
+    row = score(_with_answers(teacher, answers), prompts, 8, _nothing, "me")
     found = [(s.capability, s.right, s.asked) for s in row.scores]
     assert row.who == "me" and found == [("math", 1, 2), ("code", 1, 1)]
 
 
-def test_a_cut_answer_is_wrong_where_there_is_something_to_check() -> None:
+def test_a_cut_answer_is_wrong_unless_the_text_is_open() -> None:
     assert not is_right(_prompt("math"), Answer("It is 4", False))
     open_text = _prompt("fluency", check=FormatCheck(words=(3, 100)))
     assert is_right(open_text, Answer("The sea was calm that", False))
@@ -82,7 +82,7 @@ def test_a_cut_answer_is_wrong_where_there_is_something_to_check() -> None:
     assert not is_right(code, Answer("```python\ndef f():\n    return 2\n```", True))
 
 
-def test_prompts_that_do_not_fit_are_put_to_nobody() -> None:
+def test_prompts_that_do_not_fit_are_not_used() -> None:
     def length(prompt: Prompt) -> int:
         return len(prompt.messages[-1].content)
 
@@ -92,19 +92,19 @@ def test_prompts_that_do_not_fit_are_put_to_nobody() -> None:
     assert choose_measured(length, ["math"], 5, 10) == []
 
 
-def test_an_expert_is_asked_once(teacher: Teacher, tmp_path: Path) -> None:
-    knowing = _knowing(teacher, {"a": Answer("4", True)})
+def test_an_experts_scores_are_cached(teacher: Teacher, tmp_path: Path) -> None:
+    generator = _with_answers(teacher, {"a": Answer("4", True)})
     prompts = [_prompt("math", "a")]
 
     def row(state: str = "one") -> CapabilitiesScored:
-        return score_expert(tmp_path, "tiny", state, prompts, 8, lambda: knowing, _nothing)
+        return score_expert(tmp_path, "tiny", state, prompts, 8, lambda: generator, _nothing)
 
-    assert row() == row() and knowing.calls == 1
+    assert row() == row() and generator.calls == 1
     row("another state of its files")
-    assert knowing.calls == 2
+    assert generator.calls == 2
     for path in tmp_path.iterdir():
         path.write_bytes(path.read_bytes()[:-5])
-    assert row().scores == row().scores and knowing.calls == 3
+    assert row().scores == row().scores and generator.calls == 3
 
 
 FIELDS = {
@@ -117,8 +117,8 @@ FIELDS = {
 }
 
 
-def test_student_and_expert_are_scored_and_training_is_not_disturbed(ws: Workspace) -> None:
-    """The same losses to the last bit, with the table and without it."""
+def test_capability_scores_do_not_change_training(ws: Workspace) -> None:
+    """The losses are bit-identical with and without the scores."""
     losses = {}
     for count in (2, 0):
         link = KeepingLink()
@@ -135,7 +135,7 @@ def test_student_and_expert_are_scored_and_training_is_not_disturbed(ws: Workspa
     assert losses[2] == losses[0]
 
 
-def test_a_run_tells_each_experts_row_once(ws: Workspace) -> None:
+def test_a_run_reports_each_experts_scores_once(ws: Workspace) -> None:
     link = KeepingLink()
     assert train(ws, make_config(ws, **FIELDS), link) == 0
     rows = link.of(CapabilitiesScored)

@@ -84,7 +84,7 @@ def test_the_whole_is_over_all_bytes(parts):
         "tokens_per_batch": 512,
         "device": CPU,
         "dtype": torch.float32,
-        "beat": lambda doing: None,
+        "heartbeat": lambda activity: None,
     }
     done = evaluate(model, {"a": store, "b": store}, **settings)
     assert len(done.scores) == 2

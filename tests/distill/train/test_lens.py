@@ -1,4 +1,4 @@
-"""The lens shows what a plain pass of student and expert says, and disturbs nothing."""
+"""The lens shows the distributions of a plain forward pass, and changes no state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from tests.support.small_run import make_config, make_root, prepare
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """(workspace, config, student, the expert's part, lens)"""
+    """(workspace, config, student, the expert's probes, lens)"""
     ws = make_root(tmp_path_factory.mktemp("root"))
     config = make_config(ws)
     tokenizer, prepared = prepare(ws, config)
     model = build_student(config.student, tokenizer, 0)
-    with torch.no_grad():  # far enough from uniform for a difference to be seen
+    with torch.no_grad():  # far enough from uniform for a measurable difference
         model.model.embed_tokens.weight.mul_(4)
     probes = prepared["tiny"].probes
     assert probes is not None
@@ -36,7 +36,7 @@ def readings(parts) -> list[ProbeRead]:
     return list(parts[4].read(parts[2], torch.float32))
 
 
-def test_every_sentence_is_read_and_its_tokens_spell_it(parts):
+def test_every_sentence_is_shown_and_its_tokens_spell_it(parts):
     found = readings(parts)
     assert [r.probe for r in found] == list(range(len(lens.sentences())))
     for reading, example in zip(found, lens.sentences(), strict=True):
@@ -47,9 +47,9 @@ def test_every_sentence_is_read_and_its_tokens_spell_it(parts):
         assert all(p.tokens[p.follows].text == p.text for p in reading.positions)
 
 
-def test_the_student_s_part_is_that_of_a_plain_pass(parts):
+def test_the_students_probabilities_are_those_of_a_plain_forward_pass(parts):
     _, _, model, probes, _ = parts
-    for reading, row in zip(readings(parts), probes.rows, strict=True):
+    for reading, row in zip(readings(parts), probes.blocks, strict=True):
         with torch.no_grad():
             p = model.eval()(torch.from_numpy(row.ids)[None]).logits[0].double().softmax(1)
         for position, at in zip(reading.positions, row.scored, strict=True):
@@ -59,14 +59,14 @@ def test_the_student_s_part_is_that_of_a_plain_pass(parts):
             assert best == pytest.approx(float(p[at - 1].max()), abs=1e-4)
 
 
-def test_the_expert_s_part_is_a_distribution_and_kl_is_the_plain_formula(parts):
+def test_the_experts_probabilities_sum_to_1_and_kl_is_the_plain_formula(parts):
     _, _, model, probes, _ = parts
-    heard = probes.kept > 0
-    assert heard.mean() > 0.5
-    np.testing.assert_allclose(probes.q[heard].sum(1), 1.0, atol=1e-4)
-    assert not probes.q[~heard].any()
+    has_target = probes.kept > 0
+    assert has_target.mean() > 0.5
+    np.testing.assert_allclose(probes.q[has_target].sum(1), 1.0, atol=1e-4)
+    assert not probes.q[~has_target].any()
     first = readings(parts)[0]
-    row = probes.rows[0]
+    row = probes.blocks[0]
     with torch.no_grad():
         log_p = model.eval()(torch.from_numpy(row.ids)[None]).logits[0].double().log_softmax(1)
     for n, position in enumerate(first.positions):
@@ -96,7 +96,7 @@ def test_reading_draws_no_random_number_and_changes_no_weight(parts):
     assert all(torch.equal(w, before[name]) for name, w in model.named_parameters())
 
 
-def test_a_student_of_nan_is_told_without_numbers(parts):
+def test_a_student_of_nan_has_no_kl(parts):
     _, _, model, _, made = parts
     broken = type(model)(model.config)
     with torch.no_grad():
@@ -106,18 +106,18 @@ def test_a_student_of_nan_is_told_without_numbers(parts):
     assert all(decode_event(encode(r)) == r for r in found)
 
 
-def test_the_expert_s_part_is_kept_with_its_targets_and_found_on_resume(parts, tmp_path):
+def test_the_probes_are_stored_with_the_targets_and_found_on_resume(parts, tmp_path):
     ws, config, _, probes, _ = parts
-    _, again = prepare(ws, config)  # the stores are complete: no expert is asked
-    kept = again["tiny"].probes
+    _, prepared = prepare(ws, config)  # the shards are complete: no expert is loaded
+    kept = prepared["tiny"].probes
     assert kept is not None
     assert np.array_equal(kept.q, probes.q) and np.array_equal(kept.kept, probes.kept)
-    assert [r.ids.tolist() for r in kept.rows] == [r.ids.tolist() for r in probes.rows]
-    assert [r.scored.tolist() for r in kept.rows] == [r.scored.tolist() for r in probes.rows]
+    assert [r.ids.tolist() for r in kept.blocks] == [r.ids.tolist() for r in probes.blocks]
+    assert [r.scored.tolist() for r in kept.blocks] == [r.scored.tolist() for r in probes.blocks]
 
 
 @pytest.mark.parametrize("harm", ["absent", "cut", "other sentences"])
-def test_what_was_not_kept_whole_is_not_shown(parts, tmp_path, harm, monkeypatch):
+def test_damaged_or_outdated_probes_are_not_loaded(parts, tmp_path, harm, monkeypatch):
     path = tmp_path / "probes.safetensors"
     save_probes(path, parts[3])
     assert load_probes(path) is not None
@@ -126,6 +126,6 @@ def test_what_was_not_kept_whole_is_not_shown(parts, tmp_path, harm, monkeypatch
     elif harm == "cut":
         path.write_bytes(path.read_bytes()[:-100])
     else:
-        former = lens.sentences()
-        monkeypatch.setattr(lens, "sentences", lambda: former[1:])
+        sentences = lens.sentences()
+        monkeypatch.setattr(lens, "sentences", lambda: sentences[1:])
     assert load_probes(path) is None

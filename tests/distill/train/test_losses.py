@@ -173,11 +173,11 @@ def test_a_student_that_equals_its_target_has_no_kl_and_no_gradient(temperature)
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_identical_tokenizers_give_plain_distillation(trained, kind, temperature):
     """Through alignment, projection, temperature and targets: KL(softmax(t/T)) + CE as always."""
-    reader = trained["byte_level"]
-    block = block_of(chat("Tell me of rivers.", PROSE), reader, reader)
-    size, count = reader.vocabulary.size, len(block.student_scored)
+    encoder = trained["byte_level"]
+    block = block_of(chat("Tell me of rivers.", PROSE), encoder, encoder)
+    size, count = encoder.vocabulary.size, len(block.student_scored)
     logits = random_logits(size, count, 1)
-    projected = project_all(projector_of(reader, reader), logits, block)
+    projected = project_all(projector_of(encoder, encoder), logits, block)
     q_t = temper(projected.q.clone(), temperature)
     if kind == "dense":
         soft = SoftTargets(

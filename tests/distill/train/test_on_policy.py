@@ -1,4 +1,4 @@
-"""On-policy rounds: the student writes, the expert judges, and a resumed run is the same run."""
+"""On-policy rounds: the student writes, the expert scores, and a resumed run is the same run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.small_run import (
     weights,
 )
 
-OWN = {
+ON_POLICY = {
     "schedule__on_policy_share": 0.5,
     "schedule__on_policy_from": 0.25,
     "schedule__on_policy_interval": 6,
@@ -46,7 +46,7 @@ def ws(tmp_path) -> Workspace:
     return make_root(tmp_path)
 
 
-def wrote(link: KeepingLink) -> list[int]:
+def rounds_written(link: KeepingLink) -> list[int]:
     """Steps after which the student wrote a round."""
     return [
         e.step for e in link.of(LogLine) if e.text.startswith("on-policy round: the student wrote")
@@ -60,14 +60,14 @@ def losses(link: KeepingLink) -> dict[int, str]:
 # --- The loss --------------------------------------------------------------
 
 
-def test_of_its_own_text_the_student_learns_the_experts_opinion_alone():
+def test_text_of_the_student_has_no_cross_entropy():
     generator = torch.Generator().manual_seed(0)
     n, size, width, alpha, temperature = 9, 17, 8, 0.4, 2.0
     hidden = torch.randn(n, width, generator=generator, dtype=torch.float64, requires_grad=True)
     matrix = torch.randn(size, width, generator=generator, dtype=torch.float64)
     q = torch.rand(n, size, generator=generator, dtype=torch.float64).softmax(1)
     weight = torch.rand(n, generator=generator, dtype=torch.float64)
-    weight[2] = 0.0  # not heard: then nothing at all is learnt there
+    weight[2] = 0.0  # no soft target: nothing is learnt at this position
     soft = SoftTargets(weight=weight, entropy=-(q * q.log()).sum(1), dense=q)
     labels = torch.randint(0, size, (n,), generator=generator)
     parts = distillation_loss(
@@ -93,21 +93,23 @@ def test_of_its_own_text_the_student_learns_the_experts_opinion_alone():
 # --- OnPolicyRounds ----------------------------------------------------------------
 
 
-def test_no_round_is_written_unless_asked_for(ws):
+def test_no_round_is_written_by_default(ws):
     link = KeepingLink()
     assert train(ws, make_config(ws), link) == 0
-    assert wrote(link) == []
+    assert rounds_written(link) == []
 
 
-def test_nothing_can_be_learnt_of_an_opinion_that_does_not_count(ws):
+def test_on_policy_training_needs_soft_targets(ws):
     with pytest.raises(UsageError, match=r"loss\.alpha is 0"):
-        make_config(ws, **{**OWN, "loss__alpha": 0})
+        make_config(ws, **{**ON_POLICY, "loss__alpha": 0})
 
 
 @pytest.mark.parametrize("source", ["cached", "online"])
 def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
     link = KeepingLink()
-    trainer = make_trainer(ws, make_config(ws, **OWN, targets__source=source), link, ws.root / "c")
+    trainer = make_trainer(
+        ws, make_config(ws, **ON_POLICY, targets__source=source), link, ws.root / "c"
+    )
     shares: dict[int, float] = {}
     mixer = trainer.batches.mixer
     choose_rows = mixer.next
@@ -121,7 +123,7 @@ def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
     mixer.next = counting  # type: ignore[method-assign]
     assert trainer.run() == "completed"
     # a quarter of 24 steps; the unified phase begins at step 15
-    assert wrote(link) == [6, 12, 14, 20]
+    assert rounds_written(link) == [6, 12, 14, 20]
     assert all(shares[step] == 0 for step in range(1, 7))
     assert shares[7] == 0.5
     assert all(
@@ -132,8 +134,8 @@ def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
     assert on_policy[True] <= 1 and on_policy[False] == 1
 
 
-def test_a_rounds_rows_are_learnt_from_at_most_twice(ws):
-    config = make_config(ws, **{**OWN, "schedule__on_policy_interval": 20})
+def test_the_rows_of_a_round_are_trained_on_at_most_twice(ws):
+    config = make_config(ws, **{**ON_POLICY, "schedule__on_policy_interval": 20})
     trainer = make_trainer(ws, config, KeepingLink(), ws.root / "c")
     assert trainer.run() == "completed"
     batches = trainer.batches
@@ -147,9 +149,9 @@ def test_a_rounds_rows_are_learnt_from_at_most_twice(ws):
     assert batches.mix(trainer.schedule, 24) == {"tiny": 1.0}
 
 
-def test_what_the_student_writes_follows_from_its_weights_seed_and_step(ws):
-    trainer = make_trainer(ws, make_config(ws, **OWN), KeepingLink(), ws.root / "c")
-    rounds = on_policy_rounds(ws, make_config(ws, **OWN))
+def test_a_round_is_a_function_of_weights_seed_and_step(ws):
+    trainer = make_trainer(ws, make_config(ws, **ON_POLICY), KeepingLink(), ws.root / "c")
+    rounds = on_policy_rounds(ws, make_config(ws, **ON_POLICY))
     one = rounds.write(trainer.session.model, 7, {"tiny": 1.0})
     assert rounds.write(trainer.session.model, 7, {"tiny": 1.0}) == one
     assert rounds.write(trainer.session.model, 8, {"tiny": 1.0}) != one
@@ -158,16 +160,16 @@ def test_what_the_student_writes_follows_from_its_weights_seed_and_step(ws):
         assert example.messages is not None and example.messages[-1].role == "assistant"
         assert example.messages[0].content == "Tell of the river."
     source = rounds.open(one)["tiny"][one.source_name("tiny")]
-    again = rounds.open(one)["tiny"][one.source_name("tiny")]
+    reopened = rounds.open(one)["tiny"][one.source_name("tiny")]
     for epoch in range(PASSES):
-        a, b = (list(s.soft_targets([0, 1], epoch, CPU).chunks(64)) for s in (source, again))
+        a, b = (list(s.soft_targets([0, 1], epoch, CPU).chunks(64)) for s in (source, reopened))
         assert all(torch.equal(x[1].mass, y[1].mass) for x, y in zip(a, b, strict=True))
         assert all(torch.equal(x[1].ids, y[1].ids) for x, y in zip(a, b, strict=True))
         assert all(x[1].text_weight == 0.0 for x in a)
 
 
-def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
-    """Neither where text that is there has families, nor where the prompts themselves are asked."""
+def test_held_out_prompts_are_not_used(ws):
+    """Neither of text in memory with families, nor of the prompts of the bank."""
     families = [f"family {n}" for n in range(160)]
     with open(ws.root / "text.jsonl", "w") as file:
         for family in families:
@@ -175,14 +177,16 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
                 turns = [("user", f"{family}, {n}: what is it?"), ("assistant", "A river. " * 4)]
                 messages = [{"role": role, "content": text} for role, text in turns]
                 file.write(json.dumps({"family": family, "messages": messages}) + "\n")
-    _, parts = prepare(ws, make_config(ws, **OWN))
+    _, parts = prepare(ws, make_config(ws, **ON_POLICY))
     asked = Counter(p[0].content.partition(",")[0] for p in parts["tiny"].on_policy.prompts)
     assert len(asked) > 120 and set(asked.values()) == {3}
     assert not any(is_reserved(family) for family in asked)
 
     (ws.root / "text.jsonl").write_text('{"text": "A river and a town on its bank."}\n' * 9)
     reserved = {p.messages for p in load_prompts(["math"]) if is_reserved(p.group)}
-    config = make_config(ws, **OWN, **{"data__capabilities": '["math"]', "data__held_out": 0.3})
+    config = make_config(
+        ws, **ON_POLICY, **{"data__capabilities": '["math"]', "data__held_out": 0.3}
+    )
     with open(ws.root / "text.jsonl", "a") as file:
         file.writelines(json.dumps({"text": f"The river {n} " * 5}) + "\n" for n in range(30))
     _, parts = prepare(ws, config)
@@ -193,8 +197,8 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
 @pytest.mark.parametrize(
     ("source", "stops"), [("cached", (6, 9)), ("cached", (5, 21)), ("online", (7, 14))]
 )
-def test_a_run_interrupted_around_its_rounds_goes_on_exactly(ws, tmp_path, source, stops):
-    config = make_config(ws, **OWN, targets__source=source)
+def test_a_run_interrupted_around_its_rounds_resumes_exactly(ws, tmp_path, source, stops):
+    config = make_config(ws, **ON_POLICY, targets__source=source)
     whole = KeepingLink()
     uninterrupted = make_trainer(ws, config, whole, tmp_path / "whole")
     assert uninterrupted.run() == "completed"
