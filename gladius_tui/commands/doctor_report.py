@@ -14,7 +14,7 @@ from gladius_tui.format import number, percent
 from gladius_tui.terminal import paint, print_lines, use_colour
 
 _MARKS = {"ok": ("✓", "green"), "note": ("·", "dim"), "warn": ("!", "yellow"), "fail": ("✗", "red")}
-_QUALITIES = {"good": "green", "fair": "yellow", "poor": "red"}
+_GRADES = {"good": "green", "fair": "yellow", "poor": "red"}
 _TOPIC_WIDTH = 16
 _MAX_WIDTH = 100
 _COLUMNS = (
@@ -25,7 +25,7 @@ _COLUMNS = (
     ("skipped", "blocks of text on which the tokens can't be aligned"),
     ("weight", "mean weight of the expert's distribution in the loss, at most 1.00"),
     ("residual", "probability mass for which the student has no token"),
-    ("quality", "good, fair or poor: by the weight where it is known, else by aligned"),
+    ("grade", "good, fair or poor: by the weight where it is known, else by aligned"),
 )
 """The columns of the tokenizer table and what they mean."""
 
@@ -121,8 +121,8 @@ def _table_lines(audits: Sequence[TokenizersAudited], colour: bool) -> list[str]
         if row is header:
             lines.append(paint(line, "dim", colour))
         else:
-            quality = row[-1]
-            lines.append(line.removesuffix(quality) + paint(quality, _QUALITIES[quality], colour))
+            grade = row[-1]
+            lines.append(line.removesuffix(grade) + paint(grade, _GRADES[grade], colour))
     return lines
 
 
