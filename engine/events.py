@@ -10,6 +10,8 @@ from typing import Literal
 
 import msgspec
 
+from engine.units import duration, size
+
 Job = Literal["download", "train", "export", "validate", "audit", "data"]
 
 
@@ -519,3 +521,198 @@ def decode_event(data: bytes | str) -> AnyEvent:
 def decode_command(data: bytes | str) -> AnyCommand:
     """The command in `data`; raises msgspec.MsgspecError when it is none."""
     return _command_decoder.decode(data)
+
+
+_GUARDS = {
+    "non_finite": "non-finite numbers",
+    "spike": "loss spike",
+    "out_of_memory": "out of memory",
+}
+_STALLS = {
+    "stalled": "the worker does not respond",
+    "stopped": "the worker is suspended (SIGSTOP)",
+    "going on": "the worker responds again",
+}
+_REASONS = {
+    "interval": "",
+    "asked": "requested",
+    "stop": "before stopping",
+    "best": "best weights so far",
+    "decay": "before the learning rate decays",
+    "final": "end of training",
+    "phase": "end of a phase",
+}
+
+
+def describe(event: AnyEvent) -> str | None:
+    """The event in one line of plain text, for logs, terminals and the app.
+
+    None for heartbeats, readings of the hardware and probes, which are only shown as figures.
+    """
+    match event:
+        case RunStarted() | RunPaused() | RunResumed() | RunEnded() | PhaseStarted():
+            return _describe_run(event)
+        case StepDone() | EvalDone() | CapabilitiesScored() | SampleDrawn():
+            return _describe_training(event)
+        case DataReady() | AnswersJudged() | TokenizersAudited() | SpeedMeasured():
+            return _describe_data(event)
+        case CheckpointSaved() | CheckpointRejected() | GuardTripped():
+            return _describe_safety(event)
+        case Progress():
+            return _describe_progress(event)
+        case LogLine():
+            return event.text if event.level == "info" else f"{event.level}: {event.text}"
+        case CheckDone() | ReportDone() | Exported():
+            return _describe_result(event)
+    return None
+
+
+def outcome(event: RunEnded) -> str:
+    """How a job ended, without the reason: `stopped at step 1,200`."""
+    return f"{event.status}{_at_step(event)}"
+
+
+def _at_step(event: Event) -> str:
+    """` at step N`; empty for jobs without steps, and before the first."""
+    return f" at step {event.step:,}" if event.step else ""
+
+
+def _describe_run(
+    event: RunStarted | RunPaused | RunResumed | RunEnded | PhaseStarted,
+) -> str:
+    match event:
+        case RunStarted():
+            how = "started"
+            if event.resumed_from is not None:
+                how = f"resumed from step {event.resumed_from:,}"
+            facts = [f"run {event.run_id} {how}", event.preset and f"preset {event.preset}"]
+            facts.append(f"{event.device} {event.precision}".strip())
+            facts.append(f"attempt {event.attempt}" if event.attempt > 1 else "")
+            return " · ".join(fact for fact in facts if fact)
+        case PhaseStarted():
+            text = f"phase {event.phase}/{event.phases}: {event.name}"
+            if event.last_step is not None and event.last_step > event.first_step:
+                return f"{text} · steps {event.first_step:,}–{event.last_step:,}"
+            if event.last_step is not None and event.last_step == event.first_step:
+                return f"{text} · step {event.first_step:,}"
+            return f"{text} · from step {event.first_step:,}" if event.first_step else text
+        case RunPaused():
+            return f"paused{_at_step(event)}"
+        case RunResumed():
+            return f"resumed{_at_step(event)}"
+        case RunEnded():
+            text = outcome(event)
+            if event.reason.startswith(text):
+                return event.reason
+            return f"{text}: {event.reason}" if event.reason else text
+
+
+def _describe_training(event: StepDone | EvalDone | CapabilitiesScored | SampleDrawn) -> str:
+    match event:
+        case StepDone(skipped=True):
+            return f"step {event.step:,} skipped"
+        case StepDone():
+            return (
+                f"step {event.step:,}  loss {_number(event.loss)}  kl {_number(event.kl)}  "
+                f"ce {_number(event.ce)}  lr {event.lr:.1e}  {event.tokens_per_sec:,.0f} tok/s"
+            )
+        case EvalDone():
+            best = ", best so far" if event.best else ""
+            return f"step {event.step:,}: {event.bits_per_byte:.3f} bits/byte held out{best}"
+        case CapabilitiesScored():
+            scores = (f"{score.capability} {score.right}/{score.asked}" for score in event.scores)
+            return f"{event.who} answered correctly: {' · '.join(scores)}"
+        case SampleDrawn():
+            return f"sample {event.prompt!r}: {event.text!r}"
+
+
+def _describe_data(
+    event: DataReady | AnswersJudged | TokenizersAudited | SpeedMeasured,
+) -> str:
+    match event:
+        case DataReady():
+            skipped = f", {event.skipped_blocks:,} blocks skipped" if event.skipped_blocks else ""
+            return (
+                f"{event.expert}: {event.blocks:,} blocks + {event.held_out_blocks:,} held out, "
+                f"{event.positions:,} positions, {event.aligned:.0%} aligned, "
+                f"mean weight {event.mean_weight:.2f}{skipped}"
+            )
+        case AnswersJudged():
+            dropped: dict[str, int] = {}
+            for count in event.counts:
+                if count.reason:
+                    dropped[count.reason] = dropped.get(count.reason, 0) + count.count
+            text = f"{event.expert}: {event.kept:,} of {event.written:,} answers kept"
+            most = sorted(dropped.items(), key=lambda item: -item[1])
+            reasons = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in most)
+            return f"{text}; dropped: {reasons}" if reasons else text
+        case TokenizersAudited():
+            if event.problem:
+                return f"{event.expert}: {event.problem}"
+            return (
+                f"{event.expert}: {event.positions:,} positions, {event.aligned:.0%} aligned, "
+                f"{event.reachable:.0%} of the student's tokens reachable"
+            )
+        case SpeedMeasured():
+            return f"{event.device} {event.precision}: {event.flops / 1e12:.2f} TFLOPS"
+
+
+def _describe_safety(event: CheckpointSaved | CheckpointRejected | GuardTripped) -> str:
+    match event:
+        case CheckpointSaved():
+            took = duration(event.seconds) if event.seconds >= 1 else "under 1s"
+            facts = [f"{size(event.bytes)} in {took}", _REASONS[event.reason]]
+            if event.best and event.reason != "best":
+                facts.append(_REASONS["best"])
+            known = ", ".join(fact for fact in facts if fact)
+            return f"checkpoint of step {event.step:,} saved ({known}): {event.path}"
+        case CheckpointRejected():
+            moved = f"; moved to {event.moved_to}" if event.moved_to else ""
+            return f"checkpoint {event.path} is not used: {event.reason}{moved}"
+        case GuardTripped(guard="stall"):
+            return _STALLS.get(event.action, event.action)
+        case GuardTripped(guard="worker"):
+            return event.action
+        case GuardTripped():
+            value = "" if event.value is None else f" ({event.value:.4g})"
+            name = _GUARDS.get(event.guard, event.guard)
+            return f"{name}{_at_step(event)}: {event.action}{value}"
+
+
+def _describe_progress(event: Progress) -> str:
+    is_bytes = event.unit in ("B", "bytes")
+
+    def amount(value: float) -> str:
+        return size(value) if is_bytes else f"{value:,.0f}"
+
+    if not event.total and not event.done:
+        return f"{event.label} …"
+    parts = [amount(event.done)]
+    if event.total:
+        parts[0] += f" of {amount(event.total)}"
+    if event.unit and not is_bytes:
+        parts[0] += f" {event.unit}"
+    if event.total:
+        parts.append(f"{event.done / event.total:.0%}")
+    if event.rate:
+        parts.append(f"{amount(event.rate)}{'' if is_bytes else ' ' + event.unit}/s".strip())
+    if event.eta is not None and not event.finished:
+        parts.append(f"eta {duration(event.eta)}")
+    return f"{event.label}  {'  '.join(parts)}"
+
+
+def _describe_result(event: CheckDone | ReportDone | Exported) -> str:
+    match event:
+        case CheckDone(verdict="skip"):
+            return f"{event.title}: skipped, {event.meaning}"
+        case CheckDone():
+            bound = f" ({event.bound})" if event.bound else ""
+            return f"{event.title}: {event.verdict}, {event.value}{bound}"
+        case ReportDone():
+            return f"{event.verdict}; report: {event.path}"
+        case Exported():
+            return f"{event.path} written ({event.weights}, {size(event.bytes)}): {event.parity}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"

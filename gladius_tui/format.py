@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.units import size
+from engine.units import duration, size
 
 __all__ = [
     "MILESTONES",
@@ -27,20 +27,6 @@ MILESTONES = ((100e6, "100M"), (250e6, "250M"), (500e6, "500M"), (750e6, "750M")
 """Parameter counts that the progress of a student is marked with."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as `45s`, `6m12`, `3h05`, `2d04h`; `–` where unknown."""
-    if seconds is None:
-        return NONE
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
 
 
 def time_ago(seconds: float) -> str:

@@ -35,9 +35,11 @@ from engine.events import (
     RunStarted,
     SampleDrawn,
     StepDone,
+    describe,
     encode,
+    outcome,
 )
-from gladius_tui.format import duration, size
+from gladius_tui.format import duration
 
 PROGRESS_SECONDS = 5.0
 """Least time between two lines of the same task."""
@@ -64,29 +66,6 @@ def paint(text: str, style: str, colour: bool) -> str:
     return f"\x1b[{_STYLES[style]}m{text}\x1b[0m" if colour and style else text
 
 
-def acknowledgement(event: AnyEvent) -> str:
-    """What a command's answer says, in a line."""
-    match event:
-        case RunPaused():
-            return f"paused{_at(event)}"
-        case RunResumed():
-            return f"going on from step {event.step:,}" if event.step else "going on"
-        case CheckpointSaved():
-            return f"checkpoint of step {event.step:,} saved: {event.path} ({size(event.bytes)})"
-        case RunEnded(status="completed"):
-            return f"completed{_at(event)}"
-        case RunEnded(status="stopped"):
-            return f"stopped{_at(event)}"
-        case RunEnded():
-            return f"failed{_at(event)}: {event.reason}"
-    return f"{type(event).__name__}{_at(event)}"
-
-
-def _at(event: AnyEvent) -> str:
-    """` at step N`; empty for jobs that take no steps, and before the first."""
-    return f" at step {event.step:,}" if event.step else ""
-
-
 class Renderer:
     """Turns a run's events, in order, into lines."""
 
@@ -109,52 +88,38 @@ class Renderer:
                 return self._run_started(event)
             case PhaseStarted():
                 return self._phase_started(event)
-            case DataReady():
-                return self._data_ready(event)
             case StepDone():
                 return self._step_done(event)
             case EvalDone():
                 return self._eval_done(event)
-            case CapabilitiesScored():
-                return self._capabilities(event)
-            case AnswersJudged():
-                return self._answers_judged(event)
             case SampleDrawn():
                 return self._sample_drawn(event)
             case Progress():
                 return self._progress(event)
             case CheckpointSaved():
-                kept = ", best so far" if event.best and event.reason != "best" else ""
-                text = f"step {event.step:,} saved, {size(event.bytes)} in {event.seconds:.1f} s"
-                return [self._item("checkpoint", f"{text} ({event.reason}{kept})", "green")]
-            case CheckpointRejected():
-                moved = f"; moved to {event.moved_to}" if event.moved_to else ""
-                text = f"{event.path} is not used: {event.reason}{moved}"
-                return [self._item("checkpoint", text, "yellow")]
-            case GuardTripped():
-                value = "" if event.value is None else f" ({event.value:.4g})"
-                name = event.guard.replace("_", " ")
-                return [self._item("guard", f"{name}: {event.action}{value}", "yellow")]
+                return self._described(event, "green")
+            case CheckpointRejected() | GuardTripped() | RunPaused() | RunResumed():
+                return self._described(event, "yellow")
             case LogLine():
                 style = {"warning": "yellow", "error": "red"}.get(event.level, "")
-                label = event.level if style else ""
-                return [self._item(label, event.text, style)]
+                return self._described(event, style)
+            case DataReady():
+                return self._described(event)
+            case AnswersJudged() | CapabilitiesScored():
+                return textwrap.wrap(
+                    f"  {describe(event)}",
+                    self._width,
+                    subsequent_indent="    ",
+                    break_on_hyphens=False,
+                )
             case CheckDone():
                 return self._check_done(event)
             case ReportDone():
                 return self._report_done(event)
             case Exported():
                 path = Path(_short_path(event.path))
-                return [
-                    "",
-                    self._item("gguf", f"{path} ({event.weights}, {size(event.bytes)})", "green"),
-                    self._item("parity", event.parity),
-                    self._item("beside", ", ".join(str(path.with_name(n)) for n in event.beside)),
-                ]
-            case RunPaused():
-                return [self._item("paused", f"{_at(event)} ({event.reason})".strip(), "yellow")]
-            case RunResumed():
-                return [self._item("resumed", _at(event).strip(), "yellow")]
+                beside = ", ".join(str(path.with_name(name)) for name in event.beside)
+                return ["", *self._described(event, "green"), self._item("beside", beside)]
             case RunEnded():
                 return self._run_ended(event)
         return []
@@ -165,6 +130,9 @@ class Renderer:
     def _item(self, label: str, text: str, style: str = "") -> str:
         return f"  {self._style(f'{label:<10}', style)} {text}" if label else f"  {text}"
 
+    def _described(self, event: AnyEvent, style: str = "") -> list[str]:
+        return [f"  {self._style(describe(event) or '', style)}"]
+
     def _heading(self, text: str) -> str:
         rule = "─" * max(4, min(self._width, 100) - len(text) - 4)
         return f"{self._style('── ' + text, 'bold')} {self._style(rule, 'dim')}"
@@ -173,52 +141,25 @@ class Renderer:
         self._log_interval = int(event.config.get("schedule", {}).get("log_interval", 1))
         self._max_steps = event.max_steps
         self._titles = {expert.name: expert.title for expert in event.experts}
-        facts = [event.job]
-        if event.preset:
-            facts.append(f"preset {event.preset}")
-        if event.device:
-            facts.append(f"{event.device} {event.precision}".strip())
+        lines = [self._style("GLADIUS  ", "bold") + (describe(event) or "")]
+        about = [f"{event.job} job", f"pid {event.pid}"]
         if event.target_params:
-            facts.append(f"{event.target_params:,} parameters")
+            about.append(f"{event.target_params:,} parameters")
         if event.tokens_per_step:
-            facts.append(f"{event.tokens_per_step:,} tokens a step")
-        lines = [self._style("GLADIUS  ", "bold") + " · ".join(facts)]
-        about = [f"run {event.run_id}", f"pid {event.pid}"]
-        if event.attempt > 1:
-            about.append(f"attempt {event.attempt}")
+            about.append(f"{event.tokens_per_step:,} tokens per step")
         lines.append(self._style("  " + " · ".join(about), "dim"))
         if event.experts:
             shares = (f"{expert.title} {expert.share:.0%}" for expert in event.experts)
             lines.append(f"  {'experts':<10} " + " · ".join(shares))
-        if event.resumed_from is not None:
-            lines.append(
-                self._item("resumed", f"from the checkpoint of step {event.resumed_from:,}")
-            )
         return lines
 
     def _phase_started(self, event: PhaseStarted) -> list[str]:
-        text = f"phase {event.phase}/{event.phases}  {event.name}"
+        text = describe(event)
         title = self._titles.get(event.expert or "", event.expert)
         if title and event.name not in (event.expert, title):
-            text += f" · {title}"
-        if event.last_step is not None and event.last_step > event.first_step:
-            text += f" · steps {event.first_step:,}–{event.last_step:,}"
-        elif event.last_step is not None and event.last_step == event.first_step:
-            text += f" · step {event.first_step:,}"
-        elif event.first_step:
-            text += f" · from step {event.first_step:,}"
+            text = f"{text} · {title}"
         clock = datetime.fromtimestamp(event.time).strftime("%H:%M:%S")
         return ["", self._heading(f"{text} · {clock}")]
-
-    def _data_ready(self, event: DataReady) -> list[str]:
-        text = (
-            f"{event.expert}: {event.blocks:,} blocks + {event.held_out_blocks:,} held out, "
-            f"{event.positions:,} positions, {event.aligned:.0%} aligned, "
-            f"weight {event.mean_weight:.2f}"
-        )
-        if event.skipped_blocks:
-            text += f", {event.skipped_blocks:,} blocks skipped"
-        return [self._item("data", text)]
 
     def _step_done(self, event: StepDone) -> list[str]:
         last = event.step == self._max_steps
@@ -247,12 +188,10 @@ class Renderer:
     def _eval_done(self, event: EvalDone) -> list[str]:
         self._first_eval = self._first_eval or event
         before, self._last_eval = self._last_eval, event
-        text = f"{event.bits_per_byte:.3f} bits/byte held out"
+        text = describe(event) or ""
         if before is not None:
             text += f" ({event.bits_per_byte - before.bits_per_byte:+.3f})"
-        if event.best:
-            text += ", best so far"
-        lines = [self._item("eval", self._style(text, "cyan"), "cyan")]
+        lines = [f"  {self._style(text, 'cyan')}"]
         for score in event.scores:
             parts = [f"{score.bits_per_byte:.3f} bits/byte"]
             if score.kl is not None:
@@ -261,31 +200,6 @@ class Renderer:
                 parts.append(f"agreement {score.agreement:.0%}")
             lines.append(self._item("", f"{'':<10} {score.expert}: {'  '.join(parts)}"))
         return lines
-
-    def _capabilities(self, event: CapabilitiesScored) -> list[str]:
-        who = self._titles.get(event.who, event.who)
-        parts = [f"{score.capability} {score.right}/{score.asked}" for score in event.scores]
-        lines = textwrap.wrap(f"{who}: {' · '.join(parts)}", self._width - 13)
-        return [
-            self._item("able", line) if n == 0 else self._item("", f"{'':<10} {line}")
-            for n, line in enumerate(lines)
-        ]
-
-    def _answers_judged(self, event: AnswersJudged) -> list[str]:
-        dropped: dict[str, int] = {}
-        for one in event.counts:
-            if one.reason:
-                dropped[one.reason] = dropped.get(one.reason, 0) + one.count
-        text = f"{event.expert}: {event.kept:,} of {event.written:,} answers kept"
-        if dropped:
-            most = sorted(dropped.items(), key=lambda item: -item[1])
-            told = (f"{reason.replace('_', ' ')} {count:,}" for reason, count in most)
-            text += f"; dropped: {', '.join(told)}"
-        lines = textwrap.wrap(text, self._width - 13)
-        return [
-            self._item("answers", line) if n == 0 else self._item("", f"{'':<10} {line}")
-            for n, line in enumerate(lines)
-        ]
 
     def _sample_drawn(self, event: SampleDrawn) -> list[str]:
         room = self._width - 15
@@ -302,28 +216,7 @@ class Renderer:
         if not event.finished and event.time - told_at < least:
             return []
         self._told[event.task] = (event.time, event.done)
-        return [self._progress_text(event)]
-
-    def _progress_text(self, event: Progress) -> str:
-        is_bytes = event.unit in ("B", "bytes")
-
-        def amount(value: float) -> str:
-            return size(value) if is_bytes else f"{value:,.0f}"
-
-        if not event.total and not event.done:
-            return self._item("", f"{event.label} …")
-        parts = [amount(event.done)]
-        if event.total:
-            parts[0] += f" of {amount(event.total)}"
-        if event.unit and not is_bytes:
-            parts[0] += f" {event.unit}"
-        if event.total:
-            parts.append(f"{event.done / event.total:.0%}")
-        if event.rate:
-            parts.append(f"{amount(event.rate)}{'' if is_bytes else ' ' + event.unit}/s".strip())
-        if event.eta is not None and not event.finished:
-            parts.append(f"eta {duration(event.eta)}")
-        return self._item("", f"{event.label}  {'  '.join(parts)}")
+        return self._described(event)
 
     def _check_done(self, event: CheckDone) -> list[str]:
         lines = []
@@ -357,7 +250,7 @@ class Renderer:
 
     def _run_ended(self, event: RunEnded) -> list[str]:
         style = {"completed": "green", "failed": "red"}.get(event.status, "yellow")
-        facts = [f"{event.status} at step {event.step:,}" if event.step else event.status]
+        facts = [outcome(event)]
         if event.tokens_seen:
             facts.append(f"{event.tokens_seen:,} tokens")
         if event.seconds:

@@ -146,16 +146,15 @@ def run_here(
 
 def send(options: Options, ws: Workspace, command: AnyCommand, job: Job | None) -> None:
     """Ask the running job for `command`, and print its acknowledgement."""
-    from engine.events import encode
+    from engine.events import describe, encode
     from engine.run.control import attach
-    from gladius_tui.headless import acknowledgement
 
     chosen = chosen_job(ws, job)
     if chosen is None:
         raise MissingError("no job runs here; start one with: gladius_train train")
     with attach(ws, chosen) as attachment:
         event = attachment.send(command)
-    print_out([encode(event).decode() if options.json else acknowledgement(event)])
+    print_out([encode(event).decode() if options.json else describe(event) or ""])
 
 
 def chosen_job(ws: Workspace, job: Job | None) -> Job | None:

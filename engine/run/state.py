@@ -17,20 +17,8 @@ from typing import Literal
 import msgspec
 
 from engine.errors import GladiusError, LockedError
-from engine.events import (
-    AnyEvent,
-    CheckpointSaved,
-    EvalDone,
-    HardwareRead,
-    PhasePlan,
-    PhaseStarted,
-    Progress,
-    RunEnded,
-    RunPaused,
-    RunResumed,
-    RunStarted,
-    StepDone,
-)
+from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan
+from engine.run.view import RunView
 from engine.workspace import Workspace, write_bytes, write_json
 
 Status = Literal["not_started", "training", "paused", "completed", "failed"]
@@ -74,83 +62,82 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str = ""
 
 
-def advance(state: RunState, event: AnyEvent) -> RunState:
-    """The state after `event`; pure."""
-    replace = msgspec.structs.replace
-    match event:
-        case RunStarted():
-            same = state.run_id == event.run_id and event.resumed_from is not None
-            base = state if same else RunState(pid=state.pid, identity=state.identity)
-            return replace(
-                base,
-                status="training",
-                run_id=event.run_id,
-                preset=event.preset,
-                phases=max((phase.index for phase in event.phases), default=0),
-                plan=event.phases,
-                step=event.resumed_from or 0,
-                current_params=event.current_params,
-                target_params=event.target_params,
-                started_at=base.started_at or event.time,
-                last_error="",
-            )
-        case Progress(task="create"):
-            return replace(state, current_params=int(event.done))
-        case PhaseStarted():
-            return replace(
-                state,
-                phase=event.phase,
-                phases=event.phases,
-                phase_name=event.name,
-                current_expert=event.expert,
-                experts_completed=_experts(state.plan, before=event.phase),
-            )
-        case StepDone():
-            return replace(
-                state,
-                step=event.step,
-                tokens_seen=event.tokens_seen,
-                loss=event.loss,
-                training_hours=event.training_seconds / 3600,
-            )
-        case EvalDone():
-            return replace(state, bits_per_byte=event.bits_per_byte)
-        case CheckpointSaved():
-            return replace(
-                state,
-                last_checkpoint=event.path,
-                last_checkpoint_step=event.step,
-                last_checkpoint_at=event.time,
-            )
-        case HardwareRead():
-            return replace(state, hardware=event)
-        case RunPaused():
-            return replace(state, status="paused")
-        case RunResumed():
-            return replace(state, status="training")
-        case RunEnded(status="completed"):
-            return replace(
-                state,
-                status="completed",
-                current_expert=None,
-                experts_completed=_experts(state.plan, before=None),
-                pid=None,
-                identity="",
-            )
-        case RunEnded():
-            failed = event.status == "failed"
-            return replace(
-                state,
-                status="failed" if failed else "paused",
-                last_error=event.reason if failed else "",
-                pid=None,
-                identity="",
-            )
-    return state
+def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunState:
+    """The state that a view of the run amounts to; `pid` and `identity` are its runner's."""
+    ended = view.ended
+    completed = ended is not None and ended.status == "completed"
+    saved = view.checkpoint
+    return RunState(
+        status=_status(view),
+        run_id=view.run_id,
+        preset=view.preset,
+        phase=view.phase or 0,
+        phases=view.phases,
+        phase_name=view.phase_name,
+        current_expert=None if completed else view.expert,
+        experts_completed=tuple(
+            phase.expert
+            for phase in view.plan
+            if phase.expert and (completed or phase.index < (view.phase or 0))
+        ),
+        plan=view.plan,
+        step=view.step or 0,
+        tokens_seen=view.tokens_seen,
+        loss=view.loss,
+        bits_per_byte=view.bits_per_byte,
+        current_params=view.current_params,
+        target_params=view.target_params,
+        training_hours=view.training_seconds / 3600,
+        started_at=view.started,
+        last_checkpoint=saved.path if saved else None,
+        last_checkpoint_step=saved.step if saved else None,
+        last_checkpoint_at=saved.time if saved else None,
+        hardware=view.hardware,
+        pid=pid if ended is None else None,
+        identity=identity if ended is None else "",
+        last_error=ended.reason if ended is not None and ended.status == "failed" else "",
+    )
 
 
-def _experts(plan: tuple[PhasePlan, ...], before: int | None) -> tuple[str, ...]:
-    return tuple(p.expert for p in plan if p.expert and (before is None or p.index < before))
+def _status(view: RunView) -> Status:
+    if view.ended is not None:
+        ends: dict[str, Status] = {"stopped": "paused", "completed": "completed"}
+        return ends.get(view.ended.status, "failed")
+    if view.status is None:
+        return "not_started"
+    return "paused" if view.paused else "training"
+
+
+def view_of(state: RunState) -> RunView:
+    """A view of the run that continues from a stored state."""
+    view = RunView(
+        run_id=state.run_id,
+        preset=state.preset,
+        started=state.started_at,
+        plan=state.plan,
+        phase=state.phase,
+        phases=state.phases,
+        phase_name=state.phase_name,
+        expert=state.current_expert,
+        current_params=state.current_params,
+        target_params=state.target_params,
+        step=state.step,
+        tokens_seen=state.tokens_seen,
+        loss=state.loss,
+        training_seconds=state.training_hours * 3600,
+        bits_per_byte=state.bits_per_byte,
+    )
+    if state.last_checkpoint is not None:
+        view.checkpoint = CheckpointSaved(
+            step=state.last_checkpoint_step or 0,
+            time=state.last_checkpoint_at or 0.0,
+            path=state.last_checkpoint,
+            bytes=0,
+            seconds=0.0,
+        )
+    if state.hardware is not None:
+        view.readings.append(state.hardware)
+    return view
 
 
 def read_state(ws: Workspace) -> RunState:
@@ -181,30 +168,34 @@ class StateFile:
 
     def __init__(self, ws: Workspace, run_id: str) -> None:
         self._path = ws.state_file
-        state = read_state(ws)
-        if state.run_id != run_id:
-            state = RunState(run_id=run_id)
-        pid = os.getpid()
-        self.state = msgspec.structs.replace(
-            state, status="training", pid=pid, identity=identity_of(pid) or "", last_error=""
-        )
+        stored = read_state(ws)
+        self.view = view_of(stored if stored.run_id == run_id else RunState(run_id=run_id))
+        self.view.status = "preparing"
+        self.pid = os.getpid()
+        self.identity = identity_of(self.pid) or ""
         self._written: RunState | None = None
         self._written_at = 0.0
 
+    @property
+    def state(self) -> RunState:
+        """What the file is to hold."""
+        return state_of(self.view, self.pid, self.identity)
+
     def apply(self, event: AnyEvent) -> None:
         """Fold `event` in; nothing is written yet."""
-        self.state = advance(self.state, event)
+        self.view.take([event])
 
     def write_if_due(self) -> None:
-        """Write the file durably if it is time to; OSError when it can't be."""
+        """Write the file durably if it is time to; raises OSError."""
+        state = self.state
         if self._written is not None:
-            unchanged = self.state == self._written
-            urgent = self.state.status != self._written.status
-            if unchanged or (not urgent and time.monotonic() - self._written_at < 1.0):
+            urgent = state.status != self._written.status
+            recent = time.monotonic() - self._written_at < 1.0
+            if state == self._written or (recent and not urgent):
                 return
-        # Set before the attempt: on a full disk there is one try a second, not one per event.
-        self._written, self._written_at = self.state, time.monotonic()
-        write_json(self._path, msgspec.structs.replace(self.state, updated_at=time.time()))
+        # Set before the attempt: on a full disk there is one attempt a second, not one per event.
+        self._written, self._written_at = state, time.monotonic()
+        write_json(self._path, msgspec.structs.replace(state, updated_at=time.time()))
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):

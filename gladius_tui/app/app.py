@@ -209,12 +209,12 @@ class GladiusApp(App[int]):
         self.watcher.ask(self, job, command)
 
     def on_command_answered(self, message: CommandAnswered) -> None:
-        from gladius_tui.headless import acknowledgement
+        from engine.events import describe
 
         if message.event is None:
             self.notify(message.error, severity="error", markup=False)
         else:
-            self.notify(acknowledgement(message.event), title=message.job, markup=False)
+            self.notify(describe(message.event) or "", title=message.job, markup=False)
 
     # Keys that hold everywhere
 

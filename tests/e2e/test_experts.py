@@ -171,7 +171,7 @@ def test_a_second_terminal_pauses_a_download_and_lets_it_go_on(
     assert hub.sent == sent
     assert "iB downloaded; gladius_train download x" in root.run("models").stdout
     assert "has no checkpoints" in root.error_of(2, "checkpoint")
-    assert root.run("resume", "--job", "download").stdout == "going on\n"
+    assert root.run("resume", "--job", "download").stdout == "resumed\n"
     until(lambda: hub.sent > sent)
     assert root.run("stop").stdout == "stopped\n"
     assert running.end() == 0

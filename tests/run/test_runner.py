@@ -33,7 +33,10 @@ def test_a_job_runs_to_its_end_and_everything_is_recorded(ws, host, history):
     state = read_state(ws)
     assert (state.status, state.step, state.loss, state.pid) == ("completed", 40, 1040.0, None)
     assert state.experts_completed == ("alpha", "beta")
-    assert "checkpoint 40 saved (final)" in ws.log_file().read_text()
+    assert (
+        "checkpoint of step 40 saved (1 B in under 1s, end of training)"
+        in ws.log_file().read_text()
+    )
     assert lock_owner(ws, "train") is None
 
 

@@ -15,6 +15,7 @@ from engine.errors import ExitCode, LockedError
 from engine.events import (
     CheckpointSaved,
     EvalDone,
+    GuardTripped,
     PhaseStarted,
     RunEnded,
     RunPaused,
@@ -26,13 +27,15 @@ from engine.run.state import (
     Owner,
     RunState,
     StateFile,
-    advance,
     hold_lock,
     identity_of,
     lock_owner,
     lock_path,
     read_state,
+    state_of,
+    view_of,
 )
+from engine.run.view import RunView
 from tests.support.hosting import until
 from tests.support.toy_job import PLAN, ToyConfig
 
@@ -54,10 +57,9 @@ def step_done(step: int, **fields) -> StepDone:
 
 
 def fold(*events) -> RunState:
-    state = RunState()
-    for event in events:
-        state = advance(state, event)
-    return state
+    view = RunView()
+    view.take(events)
+    return state_of(view)
 
 
 def started(**fields) -> RunStarted:
@@ -103,11 +105,35 @@ def test_pauses_and_ends_change_the_status():
 
 
 def test_a_resumed_attempt_keeps_what_the_run_had_and_a_fresh_one_does_not():
-    before = fold(started(), phase(1, "alpha"), step_done(30))
-    resumed = advance(before, msgspec.structs.replace(started(resumed_from=20), time=999.0))
+    before = [started(), phase(1, "alpha"), step_done(30)]
+    resumed = fold(*before, msgspec.structs.replace(started(resumed_from=20), time=999.0))
     assert (resumed.step, resumed.started_at, resumed.tokens_seen) == (20, 100.0, 240)
-    fresh = advance(before, msgspec.structs.replace(started(), time=999.0))
+    fresh = fold(*before, msgspec.structs.replace(started(), time=999.0))
     assert (fresh.step, fresh.started_at, fresh.tokens_seen) == (0, 999.0, 0)
+
+
+def test_a_stored_state_continues_as_a_view_and_is_the_same_state_again():
+    stored = fold(
+        started(current_params=5, target_params=7),
+        phase(2, "beta"),
+        step_done(30, expert="beta", phase=2, training_seconds=1800.0),
+        EvalDone(step=30, bits_per_byte=1.5),
+        CheckpointSaved(step=30, time=103.0, path="c", bytes=1, seconds=0.1),
+    )
+    view = view_of(stored)
+    view.status = "preparing"
+    assert state_of(view) == stored
+    view.take([msgspec.structs.replace(started(resumed_from=30), time=999.0)])
+    again = state_of(view)
+    assert (again.step, again.started_at, again.tokens_seen) == (30, 100.0, 240)
+
+
+def test_a_paused_run_that_stalls_is_paused_again_afterwards():
+    stalled = [started(), RunPaused(), GuardTripped(guard="stall", action="stalled")]
+    assert fold(*stalled).status == "paused"
+    view = RunView()
+    view.take([*stalled, GuardTripped(guard="stall", action="going on")])
+    assert view.status == "paused"
 
 
 def test_a_root_without_a_run_reads_not_started(ws):
@@ -128,7 +154,8 @@ def test_a_state_whose_process_is_gone_reads_failed(ws):
     keeper.write_if_due()
     assert read_state(ws).status == "training"
     # The same pid, given to another program since.
-    keeper.state = msgspec.structs.replace(keeper.state, identity="another boot:1", status="paused")
+    keeper.identity = "another boot:1"
+    keeper.apply(RunPaused())
     keeper.write_if_due()
     state = read_state(ws)
     assert (state.status, state.pid) == ("failed", None)

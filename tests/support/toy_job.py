@@ -90,6 +90,7 @@ class Toy:
             StepDone(
                 step=self.step,
                 phase=1,
+                expert="alpha",
                 loss=1000 * self.request.attempt + self.step,
                 kl=1.0,
                 ce=2.0,

@@ -17,7 +17,7 @@ from engine.run.state import hold_lock, read_state
 from engine.workspace import Workspace
 from tests.support.paths import REPO
 
-TOY = REPO / "tests" / "run" / "toy.py"
+TOY = REPO / "tests" / "support" / "toy_job.py"
 LAUNCHER = REPO / "gladius_train"
 
 
@@ -171,7 +171,7 @@ def test_a_traceback_is_shown_with_debug_only(ws):
 
 def test_a_fault_of_the_program_is_one_line_and_its_traceback_is_in_the_log(ws):
     program = (
-        "import sys; from gladius_tui import cli, report; del report.status_lines;"
+        "import sys; from gladius_tui import cli, status; del status.status_lines;"
         f"sys.exit(cli.main(['status', '--root', {str(ws.root)!r}]))"
     )
     result = subprocess.run(
@@ -188,7 +188,7 @@ def test_commands_act_on_a_running_job_and_are_acknowledged_with_its_step(ws, to
     assert json.loads(gladius(ws, "status", "--json").stdout)["status"] == "paused"
     saved = gladius(ws, "checkpoint")
     assert saved.stdout.startswith(f"checkpoint of step {paused.step:,} saved")
-    assert gladius(ws, "resume").stdout == f"going on from step {paused.step:,}\n"
+    assert gladius(ws, "resume").stdout == f"resumed at step {paused.step:,}\n"
     assert "pid" in error_of(gladius(ws, "resume"), 75)
     assert gladius(ws, "stop").stdout.startswith("stopped at step ")
     assert toy.wait(20) == 0

@@ -30,9 +30,10 @@ from engine.events import (
     SampleDrawn,
     StepDone,
     decode_event,
+    describe,
 )
 from gladius_tui.format import duration, size
-from gladius_tui.headless import Printer, Renderer, acknowledgement
+from gladius_tui.headless import Printer, Renderer
 
 
 def step(number: int, **changes) -> StepDone:
@@ -96,9 +97,13 @@ def test_a_run_tells_what_it_is_and_its_phases_are_headings():
             phase=1, phases=3, name="SmolLM2 135M", expert="smollm2", first_step=1, last_step=7
         ),
     )
-    for part in ("train · preset nano · cpu bf16 · 6,500,000 parameters", "SmolLM2 135M 100%"):
+    for part in (
+        "run train-1 started · preset nano · cpu bf16",
+        "train job · pid 42 · 6,500,000 parameters",
+        "SmolLM2 135M 100%",
+    ):
         assert part in shown
-    assert "── phase 1/3  SmolLM2 135M · steps 1–7 ·" in shown
+    assert "── phase 1/3: SmolLM2 135M · steps 1–7 ·" in shown
 
 
 def test_an_evaluation_tells_the_change_and_each_expert():
@@ -110,7 +115,7 @@ def test_an_evaluation_tells_the_change_and_each_expert():
         EvalDone(step=50, bits_per_byte=2.9),
         EvalDone(step=100, bits_per_byte=2.612, scores=(score, silent), best=True),
     )
-    assert "2.612 bits/byte held out (-0.288), best so far" in shown
+    assert "step 100: 2.612 bits/byte held out, best so far (-0.288)" in shown
     assert "smollm2: 2.600 bits/byte  KL 1.250  agreement 31%" in shown
     assert "own: 3.000 bits/byte\n" in shown + "\n"
 
@@ -238,7 +243,7 @@ def test_sizes_are_binary():
     assert [size(0), size(1536), size(3 << 30)] == ["0 B", "1.5 KiB", "3.0 GiB"]
 
 
-def test_each_acknowledgement_names_the_step():
+def test_the_answer_to_a_command_names_the_step():
     events = (
         RunPaused(step=1200),
         RunResumed(step=1200),
@@ -246,4 +251,4 @@ def test_each_acknowledgement_names_the_step():
         RunEnded(step=1200, status="stopped"),
         RunEnded(step=1200, status="completed"),
     )
-    assert all("1,200" in acknowledgement(event) for event in events)
+    assert all("1,200" in str(describe(event)) for event in events)

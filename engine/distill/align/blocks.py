@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from engine.distill.align.projection import Alignment, align, concatenate
+from engine.distill.align.alignment import Alignment, align, concatenate
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.text.examples import Example
 

@@ -21,7 +21,8 @@ from engine import hardware
 from engine.chat import render_chat
 from engine.config import RunConfig
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
-from engine.distill.align.projection import Projector, load_tables
+from engine.distill.align.projection import Projector
+from engine.distill.align.tables import load_tables
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.corpus import TextStats
 from engine.distill.device import device_and_dtype

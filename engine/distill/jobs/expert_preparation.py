@@ -13,7 +13,8 @@ from pathlib import Path
 
 from engine.budget import scores_online
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
-from engine.distill.align.projection import Projector, load_tables
+from engine.distill.align.projection import Projector
+from engine.distill.align.tables import load_tables
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data import corpus
 from engine.distill.data.conversations import chosen_prompts

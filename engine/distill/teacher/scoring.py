@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.distill.align.alignment import Alignment, concatenate
 from engine.distill.align.blocks import LENGTH_STEP, ChatEncoder, TextBlock
-from engine.distill.align.projection import Alignment, Projected, Projector, concatenate
+from engine.distill.align.projection import Projected, Projector
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.sparse_targets import BlockTargets, collect_columns, sparsify, temper
 from engine.distill.teacher.teacher import Teacher

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from engine.events import AnyEvent, RunStarted
 from engine.run.history import History
 from engine.run.rollup import Column
+from engine.run.view import LOG_LINES, LOGGED, READINGS, RunView
 from engine.workspace import Workspace
-from gladius_tui.app.model.board import LOG_LINES, LOGGED, READINGS, RunView
 
 _NEWEST = (
     *("RunStarted", "PhaseStarted", "StepDone", "SampleDrawn", "CapabilitiesScored"),
@@ -60,10 +60,10 @@ def board_of(history: History, run_id: str, up_to: int) -> RunView:
     for row in board.experts.values():
         row.best_kl = _least(history.series(run_id, f"kl/{row.name}", 0, last, 2))
     board.best_bits = _least(history.series(run_id, "bits_per_byte", 0, last, 2))
-    for name in board.able_best:
+    for name in board.best_capabilities:
         most = [c.high for c in history.series(run_id, f"able/{name}", 0, last, 2)]
-        known = board.able_best[name]
-        board.able_best[name] = max([known, *(m for m in most if m is not None)])
+        known = board.best_capabilities[name]
+        board.best_capabilities[name] = max([known, *(m for m in most if m is not None)])
     return board
 
 

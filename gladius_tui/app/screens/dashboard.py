@@ -22,7 +22,7 @@ from engine.events import (
     RunStarted,
     Stop,
 )
-from gladius_tui.app.model.board import LogEntry, RunView, Status
+from engine.run.view import LogEntry, RunView, Status
 from gladius_tui.app.watch import CommandAnswered, JobAttached, JobDetached, JobEvents
 from gladius_tui.app.widgets.dashboard_panes import SIDES, Pane, Panes, Tabs
 from gladius_tui.app.widgets.metric_chart import ChartKeys
@@ -201,7 +201,7 @@ class DashboardScreen(ChartKeys):
         self._attached = ""
         self._asked.clear()
         if self.board is not None and not self._loading:
-            self.board.gone()
+            self.board.mark_killed()
             self._schedule()
 
     def _load(self, run_id: str, seq: int | None) -> None:
@@ -218,9 +218,9 @@ class DashboardScreen(ChartKeys):
         board = read_run_view(self.gladius.ws, run_id, seq)
         owner = lock_owner(self.gladius.ws, "train")
         if board is not None and seq is None and owner is None:
-            board.gone()
+            board.mark_killed()
         elif board is not None and owner is not None:
-            board.taken_up(owner.since)
+            board.mark_restarted(owner.since)
         self.app.call_later(self._loaded, ticket, board)
 
     def _loaded(self, ticket: str, board: RunView | None) -> None:
@@ -286,7 +286,7 @@ class DashboardScreen(ChartKeys):
 
     def _redraw(self) -> None:
         """Draw all of it now."""
-        self._stale |= {*SIDES, "able", "chart"}
+        self._stale |= {*SIDES, "capabilities", "chart"}
         self._draw()
 
     def _draw(self) -> None:
@@ -305,7 +305,7 @@ class DashboardScreen(ChartKeys):
             self._stale = stale  # drawn when this is seen again
             return
         now = wall_clock()
-        if stale & {"able", "hardware"}:
+        if stale & {"capabilities", "hardware"}:
             self.query_one(Panes).make_room(board)
         for pane in self.query(Pane):
             if pane.shows & stale:

@@ -13,7 +13,7 @@ from textual.content import Content
 from textual.message import Message
 from textual.widgets import Static
 
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes import (
     abilities_pane,
     experts_pane,
@@ -139,8 +139,8 @@ _PANES: dict[str, tuple[str, set[str], Write]] = {
     "hardware": ("Hardware", {"hardware"}, lambda b, w, h, _: hardware_pane(b, w, h)),
     "parameters": ("Parameters", {"parameters"}, lambda b, w, h, _: parameters_pane(b, w)),
     "experts": ("Experts", {"experts"}, lambda b, w, h, _: experts_pane(b, w, h)),
-    "abilities": ("Abilities", {"able"}, lambda b, w, h, _: abilities_pane(b, w, h)),
-    "able": ("Abilities", {"able"}, lambda b, w, h, _: abilities_pane(b, w, h)),
+    "abilities": ("Abilities", {"capabilities"}, lambda b, w, h, _: abilities_pane(b, w, h)),
+    "able": ("Abilities", {"capabilities"}, lambda b, w, h, _: abilities_pane(b, w, h)),
     "sample": ("Sample", {"sample"}, lambda b, w, h, _: sample_pane(b)),
     "log": ("Log", {"log"}, lambda b, w, h, _: log_pane(b, w, h)),
 }
@@ -170,7 +170,7 @@ class Panes(Container):
     def make_room(self, board: RunView | None) -> None:
         """In the grid, the abilities stand below the hardware where both have room, else a key
         puts them into the log's place."""
-        rows = len(board.able_best) if board is not None else 0
+        rows = len(board.best_capabilities) if board is not None else 0
         gpus = len(board.hardware.gpus) if board is not None and board.hardware else 0
         width, height = self.size
         low, bottom = (9, 10) if width >= 160 else (8, 7)

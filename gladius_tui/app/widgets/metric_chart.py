@@ -16,7 +16,7 @@ from textual.content import Content
 
 from engine.events import AnyEvent, CapabilitiesScored, EvalDone, StepDone
 from engine.run.rollup import Column, measurements
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.model.curves import SMOOTHINGS, Curve, View, title_of
 from gladius_tui.app.screens.base import GladiusScreen
 from gladius_tui.format import axis_number

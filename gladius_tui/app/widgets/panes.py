@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from engine.events import STUDENT, CapabilityScore, GpuReading, HardwareRead
-from gladius_tui.app.model.board import ExpertRow, RunView
+from engine.run.view import ExpertRow, RunView
 from gladius_tui.format import (
     MILESTONES,
     NONE,
@@ -352,14 +352,14 @@ def abilities_pane(board: RunView, width: int, height: int) -> Content:
 
     Capabilities stand side by side where they have room, else one below the other.
     """
-    scores = {who: {s.capability: s for s in row.scores} for who, row in board.able.items()}
+    scores = {who: {s.capability: s for s in row.scores} for who, row in board.capabilities.items()}
     mine = scores.pop(STUDENT, {})
     names = list(dict.fromkeys([*mine, *(n for row in scores.values() for n in row)]))
     if not names:
         return Content.styled("what it can do is measured at every evaluation", MUTED)
     columns: list[list[tuple[str, str]]] = []
     for name in names:
-        best, own = board.able_best.get(name), mine.get(name)
+        best, own = board.best_capabilities.get(name), mine.get(name)
         share = None if own is None else own.right / max(1, own.asked)
         less = share is not None and best is not None and share < best
         taught = [row[name] for row in scores.values() if name in row]

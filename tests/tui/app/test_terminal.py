@@ -19,7 +19,7 @@ from engine.run.state import lock_owner, read_state
 from engine.workspace import Workspace
 from tests.support.terminal import REPO, Terminal
 
-TOY = REPO / "tests" / "run" / "toy.py"
+TOY = REPO / "tests" / "support" / "toy_job.py"
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def job(ws: Workspace) -> Iterator[subprocess.Popen]:
     process = subprocess.Popen(
         [
             sys.executable,
-            "tests/run/toy.py",
+            "tests/support/toy_job.py",
             str(ws.root),
             json.dumps({"seconds": 0.02}),
             "--quiet",

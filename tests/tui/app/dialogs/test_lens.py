@@ -6,6 +6,7 @@ import pytest
 from textual.app import App
 
 from engine.events import ProbePosition, ProbeRead, ProbeToken
+from engine.run.view import RunView
 from gladius_tui.app.dialogs.lens import (
     Lens,
     agrees,
@@ -16,7 +17,6 @@ from gladius_tui.app.dialogs.lens import (
     shown,
     verdict,
 )
-from gladius_tui.app.model.board import RunView
 from tests.support.recording import recorded
 
 EVENTS = recorded()

@@ -16,17 +16,17 @@ from textual.widgets import OptionList, SelectionList
 
 from engine.events import CapabilitiesScored, CapabilityScore, ProbeRead, RunEnded
 from engine.run.history import History
+from engine.run.view import RunView
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
 from gladius_tui.app.dialogs.pick import Pick
-from gladius_tui.app.model.board import RunView
 from gladius_tui.app.screens.dashboard import DashboardScreen
 from gladius_tui.app.widgets.dashboard_panes import SIDES, Pane
 from gladius_tui.app.widgets.top_bar import KeyBar
 from tests.support.paths import REPO
 from tests.support.recording import recorded, write_run
 
-TOY = REPO / "tests" / "run" / "toy.py"
+TOY = REPO / "tests" / "support" / "toy_job.py"
 EVENTS = recorded()
 
 
@@ -279,7 +279,7 @@ async def test_without_a_run_it_says_what_to_do(ws):
 async def test_no_number_where_none_was_told(ws):
     write_run(ws, EVENTS[:3])
     async with opened(ws) as (_, pilot, screen):
-        await until(pilot, lambda: "loss -" in text(screen, "run"))
+        await until(pilot, lambda: "loss –" in text(screen, "run"))
         assert "no value yet" in await drawn(pilot, screen)
 
 

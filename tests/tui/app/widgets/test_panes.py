@@ -15,7 +15,7 @@ from engine.events import (
     StepDone,
 )
 from engine.experts.registry import CAPABILITIES
-from gladius_tui.app.model.board import RunView
+from engine.run.view import RunView
 from gladius_tui.app.widgets.panes import (
     abilities_pane,
     experts_pane,
@@ -60,9 +60,9 @@ def test_what_nobody_told_is_a_dash():
     empty = RunView()
     text = run_pane(empty, 40, 0.0).plain
     for name in ("phase", "step", "loss", "lr", "held-out", "best", "checkpoint", "all", "MFU"):
-        assert f"{name} -" in text, text
+        assert f"{name} –" in text, text
     assert "0" not in text
-    assert "-" in parameters_pane(empty, 40).plain
+    assert "–" in parameters_pane(empty, 40).plain
     assert "no reading" in hardware_pane(empty, 30, 5).plain
     assert summary_line(None).startswith("no run yet")
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_no_number_is_a_dash():
     seen = board(200)
     last = next(e for e in reversed(EVENTS[:200]) if isinstance(e, StepDone))
     seen.take([msgspec.structs.replace(last, seq=0, loss=None)])
-    assert "loss -" in run_pane(seen, 60, 0.0).plain
+    assert "loss –" in run_pane(seen, 60, 0.0).plain
 
 
 def test_why_it_failed_stands_at_the_top():
@@ -150,8 +150,8 @@ def test_why_it_failed_stands_at_the_top():
 
 
 def test_sparklines_keep_to_their_scale():
-    assert sparkline([0, 50, 100, None], 100, 6) == "  ▁▅█ "
-    assert sparkline(range(100), 99, 3) == "███"
+    assert sparkline([0, 50, 100, None], 0, 100) == "▁▅█ "
+    assert sparkline([-5, 200], 0, 100) == "▁█"
 
 
 def test_ages_and_amounts_are_short():

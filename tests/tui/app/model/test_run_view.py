@@ -23,9 +23,9 @@ from engine.events import (
     RunStarted,
     StepDone,
 )
-from engine.run.state import RunState, advance
+from engine.run.state import state_of
+from engine.run.view import RunView
 from engine.workspace import Workspace
-from gladius_tui.app.model.board import RunView
 from gladius_tui.app.model.past_runs import board_of, former_runs, read_metrics, read_run_view
 from gladius_tui.app.widgets.panes import experts_pane, log_pane, run_pane, summary_line
 from gladius_tui.headless import Renderer
@@ -76,13 +76,13 @@ def test_reading_up_to_a_number_and_watching_from_there_on_is_the_whole(tmp_path
 
 def test_headless_and_app_tell_the_same_of_one_stream():
     """Step, loss, speed, bits per byte, checkpoints, phase and status, at every event."""
-    renderer, board, state = Renderer(), RunView(), RunState()
+    renderer, board = Renderer(), RunView()
     checkpoints = 0
     told: dict[str, str] = {}
     for event in EVENTS:
         lines = renderer.lines(event)
         board.take([event])
-        state = advance(state, event)
+        state = state_of(board)
         text = " ".join(line.strip() for line in lines)
         pane = run_pane(board, 60, event.time).plain
         log = log_pane(board, 200, 3).plain
@@ -109,16 +109,16 @@ def test_headless_and_app_tell_the_same_of_one_stream():
                 told["eval"] = found[1]
             case CheckpointSaved():
                 checkpoints += 1
-                found = re.search(r"step ([\d,]+) saved, ([\d.]+ \w+)", text)
-                assert found and f"checkpoint {found[1]} saved, {found[2]}" in log
+                found = re.search(r"step ([\d,]+) saved \(([\d.]+ \w+)", text)
+                assert found and f"checkpoint of step {found[1]} saved ({found[2]}" in log
                 assert f"checkpoint {found[1]}" in pane
                 assert board.checkpoint is not None
                 assert board.checkpoint.path == state.last_checkpoint
                 assert board.checkpoints == checkpoints
             case PhaseStarted():
-                found = re.search(r"phase (\d/\d)  (.+?) · step", text)
+                found = re.search(r"phase (\d/\d): (.+?) · step", text)
                 assert found and f"phase {found[1]}  {found[2]}" in pane
-                assert f"phase {found[1]} {found[2]}" in log
+                assert f"phase {found[1]}: {found[2]}" in log
             case RunEnded():
                 assert text.strip().startswith("completed at step 220")
                 assert "completed" in pane and board.status == state.status == "completed"
@@ -152,9 +152,9 @@ def test_what_it_can_do_is_read_out_of_the_history_as_it_was_watched(tmp_path):
     read = read_run_view(ws, write_run(ws, events))
     assert read is not None
     for board in (watched, read):
-        assert board.able["smollm2"].scores[0].right == 3
-        assert board.able["student"].step == 399
-        assert board.able_best == {"json": 0.25}
+        assert board.capabilities["smollm2"].scores[0].right == 3
+        assert board.capabilities["student"].step == 399
+        assert board.best_capabilities == {"json": 0.25}
 
 
 def test_the_status_follows_what_happens():
@@ -179,10 +179,10 @@ def test_the_status_follows_what_happens():
 def test_a_runner_that_is_gone_without_a_word_was_killed():
     board = folded(EVENTS[:200])
     assert board.alive
-    board.gone()
+    board.mark_killed()
     assert board.status == "failed" and "gone" in run_pane(board, 60, 0.0).plain
     whole = folded(EVENTS)
-    whole.gone()
+    whole.mark_killed()
     assert whole.status == "completed"
 
 
@@ -209,11 +209,11 @@ def test_what_is_forgotten_is_measured_against_the_best():
 
 def test_a_run_that_is_taken_up_again_is_starting_not_ended():
     board = folded([*EVENTS[:250], RunEnded(status="stopped", step=90, time=100.0)])
-    board.taken_up(since=50.0)
+    board.mark_restarted(since=50.0)
     assert board.status == "ended", "its runner is still there, at its last word"
-    board.taken_up(since=200.0)
+    board.mark_restarted(since=200.0)
     assert board.status is None and "starting" in run_pane(board, 60, 0.0).plain
-    board.gone()
+    board.mark_killed()
     assert board.status == "failed"
 
 
