@@ -572,7 +572,7 @@ def to_toml(config: RunConfig) -> str:
 
 
 _ADDED_LATER = {"loss.divergence": "forward_kl"}
-"""Fields that older versions did not have, with the value that stands for what they did."""
+"""Fields that older versions did not have, with the value that matches their behaviour."""
 
 
 def digest(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ appendix A):
     reverse_kl   KL(p_T || q_T)     avoids what the teacher finds improbable
     jsd          b KL(q_T || m) + (1 - b) KL(p_T || m),  m = b q_T + (1 - b) p_T,  b = 0.5
 
-Sparse targets hold the exact q_T of the top k tokens, and draws that stand for the tail's mass.
+Sparse targets hold the exact q_T of the top k tokens, and draws that represent the tail's mass.
 The forward KL is linear in q_T, so the draws estimate it without bias. The other two need q_T(v)
 of every token that the student may choose, and of a drawn token only the tail's mass is known:
 they treat all tokens outside the top k as one event "rest", with q_rest = the tail's mass and

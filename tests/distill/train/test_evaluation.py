@@ -69,7 +69,7 @@ def test_bits_per_byte_kl_and_agreement_equal_the_dense_formulas(parts):
     assert score.positions == positions
 
 
-def test_the_batching_changes_nothing_and_the_model_goes_on_training(parts):
+def test_batching_changes_no_number_and_the_model_stays_in_training_mode(parts):
     model, _, store = parts
     one, many = measure(model, store, 1), measure(model, store, 4096)
     assert model.training
@@ -77,21 +77,21 @@ def test_the_batching_changes_nothing_and_the_model_goes_on_training(parts):
     assert one.scores[0].positions == many.scores[0].positions
 
 
-def test_the_whole_is_over_all_bytes(parts):
+def test_total_bits_per_byte_are_over_all_bytes(parts):
     model, _, store = parts
     settings = {
         "temperature": 2.0,
         "tokens_per_batch": 512,
         "device": CPU,
         "dtype": torch.float32,
-        "beat": lambda doing: None,
+        "heartbeat": lambda doing: None,
     }
     done = evaluate(model, {"a": store, "b": store}, **settings)
     assert len(done.scores) == 2
     assert done.bits_per_byte == pytest.approx(done.scores[0].bits_per_byte)
 
 
-def test_a_sample_follows_its_seed_stops_at_eos_and_leaves_other_generators_alone(parts):
+def test_a_sample_depends_on_its_seed_stops_at_eos_and_changes_no_other_generator(parts):
     model, tokenizer, _ = parts
 
     def sample(seed: int, tokens: int = 12) -> str:
