@@ -430,11 +430,21 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
     return config
 
 
-def _cross_checks(
-    config: RunConfig, experts: Mapping[str, Any]
-) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Problems between fields: the names concerned (the most likely cause first) and the text."""
-    student, optimizer, schedule = config.student, config.optimizer, config.schedule
+FieldProblem = tuple[tuple[str, ...], str]
+"""The names of the fields concerned (the most likely cause first), and the text."""
+
+
+def _cross_checks(config: RunConfig, experts: Mapping[str, Any]) -> Iterator[FieldProblem]:
+    """Problems between fields; `experts` are those of the registry."""
+    yield from _check_shape(config)
+    yield from _check_schedule(config)
+    yield from _check_experts(config, experts)
+    yield from _check_text(config, experts)
+
+
+def _check_shape(config: RunConfig) -> Iterator[FieldProblem]:
+    """The student's dimensions and the size of a step."""
+    student, optimizer = config.student, config.optimizer
     heads, kv_heads = student.num_attention_heads, student.num_key_value_heads
     if student.hidden_size % (2 * heads):
         yield (
@@ -468,6 +478,10 @@ def _cross_checks(
             f"{optimizer.max_seq_len} is more than max_position_embeddings "
             f"{student.max_position_embeddings}",
         )
+
+
+def _check_schedule(config: RunConfig) -> Iterator[FieldProblem]:
+    schedule = config.schedule
     if schedule.expert_share + schedule.decay_share > 1:
         yield (
             ("schedule.decay_share", "schedule.expert_share"),
@@ -479,6 +493,9 @@ def _cross_checks(
             "loss.alpha is 0, and the student's own text is trained with the divergence only; "
             "set loss.alpha above 0, or on_policy_share to 0",
         )
+
+
+def _check_experts(config: RunConfig, experts: Mapping[str, Any]) -> Iterator[FieldProblem]:
     names = config.experts.names
     for name in dict.fromkeys(names):
         if name not in experts:
@@ -491,7 +508,11 @@ def _cross_checks(
                 ("experts.weights", "experts.names"),
                 f"{name!r} is not one of the run's experts; {nearest(name, names)}",
             )
-    tokenizer = student.tokenizer
+
+
+def _check_text(config: RunConfig, experts: Mapping[str, Any]) -> Iterator[FieldProblem]:
+    """The student's tokenizer and the training text."""
+    tokenizer = config.student.tokenizer
     if Path(tokenizer).is_absolute():
         if not Path(tokenizer).exists():
             yield ("student.tokenizer",), f"{tokenizer} doesn't exist"
@@ -551,7 +572,7 @@ def to_toml(config: RunConfig) -> str:
 
 
 _ADDED_LATER = {"loss.divergence": "forward_kl"}
-"""Fields that older versions did not have, with the value that stands for what they did."""
+"""Fields that older versions did not have, with the value that matches their behaviour."""
 
 
 def digest(config: RunConfig) -> str:

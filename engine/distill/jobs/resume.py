@@ -42,8 +42,8 @@ class StartingPoint:
 def find_starting_point(run: TrainingRun) -> StartingPoint:
     """The newest valid checkpoint on `resume`, else step 0 with an empty journal.
 
-    `fresh` moves the files of the previous run aside. Raises UsageError if there is a run that was
-    not asked for or has another config, MissingError if no checkpoint is valid.
+    `fresh` moves the files of the previous run aside. Raises UsageError if there is a run but
+    neither was requested, or if its config differs; MissingError if no checkpoint is valid.
     """
     if run.request.fresh:
         _set_aside_previous_run(run.workspace.checkpoints_dir)

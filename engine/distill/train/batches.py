@@ -93,8 +93,8 @@ class StepBatches:
     def next(self, schedule: Schedule, step: int) -> StepData:
         """The data of optimizer step `step`; a new on-policy round is written where one begins.
 
-        A function of the session's cursors, the seed and the decisions. Raises JobStopped when
-        asked to stop while the student writes.
+        A function of the session's cursors, the seed and the decisions. Raises JobStopped if a stop
+        is requested while the student writes.
         """
         if self.rounds.enter(schedule, step):
             self._update_round_sources()
@@ -108,7 +108,7 @@ class StepBatches:
     def soft_targets(self, rows: list[Row]) -> SoftSource | None:
         """Soft targets of the rows' scored positions, row after row; None if alpha is 0.
 
-        Adjacent rows of one source are asked for together: an online teacher scores them at once.
+        Adjacent rows of one source are one request: an online teacher scores them in one pass.
         """
         if self._config.loss.alpha == 0.0:
             return None

@@ -13,7 +13,7 @@ appendix A):
     reverse_kl   KL(p_T || q_T)     avoids what the teacher finds improbable
     jsd          b KL(q_T || m) + (1 - b) KL(p_T || m),  m = b q_T + (1 - b) p_T,  b = 0.5
 
-Sparse targets hold the exact q_T of the top k tokens, and draws that stand for the tail's mass.
+Sparse targets hold the exact q_T of the top k tokens, and draws that represent the tail's mass.
 The forward KL is linear in q_T, so the draws estimate it without bias. The other two need q_T(v)
 of every token that the student may choose, and of a drawn token only the tail's mass is known:
 they treat all tokens outside the top k as one event "rest", with q_rest = the tail's mass and
@@ -118,33 +118,10 @@ def forward_kl(
     z -= z.amax(1, keepdim=True)
     label_logits = z[rows, labels]
     w = targets.weight.to(z.dtype)
-    # sum of q_T z / T, before z is overwritten
-    if targets.dense is not None:
-        dense = targets.dense.to(z.dtype)
-        expected = (dense * z).sum(1) / t
-        ids = mass = None
-    else:
-        assert targets.ids is not None and targets.mass is not None
-        dense = None
-        ids, mass = targets.ids, targets.mass.to(z.dtype)
-        expected = (mass * z.gather(1, ids)).sum(1) / t
-    if t == 1.0:
-        p_t = z.exp_()
-        total_t = total = p_t.sum(1)
-        hard = None
-    elif t == 2.0:
-        # e^z is the square of e^(z/2): one exponential serves both
-        p_t = z.mul_(0.5).exp_()
-        total_t = p_t.sum(1)
-        hard = p_t * p_t
-        total = hard.sum(1)
-    else:
-        hard = z.exp()
-        total = hard.sum(1)
-        p_t = z.mul_(1.0 / t).exp_()
-        total_t = p_t.sum(1)
-    ce = total.log() - label_logits
-    kl = total_t.log() - expected - targets.entropy.to(z.dtype)
+    expected = _expected_logits(z, targets) / t  # before z is overwritten
+    soft, soft_total, hard, hard_total = _unnormalised(z, t)
+    ce = hard_total.log() - label_logits
+    kl = soft_total.log() - expected - targets.entropy.to(z.dtype)
     kl = torch.where(w > 0, kl, 0.0)
     soft_share = alpha * w
     hard_scale = (1.0 - soft_share) * targets.text_weight
@@ -152,22 +129,55 @@ def forward_kl(
     if need_gradient:
         soft_scale = soft_share * t
         if hard is None:
-            p_t *= ((soft_scale + hard_scale) / total)[:, None]
+            soft *= ((soft_scale + hard_scale) / hard_total)[:, None]
         else:
-            p_t *= (soft_scale / total_t)[:, None]
-            p_t.addcmul_(hard, (hard_scale / total)[:, None])
-        if dense is not None:
-            p_t.addcmul_(dense, soft_scale[:, None], value=-1.0)
-        else:
-            assert ids is not None and mass is not None
-            p_t.scatter_add_(1, ids, mass * -soft_scale[:, None])
-        p_t[rows, labels] -= hard_scale
+            soft *= (soft_scale / soft_total)[:, None]
+            soft.addcmul_(hard, (hard_scale / hard_total)[:, None])
+        _subtract_targets(soft, targets, soft_scale)
+        soft[rows, labels] -= hard_scale
     return ChunkLoss(
         loss=loss,
         divergence=(w * kl).sum(),
         ce=ce.sum(),
-        grad_logits=p_t if need_gradient else None,
+        grad_logits=soft if need_gradient else None,
     )
+
+
+def _expected_logits(z: Tensor, targets: SoftTargets) -> Tensor:
+    """(n,) sum over tokens of q_T z."""
+    if targets.dense is not None:
+        return (targets.dense.to(z.dtype) * z).sum(1)
+    assert targets.ids is not None and targets.mass is not None
+    return (targets.mass.to(z.dtype) * z.gather(1, targets.ids)).sum(1)
+
+
+def _unnormalised(z: Tensor, t: float) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """e^(z/T) (n, V) in place of z, and its sums (n,); e^z and its sums.
+
+    At T = 1 both are the same; the second is None then.
+    """
+    if t == 1.0:
+        soft = z.exp_()
+        total = soft.sum(1)
+        return soft, total, None, total
+    if t == 2.0:
+        # e^z is the square of e^(z/2): one exponential serves both
+        soft = z.mul_(0.5).exp_()
+        hard = soft * soft
+    else:
+        hard = z.exp()
+        soft = z.mul_(1.0 / t).exp_()
+    return soft, soft.sum(1), hard, hard.sum(1)
+
+
+def _subtract_targets(gradient: Tensor, targets: SoftTargets, scale: Tensor) -> None:
+    """gradient (n, V) -= scale (n,) q_T, in place."""
+    if targets.dense is not None:
+        gradient.addcmul_(targets.dense.to(gradient.dtype), scale[:, None], value=-1.0)
+    else:
+        assert targets.ids is not None and targets.mass is not None
+        mass = targets.mass.to(gradient.dtype)
+        gradient.scatter_add_(1, targets.ids, mass * -scale[:, None])
 
 
 class _Pointwise(Protocol):
@@ -224,12 +234,9 @@ def _pointwise_divergence(
     z, t = logits, temperature
     z -= z.amax(1, keepdim=True)
     label_logits = z[rows, labels]
-    hard = z.exp() if t != 1.0 else None  # (n, V)
-    p = z.mul_(1.0 / t).exp_()  # (n, V)
-    p_total = p.sum(1)
+    p, p_total, hard, hard_total = _unnormalised(z, t)
     p /= p_total[:, None]
-    total = p_total if hard is None else hard.sum(1)
-    ce = total.log() - label_logits
+    ce = hard_total.log() - label_logits
     if targets.dense is not None:
         q = targets.dense.to(p.dtype)
         divergence, slope = pointwise(p, q, min_q=MIN_TEACHER_PROBABILITY)
@@ -255,7 +262,7 @@ def _pointwise_divergence(
             p *= slope[:, -1:]
             p.scatter_(1, top_ids, p_top)
         if hard is not None:
-            p.addcmul_(hard, (hard_scale / total)[:, None])
+            p.addcmul_(hard, (hard_scale / hard_total)[:, None])
         p[rows, labels] -= hard_scale
     return ChunkLoss(
         loss=loss,

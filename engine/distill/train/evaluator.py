@@ -70,8 +70,8 @@ class Evaluator:
     def run(self) -> None:
         """Evaluate the student after the current step.
 
-        Draws no random number of the training and changes no weight. Raises JobStopped when asked
-        to stop: this evaluation then has no result, and is repeated after the resume.
+        Draws no random number of the training and changes no weight. Raises JobStopped on a
+        stop: this evaluation then has no result, and is repeated after the resume.
         """
         began = time.monotonic()
         progress = self._session.progress

@@ -105,20 +105,20 @@ class Schedule:
     ) -> None:
         self.config = config
         self.phases = tuple(phases)
-        optimizer = config.optimizer
-        self.tokens_per_step = optimizer.global_batch_size * optimizer.max_seq_len
+        self.tokens_per_step = _tokens_per_step(config)
         """Student tokens of one optimizer step."""
         self.decisions = tuple(decisions)
         self._experts = [p for p in phases if p.kind == "expert"]
         self._create, self._unified, self._save = phases[0], phases[-2], phases[-1]
-        self._knots = self._decay_knots()
-        planned = self._plan({}, None)[self._unified.index][1]
+        self._knots = _decay_knots(self.decisions)
+        planned = _plan_bounds(config, self.phases, {}, None)[self._unified.index][1]
         self._warmup = config.schedule.warmup_steps
         if planned is not None:
             # With a warmup longer than the run, the full learning rate would never be reached.
             self._warmup = min(self._warmup, planned // 10)
         ends = {int(d.value): d.step for d in decisions if d.kind == "phase_end"}
-        self._bounds = self._plan(ends, self._knots[-1][1] if self._knots else None)
+        run_end = self._knots[-1][1] if self._knots else None
+        self._bounds = _plan_bounds(config, self.phases, ends, run_end)
 
     def with_decision(self, decision: Decision) -> Schedule:
         """This schedule with one more decision."""
@@ -189,7 +189,7 @@ class Schedule:
         """
         phase = self.phase_at(step)
         if phase.kind != "expert":
-            decided = self._decided(step, "mix")
+            decided = self.setting_at(step, "mix")
             if decided is None:
                 return _by_weight(self._experts, 1.0)
             return {n: float(s) for n, _, s in (p.partition("=") for p in str(decided).split(","))}
@@ -203,12 +203,9 @@ class Schedule:
         return _by_weight(self._experts, 1.0)
 
     def setting_at(
-        self, step: int, kind: Literal["micro_batch", "activation_checkpointing", "device"]
+        self, step: int, kind: Literal["micro_batch", "activation_checkpointing", "device", "mix"]
     ) -> int | float | str | bool | None:
-        """The last decision of this kind that applies to step `step`; None: as configured."""
-        return self._decided(step, kind)
-
-    def _decided(self, step: int, kind: str) -> int | float | str | bool | None:
+        """Value of the last decision of a kind that applies to `step`; None: as configured."""
         for decision in reversed(self.decisions):
             if decision.kind == kind and decision.step < step:
                 return decision.value
@@ -239,52 +236,66 @@ class Schedule:
         run_progress = None if end is None else min(1.0, step / end) if end else 1.0
         return phase_progress, run_progress
 
-    def _plan(
-        self, ends: dict[int, int], run_end: int | None
-    ) -> dict[int, tuple[int | None, int | None]]:
-        """Bounds of every phase; `ends` (by phase) and `run_end` are fixed by decisions."""
-        bounds: dict[int, tuple[int | None, int | None]] = {self._create.index: (0, 0)}
-        done: int | None = 0
-        phases = [*self._experts, self._unified]
-        for place, phase in enumerate(phases):
-            fixed = run_end if phase is self._unified else ends.get(phase.index)
-            first = None if done is None else done + 1
-            if fixed is not None:
-                done = max(fixed, done or 0)
-            elif done is not None:
-                length = self._length(phase, phases[place + 1 :], done)
-                done = None if length is None else done + length
-            bounds[phase.index] = (first, done)
-        after = None if done is None else done + 1
-        bounds[self._save.index] = (after, after)
-        return bounds
 
-    def _length(self, phase: Phase, later: Sequence[Phase], done: int) -> int | None:
-        """Planned steps of a phase that begins after `done` steps; None: no planned end."""
-        schedule = self.config.schedule
-        length: int | None = None
-        if schedule.max_steps is not None:
-            length = _split(max(0, schedule.max_steps - done), phase, later)
-        elif schedule.hours is None and phase.kind == "expert":
-            mean = sum(p.weight for p in self._experts) / len(self._experts)
-            steps = schedule.expert_tokens * phase.weight / mean / self.tokens_per_step
-            length = math.ceil(round(steps, 6))  # weights are rounded: 15.000000002 is 15
-        if phase.kind == "unified" and schedule.unified_tokens is not None:
-            limit = math.ceil(schedule.unified_tokens / self.tokens_per_step)
-            length = limit if length is None else min(limit, length)
-        return length
+def _tokens_per_step(config: RunConfig) -> int:
+    return config.optimizer.global_batch_size * config.optimizer.max_seq_len
 
-    def _decay_knots(self) -> list[tuple[int, int]]:
-        """(step, last step) of the decided decay, and of each change of its end."""
-        knots: list[tuple[int, int]] = []
-        for decision in self.decisions:
-            if decision.kind == "decay_start":
-                knots = [(decision.step, decision.step + int(decision.value))]
-            elif decision.kind == "decay_end" and knots:
-                # Decided again at an earlier step (after a rollback): replaces the later ones.
-                kept = [k for k in knots[1:] if k[0] < decision.step]
-                knots = [knots[0], *kept, (decision.step, int(decision.value))]
-        return knots
+
+Bounds = dict[int, tuple[int | None, int | None]]
+"""First and last step of each phase, by the phase's index."""
+
+
+def _plan_bounds(
+    config: RunConfig, phases: Sequence[Phase], ends: dict[int, int], run_end: int | None
+) -> Bounds:
+    """Bounds of every phase; `ends` (by phase) and `run_end` are fixed by decisions."""
+    create, stepped, save = phases[0], phases[1:-1], phases[-1]
+    bounds: Bounds = {create.index: (0, 0)}
+    done: int | None = 0
+    for place, phase in enumerate(stepped):
+        fixed = run_end if phase.kind == "unified" else ends.get(phase.index)
+        first = None if done is None else done + 1
+        if fixed is not None:
+            done = max(fixed, done or 0)
+        elif done is not None:
+            length = _planned_length(config, stepped, place, done)
+            done = None if length is None else done + length
+        bounds[phase.index] = (first, done)
+    after = None if done is None else done + 1
+    bounds[save.index] = (after, after)
+    return bounds
+
+
+def _planned_length(
+    config: RunConfig, stepped: Sequence[Phase], place: int, done: int
+) -> int | None:
+    """Planned steps of `stepped[place]`, which begins after `done` steps; None: no planned end."""
+    schedule, phase = config.schedule, stepped[place]
+    length: int | None = None
+    if schedule.max_steps is not None:
+        length = _split(max(0, schedule.max_steps - done), phase, stepped[place + 1 :])
+    elif schedule.hours is None and phase.kind == "expert":
+        experts = [p for p in stepped if p.kind == "expert"]
+        mean = sum(p.weight for p in experts) / len(experts)
+        steps = schedule.expert_tokens * phase.weight / mean / _tokens_per_step(config)
+        length = math.ceil(round(steps, 6))  # weights are rounded: 15.000000002 is 15
+    if phase.kind == "unified" and schedule.unified_tokens is not None:
+        limit = math.ceil(schedule.unified_tokens / _tokens_per_step(config))
+        length = limit if length is None else min(limit, length)
+    return length
+
+
+def _decay_knots(decisions: Sequence[Decision]) -> list[tuple[int, int]]:
+    """(step, last step) of the decided decay, and of each change of its end."""
+    knots: list[tuple[int, int]] = []
+    for decision in decisions:
+        if decision.kind == "decay_start":
+            knots = [(decision.step, decision.step + int(decision.value))]
+        elif decision.kind == "decay_end" and knots:
+            # Decided again at an earlier step (after a rollback): replaces the later ones.
+            kept = [k for k in knots[1:] if k[0] < decision.step]
+            knots = [knots[0], *kept, (decision.step, int(decision.value))]
+    return knots
 
 
 def _split(left: int, phase: Phase, later: Sequence[Phase]) -> int:

@@ -173,8 +173,8 @@ class Trainer:
     def train_step(self, step: int) -> None:
         """One optimizer step: batch, forward, loss, backward, guard, optimizer, event.
 
-        Raises JobStopped when asked to stop: nothing has changed then, and the whole step is taken
-        again after the resume.
+        Raises JobStopped on a stop: nothing has changed then, and the whole step is repeated after
+        the resume.
         """
         began = time.monotonic()
         session = self.session

@@ -1,4 +1,4 @@
-"""Streamed text: its order, its windows, and runs that train on it."""
+"""Streamed text: its order, its windows, and runs that learn from it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.small_run import (
 
 WORDS = ("river", "town", "bank", "old", "snow", "stone", "bridge", "water", "mill", "field")
 STREAM = {"data__stream_above": 0.001, "data__window": 0.004, "data__held_out": 0.1}
-"""Files above a kilobyte are streamed, in windows of four kilobytes."""
+"""Everything above a kilobyte is streamed, in windows of four."""
 
 
 @pytest.fixture
@@ -50,21 +50,21 @@ def write_texts(path, count: int, seed: int = 0, **keys: Any) -> list[str]:
     return texts
 
 
-def texts_of(order: ShuffledText, position: StreamPosition, number: int, most: int = 10**9):
-    """The texts read in one window, and the position after them."""
+def texts_of(order: ShuffledText, place: StreamPosition, number: int, most: int = 10**9):
+    """The texts read in one window, and the place after them."""
     found = []
-    for example, after in order.read(position, number):
+    for example, after in order.read(place, number):
         found.append(example.text if example else None)
-        position = after
+        place = after
         if len(found) == most:
             break
-    return found, position
+    return found, place
 
 
 # --- Order -----------------------------------------------------------------
 
 
-def test_a_pass_has_each_example_once_and_the_next_has_a_new_order(tmp_path):
+def test_a_pass_has_each_example_once_and_the_next_one_in_another_order(tmp_path):
     for n in range(12):
         (tmp_path / f"{n}.txt").write_text("x" * 1_100_000 if n < 3 else f"text {n}")
     texts = write_texts(tmp_path / "many.jsonl", 500)
@@ -77,24 +77,24 @@ def test_a_pass_has_each_example_once_and_the_next_has_a_new_order(tmp_path):
     assert texts_of(ShuffledText(text, [8], print), StreamPosition(), 0)[0] != first
 
 
-def test_the_order_is_a_function_of_seed_position_and_window(tmp_path):
+def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
     write_texts(tmp_path / "a.jsonl", 300)
     write_texts(tmp_path / "b.jsonl", 300, seed=1)
     (text,) = open_texts([str(tmp_path)], tmp_path)
     running = ShuffledText(text, [0], print)
-    position, windows = StreamPosition(), []
+    place, windows = StreamPosition(), []
     for number in range(6):
-        found, after = texts_of(running, position, number, 70)
-        windows.append((position, found))
-        position = after
+        found, after = texts_of(running, place, number, 70)
+        windows.append((place, found))
+        place = after
     for number, (begins, found) in enumerate(windows):
-        # from a newly opened text, and from one that has read something else since
+        # opened anew, and by one that has read something else meanwhile
         assert texts_of(ShuffledText(text, [0], print), begins, number, 70)[0] == found
     texts_of(running, StreamPosition(), 0, 5)
     assert texts_of(running, windows[3][0], 3, 70)[0] == windows[3][1]
 
 
-def test_a_stream_position_survives_the_checkpoint():
+def test_a_place_survives_the_checkpoint():
     cursors = {"tiny/text": Cursor(3, 2, 0.25, StreamPosition(1, 9, ((4, 0, 17), (2, 1, 0))))}
     assert cursors_from_json(json.loads(json.dumps(cursors_to_json(cursors)))) == cursors
     # as a run without streams had them
@@ -110,16 +110,16 @@ def stream_of(ws: Workspace, **fields: Any) -> StreamSource:
     return source
 
 
-def test_windows_have_all_text_that_is_not_held_out(ws):
+def test_windows_hold_all_text_but_what_is_held_out(ws):
     write_texts(ws.root / "text.jsonl", 400)
     source = stream_of(ws)
-    position, seen, number = StreamPosition(), Counter[bytes](), 0
-    while position.pass_number == 0:
+    place, seen, number = StreamPosition(), Counter[bytes](), 0
+    while place.pass_number == 0:
         source.release_before(number)
-        window = source.open_epoch(number, position)
-        assert window.begins == position and len(window.token_counts) > 0
+        window = source.open_epoch(number, place)
+        assert window.begins == place and len(window.token_counts) > 0
         seen.update(source.block(n, number).ids.tobytes() for n in range(len(window.token_counts)))
-        position, number = window.ends, number + 1
+        place, number = window.ends, number + 1
     assert number > 4 and set(seen.values()) == {1}
     keys = [corpus.example_key(e) for e in read_data_file(ws.root / "text.jsonl")]
     held = sum(corpus.is_held_out_by_digest(key, 0.1) for key in keys)
@@ -127,8 +127,8 @@ def test_windows_have_all_text_that_is_not_held_out(ws):
     assert source.counts.examples == 400
 
 
-def test_variants_of_one_family_are_trained_on_or_held_out_together(ws):
-    """Reserved families are never trained on, however little is held out; all others are."""
+def test_variants_are_streamed_to_learn_from_or_to_measure_on_together(ws):
+    """Of a reserved family nothing is learnt, however little is held out; of all others all is."""
     families = [f"family {n}" for n in range(160)]
     small = {f for f in families if is_held_out_by_digest(family_digest(f), 0.02)}
     held = {f for f in families if is_reserved(f)}
@@ -142,21 +142,21 @@ def test_variants_of_one_family_are_trained_on_or_held_out_together(ws):
     def family_of(ids: Any) -> str:
         return re.findall(r"family \d+(?=:)", tokenizer.decode(ids))[0]
 
-    position, trained_on, number = StreamPosition(), Counter[str](), 0
-    while position.pass_number == 0:
+    place, learnt, number = StreamPosition(), Counter[str](), 0
+    while place.pass_number == 0:
         source.release_before(number)
-        window = source.open_epoch(number, position)
-        trained_on.update(
+        window = source.open_epoch(number, place)
+        learnt.update(
             family_of(source.block(n, number).ids) for n in range(len(window.token_counts))
         )
-        position, number = window.ends, number + 1
+        place, number = window.ends, number + 1
     store = parts["tiny"].held_out
-    held_out = {family_of(store.block(n).ids) for n in range(len(store))}
-    assert set(trained_on) == set(families) - held and set(trained_on.values()) == {5}
-    assert held_out and held_out <= held
+    measured = {family_of(store.block(n).ids) for n in range(len(store))}
+    assert set(learnt) == set(families) - held and set(learnt.values()) == {5}
+    assert measured and measured <= held
 
 
-def test_blocks_are_available_until_their_window_is_released(ws):
+def test_a_row_is_there_until_its_window_is_forgotten(ws):
     source = stream_of(ws)
     first = source.open_epoch(0, StreamPosition())
     source.open_epoch(1, first.ends)
@@ -173,18 +173,18 @@ def test_the_split_by_digest_is_stable_when_text_is_added(ws):
     assert 0 < len(held) < len(keys)
 
 
-def test_unreadable_lines_are_skipped_and_logged_a_few_times(ws):
+def test_unreadable_lines_are_told_a_few_times_and_left_out(ws):
     with open(ws.root / "text.jsonl", "a") as file:
         file.write("{broken\n" * 9)
         file.write(json.dumps({"text": "the last " * 30}) + "\n")
     link = KeepingLink()
     assert train(ws, make_config(ws, **STREAM, schedule__max_steps=9), link) == 0
-    logged = [e.text for e in link.of(LogLine) if "text.jsonl, line 4" in e.text]
-    assert len(logged) == 5 and "skipped: " in logged[0]
+    told = [e.text for e in link.of(LogLine) if "text.jsonl, line 4" in e.text]
+    assert len(told) == 5 and "skipped: " in told[0]
     assert any("further unreadable examples" in e.text for e in link.of(LogLine))
 
 
-def test_text_that_no_expert_can_teach_ends_the_run_with_one_line(ws):
+def test_text_that_nobody_can_teach_ends_the_run_with_one_line(ws):
     write_texts(ws.root / "text.jsonl", 40)
     (ws.root / "text.jsonl").write_text('{"text": "one"}\n' + "{broken\n" * 200)
     with pytest.raises(GladiusError, match="no examples to evaluate on") as raised:
@@ -202,7 +202,7 @@ def test_small_files_are_cached_and_large_ones_streamed(ws):
     assert list(prepared["tiny"].sources) == ["tiny/text.jsonl"]
 
 
-def test_rows_are_divided_between_answers_and_streamed_text(ws):
+def test_answers_and_streamed_text_share_the_rows(ws):
     (ws.root / "gladius.toml").write_text(
         (ws.root / "gladius.toml").read_text() + 'capabilities = ["json"]\n'
     )
@@ -214,12 +214,13 @@ def test_rows_are_divided_between_answers_and_streamed_text(ws):
     }
     config = make_config(ws, **STREAM, **fields, data__stream_share=0.75)
     trainer = make_trainer(ws, config, KeepingLink(), ws.checkpoints_dir)
-    assert trainer.batches.mix(trainer.schedule, 1) == {"tiny": 0.25, "tiny/text.jsonl": 0.75}
-    rows, _ = trainer.batches.mixer.next({}, trainer.batches.mix(trainer.schedule, 1))
+    mix = trainer.batches.mix(trainer.schedule, 1)
+    assert mix == {"tiny": 0.25, "tiny/text.jsonl": 0.75}
+    rows, _ = trainer.batches.mixer.next({}, mix)
     assert Counter(row.source for row in rows) == {"tiny": 1, "tiny/text.jsonl": 3}
 
 
-def test_cached_targets_of_a_large_text_need_a_token_limit(ws):
+def test_cached_targets_of_a_large_text_need_a_bound_and_keep_to_it(ws):
     from engine.budget import check_text
 
     fields = {**STREAM, "targets__source": "cached"}
@@ -231,7 +232,7 @@ def test_cached_targets_of_a_large_text_need_a_token_limit(ws):
     link = KeepingLink()
     assert train(ws, config, link) == 0
     (ready,) = link.of(DataReady)
-    assert ready.blocks > 0 and 2000 <= ready.teacher_tokens < 4000  # including the held-out text
+    assert ready.blocks > 0 and 2000 <= ready.teacher_tokens < 4000  # what is held out included
 
 
 def test_an_example_goes_to_the_experts_that_can_teach_it(ws):
@@ -291,7 +292,7 @@ def test_public_corpora_go_to_the_experts_of_their_capabilities(ws, tmp_path):
     assert corpora_in_use(make_config(ws, **{**fields, "data__generate": "false"}).data) == []
 
 
-def test_a_text_lost_during_training_leaves_a_checkpoint_that_can_be_resumed(ws):
+def test_a_text_that_is_lost_meanwhile_leaves_a_checkpoint_and_is_gone_on_with(ws):
     write_texts(ws.root / "text.jsonl", 60)
     content = (ws.root / "text.jsonl").read_bytes()
     config = make_config(ws, **STREAM, schedule__max_steps=30)
@@ -312,7 +313,7 @@ def test_a_text_lost_during_training_leaves_a_checkpoint_that_can_be_resumed(ws)
     assert link.steps() == list(range(reached + 1, 31))
 
 
-def test_a_run_whose_text_changed_is_not_resumed(ws):
+def test_a_text_that_changed_is_not_gone_on_with(ws):
     config = make_config(ws, **STREAM, schedule__max_steps=6, checkpoint__interval_steps=2)
     link = KeepingLink(lambda e: [Stop()] if isinstance(e, StepDone) and e.step == 3 else [])
     assert train(ws, config, link) == 0
@@ -329,7 +330,7 @@ def losses(link: KeepingLink) -> dict[int, str]:
     return {event.step: event.loss.hex() for event in link.of(StepDone) if event.loss is not None}
 
 
-def test_a_run_over_many_windows_and_passes_resumes_exactly(ws, tmp_path):
+def test_a_run_over_many_windows_and_passes_goes_on_exactly(ws, tmp_path):
     write_texts(ws.root / "text.jsonl", 60)
     config = make_config(ws, **STREAM, schedule__max_steps=40)
     whole = KeepingLink()

@@ -16,7 +16,7 @@ CONFIG = GuardsConfig(max_non_finite=3, max_rollbacks=2, spike_factor=10.0, spik
 
 
 def settled(norm: float = 1.0) -> GradGuard:
-    """A guard that knows its median."""
+    """A guard with a known median."""
     guard = GradGuard(CONFIG)
     for _ in range(16):
         assert guard.judge(2.0, norm) == "ok"
@@ -25,7 +25,7 @@ def settled(norm: float = 1.0) -> GradGuard:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf, -math.inf, 2.0])
 @pytest.mark.parametrize("norm", [math.nan, math.inf, 1.0])
-def test_only_finite_numbers_pass(loss: float, norm: float) -> None:
+def test_non_finite_numbers_skip_the_step(loss: float, norm: float) -> None:
     finite = math.isfinite(loss) and math.isfinite(norm)
     assert settled().judge(loss, norm) == ("ok" if finite else "non_finite")
 
@@ -39,7 +39,7 @@ def test_non_finite_steps_in_a_row_roll_back_and_then_stop() -> None:
     assert bad_steps(2) == ["non_finite", "non_finite", "stop"]
 
 
-def test_a_finite_step_ends_the_row() -> None:
+def test_a_finite_step_resets_the_count() -> None:
     guard = settled()
     bad, good, spike = (math.nan, 1.0), (2.0, 1.0), (2.0, 99.0)
     verdicts = [guard.judge(*step) for step in (bad, bad, good, bad, bad, spike, bad, bad)]
@@ -64,13 +64,13 @@ def test_a_norm_over_ten_medians_is_a_spike_and_stays_out_of_the_median() -> Non
     assert guard.skipped_spikes == 40
 
 
-def test_no_spike_is_called_before_a_quarter_of_the_window() -> None:
+def test_spikes_are_detected_once_a_quarter_of_the_window_is_known() -> None:
     guard = GradGuard(CONFIG)
     assert [guard.judge(9.0, n) for n in (1.0, 1e6, 1.0, 1.0)] == ["ok"] * 4
     assert guard.judge(9.0, 1e6) == "spike"
 
 
-def test_a_quarter_of_a_window_of_spikes_is_the_new_normal() -> None:
+def test_a_quarter_of_a_window_of_spikes_becomes_the_new_median() -> None:
     guard = settled(norm=1.0)
     assert [guard.judge(2.0, n) for n in (40.0, 50.0, 60.0, 50.0)] == [*["spike"] * 3, "ok"]
     assert guard.median == 50.0
@@ -78,7 +78,7 @@ def test_a_quarter_of_a_window_of_spikes_is_the_new_normal() -> None:
     assert guard.judge(2.0, 501.0) == "spike"
 
 
-def test_a_row_of_spikes_is_skipped_three_times_and_then_stepped_out_of() -> None:
+def test_three_spikes_in_a_row_are_skipped_and_the_next_is_accepted() -> None:
     guard = GradGuard(GuardsConfig(max_spikes=3, spike_window=64))
     for _ in range(16):
         guard.judge(2.0, 1.0)
@@ -104,7 +104,7 @@ steps = st.lists(
 
 @settings(deadline=None)
 @given(steps, steps)
-def test_a_guard_restored_from_json_goes_on_exactly(
+def test_a_guard_restored_from_json_continues_exactly(
     before: list[tuple[float, float]], after: list[tuple[float, float]]
 ) -> None:
     guard = GradGuard(CONFIG)
@@ -115,6 +115,6 @@ def test_a_guard_restored_from_json_goes_on_exactly(
     assert restored.state == guard.state
 
 
-def test_a_smallest_window_still_works() -> None:
+def test_the_smallest_window_works() -> None:
     guard = GradGuard(GuardsConfig(spike_window=1))
     assert [guard.judge(1.0, n) for n in (1.0, 1000.0, 1.0)] == ["ok"] * 3

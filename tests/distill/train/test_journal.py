@@ -44,7 +44,9 @@ def test_decisions_are_read_back_in_order_with_their_types(journal: Journal) -> 
     assert [type(d.value) for d in read] == [type(d.value) for d in DECISIONS]
 
 
-def test_a_torn_last_line_is_skipped_and_cut_off_by_the_next_one(journal: Journal) -> None:
+def test_an_incomplete_last_line_is_skipped_and_removed_by_the_next_append(
+    journal: Journal,
+) -> None:
     fill(journal)
     whole = journal.path.read_bytes()
     for length in range(1, len(whole.splitlines()[-1]) + 1):
@@ -58,7 +60,7 @@ def test_a_torn_last_line_is_skipped_and_cut_off_by_the_next_one(journal: Journa
 @pytest.mark.parametrize(
     "line", [b"{}", b"\x00\x00", b'{"step": 3, "kind": "party", "value": 1}', b""]
 )
-def test_a_damaged_line_is_named_and_never_passed_over(journal: Journal, line: bytes) -> None:
+def test_a_damaged_line_is_named_and_not_skipped(journal: Journal, line: bytes) -> None:
     fill(journal)
     lines = journal.path.read_bytes().splitlines()
     lines[2] = line
@@ -67,7 +69,7 @@ def test_a_damaged_line_is_named_and_never_passed_over(journal: Journal, line: b
         journal.read()
 
 
-def test_truncate_forgets_what_was_decided_from_a_step_on(journal: Journal) -> None:
+def test_truncate_removes_the_decisions_from_a_step_on(journal: Journal) -> None:
     fill(journal)
     journal.truncate(40)
     assert journal.read() == [d for d in DECISIONS if d.step < 40]
@@ -106,12 +108,12 @@ def append_in_a_process(journal: Journal, limit: int = 0) -> subprocess.Complete
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_a_decision_outlives_a_kill_right_after_it(journal: Journal) -> None:
+def test_a_decision_survives_a_kill_right_after_it(journal: Journal) -> None:
     assert append_in_a_process(journal).returncode == -signal.SIGKILL
     assert journal.read() == [Decision(7, "phase_end", 1, "test")]
 
 
-def test_a_full_disk_is_one_clear_line_and_leaves_the_journal_whole(journal: Journal) -> None:
+def test_a_full_disk_gives_one_clear_line_and_an_intact_journal(journal: Journal) -> None:
     fill(journal)
     before = journal.path.read_bytes()
     done = append_in_a_process(journal, limit=len(before) + 10)
@@ -130,10 +132,10 @@ def test_a_replayed_rollback_lowers_the_rate_from_its_checkpoint_on_and_not_befo
 
     config = RunConfig(schedule=ScheduleConfig(max_steps=100, warmup_steps=0))
     phases = plan_phases(config, [Expert()])
-    undisturbed = Schedule(config, phases)
+    uninterrupted = Schedule(config, phases)
     journal.append(Decision(30, "rollback", 0.5, "3 steps were not finite"))
     resumed = Schedule(config, phases, journal.read())
     for step in range(1, 101):
         factor = 1.0 if step <= 30 else 0.5
-        assert resumed.lr_at(step) == undisturbed.lr_at(step) * factor
-        assert resumed.phase_at(step) == undisturbed.phase_at(step)
+        assert resumed.lr_at(step) == uninterrupted.lr_at(step) * factor
+        assert resumed.phase_at(step) == uninterrupted.phase_at(step)

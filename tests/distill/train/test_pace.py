@@ -34,7 +34,7 @@ def schedule_of(ws, **fields) -> Schedule:
     return Schedule(config, plan_phases(config, [load_experts(ws)["tiny"]]))
 
 
-def test_time_is_of_all_attempts_without_the_pauses(clock):
+def test_training_time_counts_all_attempts_without_pauses(clock):
     ctx = JobContext(KeepingLink())
     ctx.paused_seconds = 5.0  # before this, counted by whoever made former_seconds
     pace = Pace(ctx, 100.0)
@@ -43,7 +43,7 @@ def test_time_is_of_all_attempts_without_the_pauses(clock):
     assert pace.training_seconds == 106.0
 
 
-def test_speed_is_a_recent_mean(clock):
+def test_seconds_per_step_is_a_recent_mean(clock):
     pace = Pace(JobContext(KeepingLink()), 0.0)
     assert pace.seconds_per_step == 0.0
     for _ in range(60):
@@ -62,7 +62,7 @@ def test_speed_is_a_recent_mean(clock):
     }
 
 
-def test_steps_planned_give_the_ends_of_phase_and_run(clock, ws):
+def test_planned_steps_give_the_ends_of_phase_and_run(clock, ws):
     pace = Pace(JobContext(KeepingLink()), 0.0)
     clock(2.0)
     pace.step_done()
@@ -88,7 +88,7 @@ def test_hours_give_the_end_of_the_run_by_the_clock(clock, ws):
     assert pace.forecast(schedule, 9).run_eta == 0.0  # never negative
 
 
-def test_neither_gives_no_end(clock, ws):
+def test_without_steps_or_hours_there_is_no_end(clock, ws):
     pace = Pace(JobContext(KeepingLink()), 0.0)
     schedule = schedule_of(ws, schedule__max_steps="none")
     clock(1.0)

@@ -1,4 +1,4 @@
-"""The state of a student in training: taken and put back, it goes on exactly."""
+"""The state of training: saved and restored, it continues exactly."""
 
 from __future__ import annotations
 

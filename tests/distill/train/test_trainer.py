@@ -102,6 +102,20 @@ def test_the_reported_loss_is_the_weighted_sum_of_its_parts(make):
         assert event.loss == pytest.approx(0.5 * 4 * event.kl + ce_share * event.ce, rel=0.05)
 
 
+@pytest.mark.parametrize("source", ["cached", "online"])
+@pytest.mark.parametrize("divergence", ["reverse_kl", "jsd"])
+def test_every_divergence_trains_with_cached_and_online_targets(make, divergence, source):
+    trainer, link = make(
+        loss__divergence=divergence,
+        targets__source=source,
+        schedule__max_steps=12,
+        optimizer__lr=0.01,
+    )
+    assert trainer.run() == "completed"
+    first, last = link.of(StepDone)[0], link.of(StepDone)[-1]
+    assert last.loss < first.loss and last.kl > 0, (first, last)
+
+
 def test_four_micro_batches_of_one_row_equal_one_of_four(make):
     runs = []
     for size in (1, 4):
