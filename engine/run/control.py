@@ -16,8 +16,8 @@ import msgspec
 from engine.errors import GladiusError, MissingError
 from engine.events import AnyCommand, AnyEvent, Job
 from engine.run.history import History
+from engine.run.lock import lock_owner
 from engine.run.server import Answer, Ask, Hello, Watch, same_user
-from engine.run.state import lock_owner
 from engine.workspace import Workspace
 
 # A runner owns its lock a moment before it listens.

@@ -56,9 +56,9 @@ class Recorder:
         self._ws = ws
         self._run_id = request.run_id
         self._history = history
-        self._log = TextLog(ws, request.job)
+        self._text_log = TextLog(ws, request.job)
         self._state = StateFile(ws, request.run_id) if request.job == "train" else None
-        self._printer = _Printer(on_event, self._log) if on_event else None
+        self._printer = _Printer(on_event, self._text_log) if on_event else None
         self._batch: list[AnyEvent] = []
         self._since = 0.0
         self._urgent = False
@@ -82,7 +82,7 @@ class Recorder:
         self._batch.append(msgspec.structs.replace(event, **stamp))
         self._urgent |= not isinstance(event, StepDone | Progress | HardwareRead | LogLine)
 
-    def say(self, level: Literal["info", "warning", "error"], text: str) -> None:
+    def log(self, level: Literal["info", "warning", "error"], text: str) -> None:
         """Add a line for the log."""
         self.add(LogLine(level=level, text=text))
 
@@ -100,11 +100,10 @@ class Recorder:
                 self._state.apply(event)
             if self._printer is not None:
                 self._printer.put(event)
-            self._log.event(event)
+            self._text_log.event(event)
         self._warn_once(self._history.trouble)
-        if self._history.moved_aside:
-            name, self._history.moved_aside = self._history.moved_aside, ""
-            self.say("warning", f"the history was damaged: it is now {name}, a new one is begun")
+        if name := self._history.take_moved_aside():
+            self.log("warning", f"the history was damaged: it is now {name}; a new one was begun")
         return events
 
     def write_state(self) -> None:
@@ -123,7 +122,7 @@ class Recorder:
         if self._printer is not None:
             self._printer.close()
         if self._history.dropped:
-            self._log.line(f"warning: {self._history.dropped} events are not in the history")
+            self._text_log.line(f"warning: {self._history.dropped} events are not in the history")
         self._history.close()
         if self.server is not None:
             self.server.close()
@@ -131,7 +130,7 @@ class Recorder:
     def _warn_once(self, trouble: str) -> None:
         if trouble and trouble not in self._troubles:
             self._troubles.add(trouble)
-            self.say("warning", f"{trouble}; the job goes on without")
+            self.log("warning", f"{trouble}; the job goes on without")
 
 
 class _Printer:

@@ -81,7 +81,7 @@ class Viewer:
 class ControlServer:
     """Serves viewers in a thread of its own, on an AF_UNIX socket at `path`.
 
-    `on_ask(viewer, command)` is called in that thread; OSError when the socket can't be made.
+    `on_command(viewer, command)` is called in that thread; OSError when the socket can't be made.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class ControlServer:
         run_id: str,
         job: Job,
         seq: int,
-        on_ask: Callable[[Viewer, AnyCommand], None],
+        on_command: Callable[[Viewer, AnyCommand], None],
     ) -> None:
         self._path = path
         self._run_id, self._seq = run_id, seq
         self._job: Job = job
-        self._on_ask = on_ask
+        self._on_command = on_command
         self._lock = threading.Lock()
         self._viewers: set[Viewer] = set()
         self._closing = False
@@ -217,7 +217,7 @@ class ControlServer:
                 self._drop(viewer)
                 return
             if isinstance(request, Ask):
-                self._on_ask(viewer, request.command)
+                self._on_command(viewer, request.command)
             else:
                 self._welcome(viewer)
 

@@ -22,7 +22,8 @@ def command(ws: Workspace, *words: str) -> str:
 
 def farewell(ws: Workspace, seen: Collection[str]) -> list[str]:
     """Lines about the jobs that run, and about those that ran while the app was open (`seen`)."""
-    from engine.run.state import lock_owner, read_state
+    from engine.run.lock import lock_owner
+    from engine.run.state import read_state
 
     lines: list[str] = []
     running: list[Job] = [job for job in JOBS if lock_owner(ws, job)]

@@ -286,7 +286,7 @@ class JobWatcher:
     # Inside
 
     def _look(self) -> None:
-        from engine.run.state import lock_owner
+        from engine.run.lock import lock_owner
 
         while not self._over.is_set():
             for job in JOBS:

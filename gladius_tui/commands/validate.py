@@ -94,7 +94,9 @@ def _refuse_missing(
         raise MissingError(f"{model} is no folder; give the folder of a model")
     if gguf is not None and not Path(gguf).expanduser().is_file():
         raise MissingError(f"there is no file {gguf}; make one with: gladius_train export")
-    trained = ws.model_dir.is_dir() or any(ws.checkpoints_dir.glob("step-*"))
+    from engine.checkpoint.layout import list_checkpoints
+
+    trained = ws.model_dir.is_dir() or bool(list_checkpoints(ws.checkpoints_dir))
     if model is None and gguf is None and checkpoint is None and not trained:
         raise MissingError(
             f"there is no trained model in {ws.model_dir} and no checkpoint in "

@@ -7,7 +7,8 @@ import hashlib
 import msgspec
 import pytest
 
-from engine.checkpoint.model_record import HELD_OUT, RECORD, read_held_out, read_record
+from engine.checkpoint.layout import HELD_OUT
+from engine.checkpoint.model_record import RECORD, read_held_out, read_record
 from engine.distill.jobs.preparation import key_digest
 from engine.distill.teacher.targets import ShardKey, TargetStore
 from engine.events import EvalDone

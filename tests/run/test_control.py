@@ -29,7 +29,8 @@ from engine.events import (
     Stop,
 )
 from engine.run import control
-from engine.run.state import lock_owner, read_state
+from engine.run.lock import lock_owner
+from engine.run.state import read_state
 from tests.support.hosting import TOY, status, until
 from tests.support.paths import REPO
 from tests.support.toy_job import ToyConfig

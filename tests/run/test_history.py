@@ -147,7 +147,8 @@ def damage(ws) -> None:
 def check_begun_anew(ws, history: History) -> None:
     told = history.append("r", 1, [step_done(50_000)])
     assert history.trouble == ""
-    assert history.moved_aside and (ws.logs_dir / history.moved_aside).exists()
+    aside = history.take_moved_aside()
+    assert aside and (ws.logs_dir / aside).exists()
     assert history.events("r") == told
     assert history.series("r", "loss", 50_000, 50_001, 2)[0].last == 2.0
 

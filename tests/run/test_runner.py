@@ -11,7 +11,8 @@ import pytest
 
 from engine.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone
 from engine.run.history import History
-from engine.run.state import lock_owner, read_state
+from engine.run.lock import lock_owner
+from engine.run.state import read_state
 from tests.support.hosting import gone, status, until
 from tests.support.toy_job import ToyConfig
 
@@ -45,7 +46,7 @@ def test_a_killed_worker_is_restarted_from_its_checkpoint(ws, host, history):
     assert running.end() == 0
     action = guards(running, "worker")[0]
     step = next(e.step for e in running.events() if isinstance(e, GuardTripped))
-    assert action == f"worker died at step {step} (signal 9), restarting 1 of 3"
+    assert action == f"worker died at step {step} (killed by signal 9), restarting 1 of 3"
     first, second = (e for e in running.events() if isinstance(e, RunStarted))
     assert (first.attempt, first.resumed_from) == (1, None)
     assert (second.attempt, second.resumed_from) == (2, 20)

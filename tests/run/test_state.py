@@ -23,18 +23,8 @@ from engine.events import (
     RunStarted,
     StepDone,
 )
-from engine.run.state import (
-    Owner,
-    RunState,
-    StateFile,
-    hold_lock,
-    identity_of,
-    lock_owner,
-    lock_path,
-    read_state,
-    state_of,
-    view_of,
-)
+from engine.run.lock import Owner, hold_lock, identity_of, lock_owner, lock_path
+from engine.run.state import RunState, StateFile, read_state, state_of, view_of
 from engine.run.view import RunView
 from tests.support.hosting import until
 from tests.support.toy_job import PLAN, ToyConfig
@@ -159,7 +149,7 @@ def test_a_state_whose_process_is_gone_reads_failed(ws):
     keeper.write_if_due()
     state = read_state(ws)
     assert (state.status, state.pid) == ("failed", None)
-    assert "go on with: gladius_train resume" in state.last_error
+    assert "resume with: gladius_train resume" in state.last_error
 
 
 def test_the_state_is_written_once_a_second_and_at_once_when_its_status_changes(ws):

@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Static
 
-from engine.run.state import lock_owner
+from engine.run.lock import lock_owner
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
 from tests.support.paths import REPO

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from engine.events import RunEnded, RunPaused, decode_event
-from engine.run.state import hold_lock, read_state
+from engine.run.lock import hold_lock
+from engine.run.state import read_state
 from engine.workspace import Workspace
 from tests.support.paths import REPO
 

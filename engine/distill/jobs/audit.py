@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from engine import hardware
+from engine.checkpoint.layout import TOKENIZER
 from engine.config import RunConfig
 from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
 from engine.distill.align.projection import Projector, load_tables
@@ -118,7 +119,7 @@ def student_tokenizer(
         return load_tokenizer(expert_path(workspace, known[wanted]), size), f"{wanted}'s"
     if wanted != "train":
         return load_tokenizer(Path(wanted), size), wanted
-    kept = workspace.checkpoints_dir / "tokenizer"
+    kept = workspace.checkpoints_dir / TOKENIZER
     if (kept / "tokenizer.json").is_file():
         try:
             return load_tokenizer(kept, size), "the run's own"

@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from engine.budget import scores_online, streamed_files
+from engine.checkpoint.layout import TOKENIZER
 from engine.config import RunConfig
 from engine.distill.align.blocks import ChatEncoder
 from engine.distill.align.projection import Projector, load_tables
@@ -460,7 +461,7 @@ def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
     """Where the student's tokenizer lies: an expert's, the user's, or the run's own one."""
     wanted = config.student.tokenizer
     if wanted == "train":
-        return workspace.checkpoints_dir / "tokenizer"
+        return workspace.checkpoints_dir / TOKENIZER
     known = load_experts(workspace)
     return expert_path(workspace, known[wanted]) if wanted in known else Path(wanted)
 

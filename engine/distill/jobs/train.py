@@ -16,8 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from engine import hardware
 from engine.budget import scores_online
+from engine.checkpoint.layout import JOURNAL, RUN_CONFIG, has_rejected, is_of_run, old_run_folder
 from engine.checkpoint.manifest import Manifest
-from engine.checkpoint.model_record import HELD_OUT, describe_run, write_held_out
+from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig, changed_fields, digest, from_json, to_json
@@ -75,7 +76,7 @@ class TrainingJob:
         self.held_out: dict[str, str] = {}
         self.experts = self._experts()
         self.phases = plan_phases(self.config, self.experts)
-        self.journal = Journal(self.workspace.checkpoints_dir / "journal.jsonl")
+        self.journal = Journal(self.workspace.checkpoints_dir / JOURNAL)
         self.device, self.dtype = device_and_dtype(self.config, hardware.has_bf16)
         self.teacher_device = self.device  # stays where it is when the student must go to the CPU
         self.checkpoints = CheckpointStore(
@@ -106,7 +107,7 @@ class TrainingJob:
         decisions = self.journal.read() if loaded else []
         if not loaded:
             self.journal.clear()
-        write_bytes(self.workspace.checkpoints_dir / "config.json", to_json(self.config))
+        write_bytes(self.workspace.checkpoints_dir / RUN_CONFIG, to_json(self.config))
         self._announce(loaded[0].step if loaded else None, decisions)
         decisions += self._fit_into_memory(decisions)
         try:
@@ -130,10 +131,9 @@ class TrainingJob:
     def _set_aside_former_run(self) -> None:
         """Everything of the former run goes to old-<time>/, nothing is deleted."""
         folder = self.workspace.checkpoints_dir
-        target = folder / time.strftime("old-%Y%m%d-%H%M%S")
+        target = folder / old_run_folder()
         for item in sorted(folder.iterdir()):
-            ours = item.name.startswith(("step-", "best-", "superseded-", "rejected-"))
-            if ours or item.name in ("journal.jsonl", "tokenizer", "config.json", HELD_OUT):
+            if is_of_run(item.name):
                 target.mkdir(exist_ok=True)
                 item.rename(target / item.name)
 
@@ -152,7 +152,7 @@ class TrainingJob:
         loaded = self.checkpoints.load_newest(self._reject)
         if loaded is None:
             # A run that was stopped before its first checkpoint goes on with what it prepared.
-            if (folder / "config.json").is_file() and not any(folder.glob("rejected-*")):
+            if (folder / RUN_CONFIG).is_file() and not has_rejected(folder):
                 return None
             raise MissingError(
                 f"no checkpoint in {folder} can be resumed (none was deleted); "
@@ -187,7 +187,7 @@ class TrainingJob:
         earlier = self.checkpoints.load_newest(self._reject, up_to=decay)
         if earlier is None:
             return state, manifest
-        self.checkpoints.set_aside_after(earlier[0].step)
+        self.checkpoints.supersede_after(earlier[0].step)
         self.journal.truncate(earlier[0].step)
         self.ctx.log(f"going on from step {earlier[0].step}, before the learning rate decayed")
         return earlier

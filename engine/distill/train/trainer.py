@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from engine.checkpoint.store import CheckpointError, CheckpointStore, SavedInfo
+from engine.checkpoint.errors import CheckpointError
+from engine.checkpoint.store import CheckpointStore, SavedInfo
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig
 from engine.distill.data.packing import Batch, Cursor, Mixer, PackedRow, WindowedSource, make_batch
@@ -612,7 +613,7 @@ class Trainer:
                 f"{what} before the first checkpoint; lower optimizer.lr and start with --fresh"
             )
         state, _ = loaded
-        store.set_aside_after(state.step)
+        store.supersede_after(state.step)
         scale = self.config.guards.rollback_lr_scale
         self._decide([Decision(state.step, "rollback", scale, f"{limit} steps were not finite")])
         self.restore(state)

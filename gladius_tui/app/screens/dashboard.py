@@ -212,7 +212,7 @@ class DashboardScreen(ChartKeys):
 
     @work(thread=True, exclusive=True, group="board", exit_on_error=False)
     def _read(self, ticket: str, run_id: str, seq: int | None) -> None:
-        from engine.run.state import lock_owner
+        from engine.run.lock import lock_owner
         from gladius_tui.app.model.past_runs import read_run_view
 
         board = read_run_view(self.gladius.ws, run_id, seq)
