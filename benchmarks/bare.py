@@ -1,5 +1,5 @@
-"""Owns what the trainer is compared with: a plain PyTorch training loop and a plain teacher
-forward, as a competent person writes them with transformers.
+"""Baselines for the trainer: a plain PyTorch training loop and a plain teacher forward pass with
+transformers.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def full_labels(batch: Batch) -> Tensor:
 
 
 class BareTeacher:
-    """The teacher's logits over texts, padded in batches of like length; nothing is kept."""
+    """The teacher's logits of texts, in padded batches of similar length; nothing is kept."""
 
     def __init__(self, model: torch.nn.Module, tokens_per_batch: int) -> None:
         self.model = model

@@ -1,14 +1,15 @@
-"""Owns `cached_step_ratio`: a step with cached soft targets against a bare step with none.
+"""Measure `cached_step_ratio`: a step with cached soft targets over a bare step without any.
 
-Above: `Trainer`'s own step, rows read from the shards included. Below: `BareLoop` on the same
-batch, already a tensor. The strict one spares itself the logits that no label asks for.
+Numerator: `Trainer.train_step`, including reading the rows from shards. Denominator: `BareLoop` on
+the same batch, already in tensors. The strict one computes no logits for positions without a label.
 """
 
 from __future__ import annotations
 
 from benchmarks.bare import BareLoop, full_labels
 from benchmarks.timing import Figure, interleave, ratio
-from benchmarks.workbench import Workbench, batch_of, next_rows, take_step
+from benchmarks.workbench import Workbench, next_rows, take_step
+from engine.distill.train.batches import batch_of
 
 BOUND = 1.00
 REPETITIONS = 20
@@ -24,7 +25,7 @@ def measure(bench: Workbench) -> dict[str, Figure]:
     tokens = scored = 0
     warmup = 3
     for number in range(warmup + REPETITIONS):
-        batch = batch_of(trainer, next_rows(trainer))
+        batch = batch_of(next_rows(trainer), trainer.session.device)
         labels = full_labels(batch)
         tokens += batch.tokens
         scored += len(batch.labels)

@@ -1,10 +1,10 @@
-"""Owns `loss_memory_ratio`: memory of the loss, forward and backward, at 8,192 positions x 32,000
-tokens, against the dense formula.
+"""Measure `loss_memory_ratio`: memory of the loss, forward and backward, at 8,192 positions x
+32,000 tokens, relative to the dense formula.
 
-Each formula runs in processes of its own, in turns. What is measured is the resident memory's
-high-water mark (VmHWM, set back just before) less what was resident before, so it holds what the
-kernels take beside the allocator, and the gradients of both inputs. The dense formula has the same
-inputs and the same sparse targets, which it makes dense for the KL term. Linux only.
+Each formula runs in its own processes, alternately. Measured is the peak of resident memory (VmHWM,
+reset just before) minus the resident memory before: it includes what kernels allocate and the
+gradients of both inputs. The dense formula has the same inputs and sparse targets, which it
+makes dense for the KL term. Linux only.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ ALPHA, TEMPERATURE = 0.5, 2.0
 
 
 def measure() -> dict[str, Figure]:
-    """The wider student counts: there the gradient of its output matrix is most of the memory."""
+    """The wider student is the benchmark: most of its memory is the output matrix' gradient."""
     if not Path("/proc/self/clear_refs").exists():
-        say("loss_memory_ratio: skipped, this system tells no high-water mark of memory")
+        say("loss_memory_ratio: skipped, this system does not report peak memory")
         return {}
     if hardware.available_ram() < DENSE_BYTES:
         say("loss_memory_ratio: skipped, the dense formula needs 8 GiB of free memory")
@@ -119,7 +119,7 @@ def main(which: str, hidden_size: int) -> None:
     formula(*_inputs(64, hidden_size))  # loads the kernels
     inputs = _inputs(POSITIONS, hidden_size)
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = _status_bytes("VmRSS")
     formula(*inputs)
     print(_status_bytes("VmHWM") - before)

@@ -1,13 +1,14 @@
-"""Owns `online_step_ratio`: a step whose targets the expert makes while it runs, against a bare
-step and a bare forward of the same expert over the same texts.
+"""Measure `online_step_ratio`: a step whose targets the expert computes on the fly, over a bare
+step plus a bare forward pass of the same expert on the same texts.
 """
 
 from __future__ import annotations
 
 from benchmarks.bare import BareLoop, BareTeacher, full_labels
 from benchmarks.timing import Figure, interleave, ratio
-from benchmarks.workbench import Workbench, batch_of, next_rows, take_step
+from benchmarks.workbench import Workbench, next_rows, take_step
 from engine.distill.data.sources import OnlineSource
+from engine.distill.train.batches import batch_of
 
 BOUND = 1.25
 REPETITIONS = 7
@@ -16,7 +17,7 @@ TOKENS_PER_BATCH = 2048
 
 def measure(bench: Workbench) -> dict[str, Figure]:
     trainer = bench.trainer("online")
-    source = trainer.sources[bench.expert.name]
+    source = trainer.batches.sources[bench.expert.name]
     assert isinstance(source, OnlineSource)
     teacher = BareTeacher(bench.pool.get(bench.expert).model, TOKENS_PER_BATCH)
     loop = BareLoop(bench.student(), bench.config.optimizer, bench.dtype, scored_only=False)
@@ -25,9 +26,9 @@ def measure(bench: Workbench) -> dict[str, Figure]:
     warmup = 1
     for number in range(warmup + REPETITIONS):
         rows = next_rows(trainer)
-        batch = batch_of(trainer, rows)
+        batch = batch_of(rows, trainer.session.device)
         labels = full_labels(batch)
-        texts = [source.blocks[n].teacher_ids for row in rows for n in row.blocks]
+        texts = [source.blocks[n].teacher_ids for row, _ in rows for n in row.blocks]
         teacher_tokens += sum(len(text) for text in texts)
         padded = teacher.batches(texts)
         taken = interleave(

@@ -20,7 +20,7 @@ from engine.distill.align import projection
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import OnlineSource
 from engine.distill.teacher.scoring import TeacherOutput, projection_chunk, teacher_forward
-from engine.distill.teacher.targets import sparsify, temper
+from engine.distill.teacher.sparse_targets import sparsify, temper
 
 BOUND = 0.10
 REPETITIONS = 10
@@ -45,9 +45,9 @@ class _Clock:
 
 
 def measure(bench: Workbench) -> dict[str, Figure]:
-    source, _ = bench.prepared("online").feeds[bench.expert.name]
+    source, _ = bench.prepared("online").sources[bench.expert.name]
     assert isinstance(source, OnlineSource)
-    teacher, projector = source.teacher()
+    teacher, projector = source.load_teacher()
     targets = bench.config.targets
     shape = (targets.top_k, targets.draws, targets.draw_epochs)
     generator = torch.Generator().manual_seed(0)

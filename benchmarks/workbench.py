@@ -1,6 +1,6 @@
-"""Owns what the training figures stand on: a nano run on SmolLM2 and the demo's conversations,
-prepared by the engine's own rooms up to its first step, in a folder that is thrown away. All of it
-runs on the CPU, where a call is over when it returns.
+"""The run that the training benchmarks measure: a nano student, SmolLM2 and the demo's
+conversations, prepared by the engine up to the first step, in a temporary folder. Everything runs
+on the CPU, where a call is complete when it returns.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from transformers import LlamaForCausalLM
 from benchmarks.timing import say
 from engine import hardware
 from engine.checkpoint.store import CheckpointStore
-from engine.config import RunConfig, digest, load_config, to_json
+from engine.config import RunConfig, load_config
 from engine.distill.align.vocabulary import ByteVocabulary
-from engine.distill.data.packing import Batch, PackedRow, make_batch
-from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool, device_and_dtype
+from engine.distill.device import device_and_dtype
+from engine.distill.jobs.expert_preparation import PreparedExpert
+from engine.distill.jobs.preparation import prepare_experts
+from engine.distill.jobs.run_texts import read_texts, student_tokenizer
+from engine.distill.jobs.setup import RunSetup
 from engine.distill.student import build_student
+from engine.distill.teacher.pool import TeacherPool
+from engine.distill.train.batches import Row, TrainingData
+from engine.distill.train.evaluator import EvaluationData
 from engine.distill.train.journal import Journal
 from engine.distill.train.phases import Schedule, plan_phases
 from engine.distill.train.session import Session
-from engine.distill.train.trainer import Parts, Trainer
+from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.events import AnyCommand, Event
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel
@@ -37,7 +43,7 @@ TEACHER_TOKENS = 10_000
 
 
 class SilentLink:
-    """Stands where a worker's link to its runner stands; nobody is listening."""
+    """In place of a worker's link to its runner; events are dropped."""
 
     def emit(self, event: Event) -> None: ...
 
@@ -84,33 +90,33 @@ class Workbench:
     def pool(self) -> TeacherPool:
         return TeacherPool(self.workspace, self.ctx, self.device, self.dtype, keep_all=True)
 
-    def preparation(self, config: RunConfig) -> Preparation:
-        return Preparation(
-            self.workspace,
-            config,
-            [self.expert],
-            self.ctx,
-            self.pool,
-            self.dtype,
+    def setup(self, config: RunConfig) -> RunSetup:
+        return RunSetup(
+            workspace=self.workspace,
+            config=config,
+            experts=[self.expert],
+            ctx=self.ctx,
+            pool=self.pool,
+            dtype=self.dtype,
         )
 
     @cached_property
     def texts(self):
-        return self.preparation(self.config).texts()
+        return read_texts(self.setup(self.config))
 
     @cached_property
     def tokenizer(self):
-        return self.preparation(self.config).tokenizer(self.texts)
+        return student_tokenizer(self.setup(self.config), self.texts)
 
     def source_config(self, source: str) -> RunConfig:
         targets = msgspec.structs.replace(self.config.targets, source=source)
         return msgspec.structs.replace(self.config, targets=targets)
 
-    def prepared(self, source: str) -> Prepared:
+    def prepared(self, source: str) -> PreparedExpert:
         """The expert's text with `cached` or `online` targets."""
         config = self.source_config(source)
-        prepared = self.preparation(config).prepare(self.texts, self.tokenizer)
-        return prepared[self.expert.name]
+        prepared = prepare_experts(self.setup(config), self.texts, self.tokenizer)
+        return prepared.experts[self.expert.name]
 
     def student(self) -> LlamaForCausalLM:
         """A new student; always with the same weights."""
@@ -121,53 +127,35 @@ class Workbench:
         """A trainer at step 0."""
         config = self.source_config(source)
         prepared = self.prepared(source)
-        optimizer = config.optimizer
-        schedule = Schedule(
-            config,
-            plan_phases(config, [self.expert]),
-            optimizer.rows_per_step * optimizer.max_seq_len,
-            [],
-        )
         vocabulary = ByteVocabulary(self.tokenizer.backend_tokenizer, config.student.vocab_size)
         folder = self.workspace.checkpoints_dir
         return Trainer(
-            Parts(
+            TrainerParts(
                 config=config,
-                config_json=to_json(config),
-                config_digest=digest(config),
-                session=Session(self.student(), config.optimizer, config.guards, vocabulary.digest),
-                tokenizer=self.tokenizer,
-                feeds={self.expert.name: prepared.feeds},
-                held_out={self.expert.name: prepared.held_out},
-                schedule=schedule,
-                journal=Journal(folder / "journal.jsonl"),
-                checkpoints=CheckpointStore(folder, 2, False, lambda: None),
                 ctx=self.ctx,
-                device=self.device,
+                session=Session(self.student(), config.optimizer, config.guards, vocabulary.digest),
+                data=TrainingData({self.expert.name: prepared.sources}),
+                evaluation=EvaluationData(
+                    held_out={self.expert.name: prepared.held_out},
+                    tokenizer=self.tokenizer,
+                    sample_prompts=(),
+                ),
+                schedule=Schedule(config, plan_phases(config, [self.expert])),
+                journal=Journal(folder / "journal.jsonl"),
+                checkpoints=CheckpointStore(folder, keep=2, keep_best=False),
                 dtype=self.dtype,
-                sample_prompts=(),
             )
         )
 
 
 def take_step(trainer: Trainer) -> None:
-    """One optimizer step as `Trainer.run` takes it, from dealing the rows to the new weights."""
-    step = trainer.session.progress.step + 1
-    phase = trainer.schedule.phase_at(step)
-    trainer._finish_step(step, phase, *trainer._accumulate(step))
+    """One optimizer step as `Trainer.run` takes it, from choosing the rows to the new weights."""
+    trainer.train_step(trainer.session.progress.step + 1)
 
 
-def next_rows(trainer: Trainer) -> list[PackedRow]:
-    """The rows that the trainer's next step will deal itself."""
-    mix = trainer.schedule.mix_at(trainer.session.progress.step + 1)
-    return trainer.mixer.next(trainer.session.progress.cursors, mix)[0]
-
-
-def batch_of(trainer: Trainer, rows: list[PackedRow]) -> Batch:
-    """Those rows as the tensors that the trainer's model will see."""
-    sources = trainer.sources
-    blocks = [[sources[row.feed].row(n, row.epoch) for n in row.blocks] for row in rows]
-    return make_batch(blocks, trainer.device)
+def next_rows(trainer: Trainer) -> list[Row]:
+    """The rows that the trainer's next step will train on."""
+    return trainer.batches.next(trainer.schedule, trainer.session.progress.step + 1).rows
 
 
 def ready_expert() -> ExpertSpec:

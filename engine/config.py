@@ -1,6 +1,5 @@
-"""Owns RunConfig: everything that a training run depends on, its presets, and how it is read.
-
-It does not own what the values mean to the trainer; the docstrings here give units and bounds.
+"""The configuration of a training run: its fields with units and bounds, presets, and reading it
+from TOML files, `--set` options and stored runs.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class StudentConfig(Section, frozen=True, kw_only=True):
-    """The model to be trained: a LlamaForCausalLM, initialised at random."""
+    """The model that is trained: a LlamaForCausalLM, initialised at random."""
 
     hidden_size: Positive = 2048
     intermediate_size: Positive = 5632
@@ -44,7 +43,7 @@ class StudentConfig(Section, frozen=True, kw_only=True):
     num_attention_heads: Positive = 16
     num_key_value_heads: Positive = 4
     vocab_size: Positive = 32000
-    """Rows of the embedding matrix; tokens the tokenizer lacks are added as unused ones."""
+    """Rows of the embedding matrix; a smaller tokenizer is padded with unused tokens."""
     max_position_embeddings: Positive = 8192
     """Context of the finished model, tokens."""
     rope_theta: PositiveFloat = 10000.0
@@ -63,90 +62,94 @@ class ExpertsConfig(Section, frozen=True, kw_only=True):
         default_factory=lambda: ["qwen", "llama", "phi", "tinyllama"]
     )
     weights: dict[str, Annotated[float, Meta(gt=0)]] = {}
-    """Shares of budget and mix that replace the registry's."""
+    """Weight of an expert in budget and mix, in place of the registry's."""
 
 
 class CorpusConfig(Section, frozen=True, kw_only=True):
-    """A public corpus that is streamed from the Hub."""
+    """A public corpus, streamed from the Hub."""
 
     source: str
     """hf:ORG/NAME[/CONFIG][@REVISION][:SPLIT[:COLUMN]]"""
     share: PositiveFloat = 1.0
-    """Against the other corpora of the same expert."""
+    """Relative to the other corpora of the same expert."""
     capabilities: list[str] = []
-    """It is taught by the experts that have one of these; none: by all."""
+    """Experts with one of these capabilities teach it; empty: all experts do."""
     tokens: PositiveFloat | None = None
-    """About how many tokens it has (for the budget's figures)."""
+    """Approximate number of tokens (for estimates of the token budget)."""
 
 
 class DataConfig(Section, frozen=True, kw_only=True):
-    """The text that is learnt from."""
+    """The training text."""
 
     files: list[str] = []
     """JSON Lines files with {"messages": [...]} or {"text": "..."}, plain text (.txt, .md),
     Parquet, folders of these, or hf:DATASET[:SPLIT[:COLUMN]]."""
     corpora: list[CorpusConfig] = []
-    """Streamed besides; only where `generate` is true (else `files` are all there is)."""
+    """Public text that is streamed as well, if `generate` is true (else only `files` are used)."""
     stream_above: PositiveFloat = 8.0
-    """MiB of files (together) from which on they are streamed, not read whole before the start."""
+    """MiB: larger files (all together) are streamed instead of being read before the start."""
     stream_share: Annotated[float, Meta(gt=0, le=1)] = 0.7
-    """Share of an expert's rows that is streamed text, where it has other text too."""
+    """Share of streamed text in an expert's rows, where it has other text too."""
     window: PositiveFloat = 0.5
-    """MiB of streamed text that are read, shuffled and packed together."""
+    """MiB of streamed text that are shuffled and packed together."""
     generate: bool = True
     """Let each expert answer the prompts of its capabilities."""
     capabilities: list[Capability] = []
-    """Ask only for these; none: for all that an expert has."""
+    """Use only prompts of these; empty: of all capabilities that an expert has."""
     answers_per_prompt: Positive = 1
     max_answers: Annotated[int, Meta(ge=0)] | None = None
-    """Answers that each expert writes in all. After the hand-written prompts come variants that
-    generators make, tens of thousands of each capability; None: the hand-written ones alone."""
+    """Total answers of each expert. Once the hand-written prompts are used up, generators make
+    variants, tens of thousands for each capability; None: only the hand-written prompts."""
     max_answer_tokens: Positive = 384
     answer_temperature: Annotated[float, Meta(ge=0)] | None = None
-    """0 is greedy; None: by capability (engine/prompts/sampling.py)."""
+    """0 is greedy decoding; None: a value for each capability (engine/prompts/sampling.py)."""
     answer_top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     generation_batch: Positive = 16
     keep_answers: Literal["right", "sound", "all"] = "right"
-    """right: drop what a checker finds wrong; sound: only empty, looping, echoing and repeated
-    answers; all: only empty ones."""
+    """right: drop answers that a checker finds wrong; sound: drop only empty, looping, echoing and
+    repeated answers; all: drop only empty ones."""
     held_out: Annotated[float, Meta(gt=0, lt=1)] = 0.05
-    """Share of the blocks that is kept for evaluation and never trained on."""
+    """Share of the blocks that is used for evaluation only."""
     max_held_out_blocks: Positive = 64
-    """Most held-out blocks for each expert (evaluation time grows with them)."""
+    """Held-out blocks for each expert, at most (evaluation time grows with them)."""
     held_out_streamed: Positive = 16
     """Held-out blocks of each expert's streamed text."""
     max_teacher_tokens: Positive | None = None
-    """Most tokens that each expert scores before the first step; None: all its text."""
+    """Tokens that each expert scores before the first step, at most; None: all its text."""
 
 
 class TargetsConfig(Section, frozen=True, kw_only=True):
-    """Where soft targets come from and what is kept of them."""
+    """How soft targets are made and stored."""
 
     source: Literal["auto", "cached", "online"] = "auto"
-    """cached: text is scored once, before the first step, and kept. online: the expert stays in
-    memory and scores each batch. auto: online for what is streamed, cached for the rest."""
+    """cached: text is scored once, before the first step, and stored. online: the expert stays in
+    memory and scores each batch. auto: online for streamed text, cached for the rest."""
     top_k: Positive = 64
-    """Most probable student tokens kept exactly, per position (cached)."""
+    """Most probable student tokens stored exactly, per position (cached)."""
     draws: Positive = 32
-    """Draws from the rest, per position and epoch (cached)."""
+    """Tokens drawn from the rest, per position and epoch (cached)."""
     draw_epochs: Positive = 4
-    """Epochs before the draws repeat (cached)."""
+    """Epochs with draws of their own; then they repeat (cached)."""
     min_mass: Share = 0.05
-    """Gamma: below this mass under rule 2 a position has no soft target."""
+    """Gamma: a position inside a teacher token has no soft target where less than this share of
+    the teacher's probability agrees with the text so far."""
 
 
 class LossConfig(Section, frozen=True, kw_only=True):
-    """L = mean(alpha w T^2 KL(q_T || p_T) + (1 - alpha w) CE)."""
+    """L = mean(alpha w T^2 D(q_T, p_T) + (1 - alpha w) CE)."""
 
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """D, between the expert's distribution q_T and the student's p_T: KL(q_T || p_T),
+    KL(p_T || q_T), or the Jensen-Shannon divergence (engine/distill/train/divergences.py)."""
     alpha: Share = 0.5
-    """Weight of the expert's distribution against the text; 0 is plain cross-entropy."""
+    """Weight of the expert's distribution relative to the text; 0 is plain cross-entropy."""
     temperature: PositiveFloat = 2.0
     chunk_size: Annotated[int, Meta(ge=0)] = 0
     """Positions whose logits exist at a time; 0: chosen from the vocabulary's size."""
 
 
 class OptimizerConfig(Section, frozen=True, kw_only=True):
-    """Fused AdamW and the shape of a step."""
+    """Fused AdamW and the size of an optimizer step."""
 
     lr: PositiveFloat = 3e-4
     beta1: Annotated[float, Meta(ge=0, lt=1)] = 0.9
@@ -154,101 +157,102 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     eps: PositiveFloat = 1e-8
     weight_decay: Annotated[float, Meta(ge=0)] = 0.1
     grad_clip: PositiveFloat = 1.0
-    """Largest norm of the whole gradient."""
+    """The gradient's norm is clipped to this value."""
     micro_batch_size: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 1
-    """Packed rows that go through the model at once."""
-    rows_per_step: Positive = 16
-    """Packed rows of one optimizer step (micro_batch_size x accumulation)."""
+    """Packed sequences in one forward pass."""
+    global_batch_size: Positive = 16
+    """Packed sequences per optimizer step (micro_batch_size x gradient accumulation steps)."""
     max_seq_len: Annotated[int, Meta(ge=16)] = 2048
-    """Tokens of a packed row."""
+    """Tokens of a packed sequence."""
     activation_checkpointing: Annotated[bool, Meta(extra=_MUTABLE)] = False
 
 
 class ScheduleConfig(Section, frozen=True, kw_only=True):
-    """How long, and the learning rate: warmup, stable, decay."""
+    """Length of the run, and its learning rate: warmup, stable, decay."""
 
     max_steps: Annotated[int, Meta(ge=1, extra=_MUTABLE)] | None = None
-    """Optimizer steps of the whole run; None: until hours are over or it has converged."""
+    """Optimizer steps of the whole run; None: until `hours` have passed or it has converged."""
     hours: Annotated[float, Meta(gt=0, extra=_MUTABLE)] | None = None
-    """Unpaused worker time of the whole run, decay and save included."""
+    """Training time of the whole run without pauses, including the decay and the final save."""
     expert_tokens: Positive = 250_000_000
-    """Student tokens of each expert phase when neither max_steps nor hours is given."""
+    """Student tokens of each expert phase, if neither max_steps nor hours is set."""
     unified_tokens: Positive | None = None
-    """Most student tokens of the unified phase; None: until it has converged."""
+    """Student tokens of the unified phase, at most; None: until it has converged."""
     expert_share: Share = 0.6
-    """Share of a budget that goes to the expert phases together; the unified phase has the rest."""
+    """Share of the budget for all expert phases together; the rest is for the unified phase."""
     decay_share: Share = 0.15
-    """Share of the whole budget in which the learning rate decays (part of the unified phase)."""
+    """Share of the budget in which the learning rate decays (the end of the unified phase)."""
     min_lr_ratio: Share = 0.0
     """Learning rate at the end of the decay, as a share of lr."""
     replay: Share = 0.2
     """Share of earlier experts' text in later expert phases."""
     mix: Literal["weights", "deficits"] = "weights"
-    """Of the unified phase: by the experts' weights, or those times what the student still lacks
-    of each (held-out KL), measured anew at every evaluation."""
+    """How the unified phase mixes the experts: by their weights, or by weight times held-out KL
+    (updated at every evaluation), so that the student gets more of what it still lacks."""
     on_policy_share: Share = 0.0
-    """Share of the rows that the student wrote itself, to prompts of its text, and the expert
-    judges (KL alone; generalised knowledge distillation)."""
+    """Share of the rows that the student writes itself, in answer to prompts of its text, and that
+    the expert scores (divergence only; generalised knowledge distillation, arXiv 2306.13649)."""
     on_policy_from: Share = 0.5
-    """Share of the run after which that begins (with the unified phase where no end is known)."""
+    """Share of the run after which that begins (the unified phase, if the end is not known)."""
     on_policy_interval: Positive = 50
-    """Steps after which the student writes anew."""
+    """Steps of a round; then the student writes new answers."""
     on_policy_answers: Positive = 64
-    """Answers that it writes each time; none is learnt from more than twice."""
+    """Answers per round; each is trained on at most twice."""
     warmup_steps: Annotated[int, Meta(ge=0)] = 100
     log_interval: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 10
-    """Steps between printed lines (every step is in the history)."""
+    """Steps between printed lines (the history has every step)."""
     eval_interval: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 500
     """Steps between evaluations on held-out text."""
     sample_tokens: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 64
     """Tokens of the sample text at each evaluation."""
     capability_prompts: Annotated[int, Meta(ge=0, extra=_MUTABLE)] = 4
-    """Held-out prompts of each capability that the student answers at each evaluation, judged by
-    rule; 0: none."""
+    """Held-out prompts of each capability that the student answers at each evaluation; a program
+    checks the answers. 0: none."""
     capability_tokens: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 64
-    """Most tokens of each of these answers."""
+    """Tokens of each of these answers, at most."""
     converge_patience: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 5
-    """Evaluations of the unified phase without progress that count as converged."""
+    """The run has converged after this many evaluations of the unified phase without progress."""
     converge_delta: Annotated[float, Meta(ge=0, extra=_MUTABLE)] = 0.002
-    """Progress is a fall of held-out bits per byte by at least this."""
+    """Progress: held-out bits per byte fall by at least this much."""
 
 
 class CheckpointConfig(Section, frozen=True, kw_only=True):
-    """When the run is saved, and how much is kept."""
+    """When a checkpoint is saved, and how many are kept."""
 
     interval_steps: Annotated[int, Meta(ge=1, extra=_MUTABLE)] | None = None
     interval_minutes: Annotated[float, Meta(gt=0, extra=_MUTABLE)] | None = 15.0
     keep: Annotated[int, Meta(ge=2, extra=_MUTABLE)] = 2
-    """Newest full checkpoints that stay."""
+    """Number of newest full checkpoints that are kept."""
     keep_best: Annotated[bool, Meta(extra=_MUTABLE)] = True
-    """Keep the weights of the best evaluation as well."""
+    """Also keep the weights of the best evaluation."""
 
 
 class GuardsConfig(Section, frozen=True, kw_only=True):
-    """What is done about bad numbers."""
+    """How the run handles non-finite numbers and gradient spikes."""
 
     max_non_finite: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 3
-    """Non-finite steps in a row before a rollback."""
+    """Non-finite steps in a row that cause a rollback to the last good checkpoint."""
     max_rollbacks: Annotated[int, Meta(ge=0, extra=_MUTABLE)] = 2
     rollback_lr_scale: Annotated[float, Meta(gt=0, le=1)] = 0.5
     spike_factor: Annotated[float, Meta(gt=1)] = 10.0
-    """A gradient norm over this many times its running median is a spike: the step is skipped."""
+    """A gradient norm above this multiple of its running median is a spike: the step is skipped."""
     spike_window: Positive = 64
-    """Steps of the running median; no spike is called before a quarter of them."""
+    """Steps of the running median; spikes are detected once a quarter of them is known."""
     max_spikes: Positive = 3
-    """Spikes skipped in a row; with a longer row it is the weights that have to move."""
+    """Consecutive spikes that are skipped; a longer series is trained on (clipped)."""
 
 
 class DeviceConfig(Section, frozen=True, kw_only=True):
-    """Where and how it computes."""
+    """Device and precision of the computation."""
 
     device: Annotated[Literal["auto", "cuda", "mps", "cpu"], Meta(extra=_MUTABLE)] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the matrix products; master weights are fp32. auto: bf16 where the processor has it."""
+    """Of matrix products; weights are kept in fp32. auto: bf16 where the processor has it."""
     threads: Annotated[int, Meta(ge=0)] = 0
-    """CPU threads of torch; 0: one per physical core."""
+    """CPU threads of PyTorch; 0: one per physical core."""
     deterministic: bool = False
-    """Bit-exact on CUDA too (slower); the CPU always is for a fixed number of threads."""
+    """Reproduce results bit by bit on CUDA too (slower); the CPU always does for a fixed number of
+    threads."""
 
 
 class RunConfig(Section, frozen=True, kw_only=True):
@@ -269,7 +273,7 @@ class RunConfig(Section, frozen=True, kw_only=True):
 
 
 def preset_names() -> list[str]:
-    """The presets that ship, by name."""
+    """Names of the presets that come with the program."""
     return sorted(path.stem for path in (assets_dir() / "presets").glob("*.toml"))
 
 
@@ -282,13 +286,17 @@ def load_config(
     experts: Sequence[str] | None = None,
     data: Sequence[str] = (),
     hours: float | None = None,
+    notes: list[str] | None = None,
 ) -> RunConfig:
     """A checked config: the preset, then `file` (TOML), then `overrides` (key=value), then options.
 
-    `preset` is the option's, else the file's, else `1b`. Paths become absolute. UsageError names
-    every problem at once, each with its field and what it may be.
+    `preset` is the option, else the file's, else `1b`. Paths become absolute. One line for each
+    former field name that was read is appended to `notes`.
+
+    Raises UsageError with all problems at once, each with its field and the values allowed.
     """
     given = _read_toml(Path(file)) if file is not None else {}
+    found = read_former_names(given)
     name = preset or given.get("preset", "1b")
     if name not in preset_names():
         raise UsageError(f"unknown preset {name!r}; {nearest(str(name), preset_names())}")
@@ -296,7 +304,9 @@ def load_config(
     _merge(tables, given)
     problems: list[Problem] = []
     for override in overrides:
-        problems += _set(tables, override)
+        problems += _set(tables, override, found)
+    if notes is not None:
+        notes += found
     options: dict[str, Any] = {"preset": name}
     if experts is not None:
         options["experts"] = {"names": list(experts)}
@@ -309,21 +319,31 @@ def load_config(
 
 
 def change_config(
-    workspace: Workspace, config: RunConfig, overrides: Sequence[str], hours: float | None
+    workspace: Workspace,
+    config: RunConfig,
+    overrides: Sequence[str],
+    hours: float | None,
+    notes: list[str] | None = None,
 ) -> RunConfig:
-    """The config of a stored run with `overrides` and `hours` laid over it, checked as above.
+    """The config of a stored run with `overrides` and `hours` applied, checked as in load_config.
 
-    Which of the changes may be made on resume is for `changed_fields` to say.
+    `changed_fields` has which of the changes are allowed on resume.
     """
     tables = msgspec.to_builtins(config)
-    problems = [problem for override in overrides for problem in _set(tables, override)]
+    found: list[str] = []
+    problems = [problem for override in overrides for problem in _set(tables, override, found)]
+    if notes is not None:
+        notes += found
     if hours is not None:
         tables["schedule"]["hours"] = hours
     return _checked(workspace, tables, problems)
 
 
 def _checked(workspace: Workspace, tables: dict[str, Any], problems: list[Problem]) -> RunConfig:
-    """The tables as a config with absolute paths; UsageError with all problems, also `problems`."""
+    """The tables as a config with absolute paths.
+
+    Raises UsageError with all problems, those in `problems` included.
+    """
     config, found = convert(RunConfig, tables)
     assert config is not None, "every field of RunConfig has a default"
     problems = problems + found
@@ -356,8 +376,8 @@ def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
             base[key] = value
 
 
-def _set(tables: dict[str, Any], override: str) -> list[Problem]:
-    """Lay one `section.field=value` over the tables; the value is TOML, or bare text."""
+def _set(tables: dict[str, Any], override: str, notes: list[str]) -> list[Problem]:
+    """Apply one `section.field=value` to the tables; the value is TOML, or bare text."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
@@ -369,12 +389,36 @@ def _set(tables: dict[str, Any], override: str) -> list[Problem]:
     section: dict[str, Any] = {parts[-1]: value}
     for part in reversed(parts[:-1]):
         section = {part: section}
+    notes += read_former_names(section)
     _merge(tables, section)
     return []
 
 
+FORMER_NAMES = {"optimizer.rows_per_step": "optimizer.global_batch_size"}
+"""Fields that were renamed: section.field as it was, and as it is."""
+
+
+def read_former_names(tables: dict[str, Any]) -> list[str]:
+    """Rename former fields of nested tables in place; one line for each that was found.
+
+    Raises UsageError where a field is given by both of its names.
+    """
+    notes = []
+    for former, name in FORMER_NAMES.items():
+        section, _, old = former.partition(".")
+        new = name.rpartition(".")[2]
+        table = tables.get(section)
+        if not isinstance(table, dict) or old not in table:
+            continue
+        if new in table:
+            raise UsageError(f"config: {former} is the former name of {name}; remove one of them")
+        table[new] = table.pop(old)
+        notes.append(f"{former} is now called {name}")
+    return notes
+
+
 def _absolute_paths(config: RunConfig) -> RunConfig:
-    """Paths made absolute, so that a resume from another folder finds the same files."""
+    """With absolute paths, so that a resume from another folder finds the same files."""
     replace = msgspec.structs.replace
     corpora = [replace(c, source=absolute_source(c.source)) for c in config.data.corpora]
     files = [absolute_source(source) for source in config.data.files]
@@ -389,7 +433,7 @@ def _absolute_paths(config: RunConfig) -> RunConfig:
 def _cross_checks(
     config: RunConfig, experts: Mapping[str, Any]
 ) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Problems between fields: the names concerned (the one to blame first) and the text."""
+    """Problems between fields: the names concerned (the most likely cause first) and the text."""
     student, optimizer, schedule = config.student, config.optimizer, config.schedule
     heads, kv_heads = student.num_attention_heads, student.num_key_value_heads
     if student.hidden_size % (2 * heads):
@@ -405,46 +449,47 @@ def _cross_checks(
     if config.targets.source != "online" and student.vocab_size > 65536:
         yield (
             ("student.vocab_size", "targets.source"),
-            f"{student.vocab_size} is over 65536, the most that cached targets can name",
+            f"{student.vocab_size} is more than 65536, the limit for cached targets",
         )
     if config.targets.top_k > student.vocab_size:
         yield (
             ("targets.top_k", "student.vocab_size"),
-            f"{config.targets.top_k} is over vocab_size {student.vocab_size}",
+            f"{config.targets.top_k} is more than vocab_size {student.vocab_size}",
         )
-    if optimizer.rows_per_step % optimizer.micro_batch_size:
+    if optimizer.global_batch_size % optimizer.micro_batch_size:
         yield (
-            ("optimizer.rows_per_step", "optimizer.micro_batch_size"),
-            f"{optimizer.rows_per_step} must be a multiple of micro_batch_size "
+            ("optimizer.global_batch_size", "optimizer.micro_batch_size"),
+            f"{optimizer.global_batch_size} must be a multiple of micro_batch_size "
             f"{optimizer.micro_batch_size}",
         )
     if optimizer.max_seq_len > student.max_position_embeddings:
         yield (
             ("optimizer.max_seq_len", "student.max_position_embeddings"),
-            f"{optimizer.max_seq_len} is over max_position_embeddings "
+            f"{optimizer.max_seq_len} is more than max_position_embeddings "
             f"{student.max_position_embeddings}",
         )
     if schedule.expert_share + schedule.decay_share > 1:
         yield (
             ("schedule.decay_share", "schedule.expert_share"),
-            f"{schedule.decay_share} and expert_share {schedule.expert_share} are over 1 together",
+            f"{schedule.decay_share} plus expert_share {schedule.expert_share} is more than 1",
         )
     if schedule.on_policy_share > 0 and config.loss.alpha == 0:
         yield (
             ("schedule.on_policy_share", "loss.alpha"),
-            "loss.alpha is 0: nothing is learnt of what the expert says to the student's own text",
+            "loss.alpha is 0, and the student's own text is trained with the divergence only; "
+            "set loss.alpha above 0, or on_policy_share to 0",
         )
     names = config.experts.names
     for name in dict.fromkeys(names):
         if name not in experts:
             yield ("experts.names",), f"unknown expert {name!r}; {nearest(name, experts)}"
         if names.count(name) > 1:
-            yield ("experts.names",), f"{name!r} stands there {names.count(name)} times"
+            yield ("experts.names",), f"{name!r} is listed {names.count(name)} times"
     for name in config.experts.weights:
         if name not in names:
             yield (
                 ("experts.weights", "experts.names"),
-                f"{name!r} is none of the run's experts; {nearest(name, names)}",
+                f"{name!r} is not one of the run's experts; {nearest(name, names)}",
             )
     tokenizer = student.tokenizer
     if Path(tokenizer).is_absolute():
@@ -453,7 +498,7 @@ def _cross_checks(
     elif tokenizer != "train" and tokenizer not in experts:
         yield (
             ("student.tokenizer",),
-            f"{tokenizer!r} is no expert, no path and not 'train'; "
+            f"{tokenizer!r} is not an expert, a path or 'train'; "
             f"{nearest(tokenizer, ['train', *experts])}",
         )
     for source in config.data.files:
@@ -469,23 +514,31 @@ def _cross_checks(
     if not config.data.files and not config.data.generate:
         yield (
             ("data.generate", "data.files"),
-            "false, and there are no data.files: nothing to learn from",
+            "false, and data.files is empty: there is no training text",
         )
 
 
 def to_json(config: RunConfig) -> bytes:
-    """The whole config as JSON, as it goes to the worker and beside the checkpoints."""
+    """The whole config as JSON, for the worker and the checkpoints."""
     return msgspec.json.encode(config)
 
 
-def from_json(data: bytes) -> RunConfig:
-    """The config that `to_json` wrote; raises msgspec.ValidationError for another one's."""
-    return msgspec.json.decode(data, type=RunConfig)
+def from_json(data: bytes, notes: list[str] | None = None) -> RunConfig:
+    """The config that `to_json` wrote, also by a version with former field names.
+
+    One line for each former name is appended to `notes`. Raises msgspec.MsgspecError if the data is
+    not a config.
+    """
+    tables = msgspec.json.decode(data)
+    found = read_former_names(tables) if isinstance(tables, dict) else []
+    if notes is not None:
+        notes += found
+    return msgspec.convert(tables, RunConfig)
 
 
 def to_toml(config: RunConfig) -> str:
     """The whole config as TOML that `load_config` reads back to the same config."""
-    import tomlkit  # only ever needed here, and slow to import
+    import tomlkit  # slow to import, and needed only here
 
     def named(value: Any) -> Any:
         if isinstance(value, dict):
@@ -497,9 +550,21 @@ def to_toml(config: RunConfig) -> str:
     return tomlkit.dumps(named(msgspec.to_builtins(config)))
 
 
+_ADDED_LATER = {"loss.divergence": "forward_kl"}
+"""Fields that older versions did not have, with the value that stands for what they did."""
+
+
 def digest(config: RunConfig) -> str:
-    """16 hex digits that name the fields which may not change within a run."""
-    fixed = {name: value for name, (value, mutable) in leaves(config).items() if not mutable}
+    """16 hex digits that identify the fields which may not change within a run.
+
+    The same as versions with former names computed it: files that hold a digest stay valid.
+    """
+    former = {name: former for former, name in FORMER_NAMES.items()}
+    fixed = {
+        former.get(name, name): value
+        for name, (value, mutable) in leaves(config).items()
+        if not mutable and _ADDED_LATER.get(name, ...) != value
+    }
     encoded = msgspec.json.encode(fixed, order="deterministic")
     return hashlib.sha256(encoded).hexdigest()[:16]
 

@@ -1,5 +1,5 @@
-"""Owns what is settled before a training job starts: that its experts and its text are there, and
-whether it begins, goes on, or begins anew. No torch; nothing is written or moved here.
+"""Checks before a training job starts: are its experts and its text available, and does it start,
+resume or start over? Imports no torch, and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,140 +13,147 @@ from engine.budget import check_text
 from engine.checkpoint.layout import CONFIG, RUN_CONFIG, list_checkpoints
 from engine.config import RunConfig, change_config, changed_fields, from_json
 from engine.errors import LockedError, MissingError, UsageError
-from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
+from engine.experts.registry import (
+    ExpertSpec,
+    ExpertStatus,
+    expert_path,
+    expert_status,
+    load_experts,
+)
 from engine.run.lock import lock_owner
 from engine.run.state import read_state
 from engine.workspace import Workspace
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
-    """A training job that may start."""
+    """A training job that is ready to start."""
 
     config: RunConfig
     resume: bool = False
-    """Go on from the newest checkpoint that verifies."""
+    """Resume from the newest valid checkpoint."""
     fresh: bool = False
-    """Move what a former run left aside (never deleted) and begin at step 0."""
+    """Move the files of the previous run aside (nothing is deleted) and start at step 0."""
     notes: tuple[str, ...] = ()
-    """What the user should know about that."""
+    """Lines for the user about how the run starts."""
 
 
 def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = False) -> Launch:
-    """How `train` starts: anew, or on from an unfinished run of the same config.
+    """How `train` starts: a new run, or an unfinished run of the same config is resumed.
 
-    UsageError where an unfinished run has another config (what differs is named), MissingError
-    where an expert is not ready, LockedError where a training job runs.
+    Raises UsageError if an unfinished run has another config (with the differences), MissingError
+    if an expert is not ready, LockedError if a training job is running.
     """
     _refuse_while_running(workspace)
-    check_data(config)
+    check_text(config)
     check_experts(workspace, config)
     stored = stored_config(workspace)
     if stored is None:
         return Launch(config=config)
     step, old = stored
     if fresh or read_state(workspace).status == "completed":
-        was = "former" if fresh else "finished"
-        note = f"the {was} run (step {step:,}) is moved aside in {workspace.checkpoints_dir}"
+        which = "previous" if fresh else "finished"
+        note = f"the {which} run (step {step:,}) is moved aside in {workspace.checkpoints_dir}"
         return Launch(config=config, fresh=True, notes=(note,))
     changes = changed_fields(old, config)
     fixed = [change for change in changes if not change[3]]
     if fixed and step == 0:
-        return Launch(config=config)  # stopped before its first step: nothing of it is lost
+        return Launch(config=config)  # stopped before its first step: nothing is lost
     if fixed:
         raise UsageError(
             f"an unfinished run (step {step:,}) has another config: {_differences(fixed)}; "
-            "go on with it: gladius_train resume; or begin anew and keep its checkpoints aside: "
-            "train --fresh"
+            "resume it with: gladius_train resume; or start a new run (its checkpoints are moved "
+            "aside) with: gladius_train train --fresh"
         )
-    note = f"an unfinished run of this config is there: going on from step {step:,}"
+    note = f"resuming the unfinished run of this config from step {step:,}"
     return Launch(config=config, resume=True, notes=(note, *_change_notes(changes)))
 
 
 def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float | None) -> Launch:
-    """How `resume` starts: from the newest checkpoint, its config changed where that may be.
+    """How `resume` starts: from the newest checkpoint, with the changes that are allowed.
 
-    MissingError without a checkpoint; UsageError where a change may not be made on resume, or
-    where the run is complete and nothing makes it longer.
+    Raises MissingError without a checkpoint; UsageError if a change is not allowed within a run, or
+    if the run is complete and no change makes it longer.
     """
     _refuse_while_running(workspace)
-    stored = stored_config(workspace)
+    notes: list[str] = []
+    stored = stored_config(workspace, notes)
     if stored is None:
         raise MissingError(
-            f"no checkpoint in {workspace.checkpoints_dir}; begin with: gladius_train train"
+            f"no checkpoint in {workspace.checkpoints_dir}; start a run with: gladius_train train"
         )
     step, old = stored
-    config = change_config(workspace, old, overrides, hours) if overrides or hours else old
+    config = old
+    if overrides or hours:
+        config = change_config(workspace, old, overrides, hours, notes)
     changes = changed_fields(old, config)
     fixed = [change for change in changes if not change[3]]
     if fixed:
         raise UsageError(
-            f"can't change within a run: {_differences(fixed)}; "
-            "begin anew with these values: gladius_train train --fresh"
+            f"can't be changed within a run: {_differences(fixed)}; "
+            "start a new run with these values: gladius_train train --fresh"
         )
     if read_state(workspace).status == "completed" and not changes:
         raise UsageError(
             f"the run is complete at step {step:,}; train longer with: gladius_train resume "
             "--hours N (or --set schedule.max_steps=N)"
         )
-    check_data(config)
-    check_experts(workspace, config)
-    note = f"going on from step {step:,}"
-    return Launch(config=config, resume=True, notes=(note, *_change_notes(changes)))
-
-
-def check_data(config: RunConfig) -> None:
-    """A look at the beginning of every text of the run; UsageError names file and line."""
     check_text(config)
+    check_experts(workspace, config)
+    notes += [f"resuming from step {step:,}", *_change_notes(changes)]
+    return Launch(config=config, resume=True, notes=tuple(notes))
 
 
 def check_experts(workspace: Workspace, config: RunConfig) -> None:
-    """MissingError unless all experts of the run, and the tokenizer it borrows, are ready."""
+    """MissingError unless the run's experts, and the expert whose tokenizer it uses, are ready."""
     registered = load_experts(workspace)
     names = config.experts.names
     unknown = [name for name in names if name not in registered]
     if unknown:
         raise MissingError(
-            f"{', '.join(unknown)} is in no registry any more; "
-            f"put it back into {workspace.user_config}"
+            f"unknown expert {', '.join(unknown)}: it is no longer in the registry; "
+            f"add it to {workspace.user_config}"
         )
     states = {name: expert_status(workspace, registered[name]) for name in names}
     ready = [name for name in names if states[name].state == "ready"]
-    lacking = [name for name in names if name not in ready]
-    if lacking:
-        told = ", ".join(f"{name} ({_why(states[name])})" for name in lacking)
-        fetch = _remedy(registered, lacking)
+    missing = [name for name in names if name not in ready]
+    if missing:
+        listed = ", ".join(f"{name} ({_state_text(states[name])})" for name in missing)
+        remedy = _remedy(registered, missing)
         if not ready:
-            raise MissingError(f"no expert is ready: {told}; {fetch}")
+            raise MissingError(f"no expert is ready: {listed}; {remedy}")
         raise MissingError(
-            f"not ready: {told}; {fetch}; or go on without: --experts {','.join(ready)}"
+            f"not ready: {listed}; {remedy}; or train without: --experts {','.join(ready)}"
         )
-    lender = registered.get(config.student.tokenizer)
-    if lender is not None and not (expert_path(workspace, lender) / "tokenizer.json").is_file():
+    owner = registered.get(config.student.tokenizer)
+    if owner is not None and not (expert_path(workspace, owner) / "tokenizer.json").is_file():
         raise MissingError(
-            f"the student's tokenizer is {lender.name}'s, which is not downloaded; "
-            f"{_remedy(registered, [lender.name])}; or choose another: "
+            f"the student's tokenizer is {owner.name}'s, which is not downloaded; "
+            f"{_remedy(registered, [owner.name])}; or choose another: "
             "--set student.tokenizer=PATH (or =train)"
         )
 
 
-def _why(status: Any) -> str:
+def _state_text(status: ExpertStatus) -> str:
     return status.state if status.state == "missing" else f"{status.state}: {status.detail}"
 
 
 def _remedy(registered: dict[str, ExpertSpec], names: Sequence[str]) -> str:
-    """What makes these experts ready: a download, or for the user's own, their path put right."""
-    own = [name for name in names if registered[name].source in ("folder", "gguf")]
-    ours = [name for name in names if name not in own]
-    parts = [f"fetch with: gladius_train download {' '.join(ours)}"] if ours else []
-    parts += [f"mend the path {registered[name].repo} in gladius.toml" for name in own]
+    """How to make these experts ready: a download, or a corrected path for local ones."""
+    local = [name for name in names if registered[name].source in ("folder", "gguf")]
+    remote = [name for name in names if name not in local]
+    parts = [f"download with: gladius_train download {' '.join(remote)}"] if remote else []
+    parts += [f"correct the path {registered[name].repo} in gladius.toml" for name in local]
     return "; ".join(parts)
 
 
-def stored_config(workspace: Workspace) -> tuple[int, RunConfig] | None:
-    """The newest checkpoint's step and config; for a run that has none yet, step 0 and its config;
-    None where no run was begun.
+def stored_config(
+    workspace: Workspace, notes: list[str] | None = None
+) -> tuple[int, RunConfig] | None:
+    """Step and config of the newest checkpoint, or step 0 and the config of a run without one; None
+    if no run was started.
 
-    Only configs are read here: which checkpoint verifies is found when it is loaded.
+    Reads configs only: checkpoints are verified when they are loaded. One line for each former
+    field name is appended to `notes`.
     """
     folder = workspace.checkpoints_dir
     try:
@@ -156,25 +163,25 @@ def stored_config(workspace: Workspace) -> tuple[int, RunConfig] | None:
     stored = [(info.step, info.path / CONFIG) for info in reversed(found)]
     for step, path in [*stored, (0, folder / RUN_CONFIG)]:
         try:
-            return step, from_json(path.read_bytes())
+            return step, from_json(path.read_bytes(), notes)
         except (OSError, msgspec.MsgspecError):
             continue
     return None
 
 
 def _refuse_while_running(workspace: Workspace) -> None:
-    """The lock itself is taken by the runner; looking first spares the checks of large files."""
+    """The runner takes the lock; this check before it saves the checks of large files."""
     owner = lock_owner(workspace, "train")
     if owner is not None:
         raise LockedError(
-            f"training already runs here (pid {owner.pid}); watch it with: gladius_train "
-            "dashboard --follow; end it with: gladius_train stop"
+            f"training is already running here (pid {owner.pid}); watch it with: gladius_train "
+            "dashboard --follow; stop it with: gladius_train stop"
         )
 
 
 def _differences(changes: Sequence[tuple[str, Any, Any, bool]]) -> str:
-    return ", ".join(f"{name} is {old!r}, asked {new!r}" for name, old, new, _ in changes)
+    return ", ".join(f"{name} is {old!r}, requested {new!r}" for name, old, new, _ in changes)
 
 
 def _change_notes(changes: Sequence[tuple[str, Any, Any, bool]]) -> list[str]:
-    return [f"{name}: {old!r} becomes {new!r}" for name, old, new, _ in changes]
+    return [f"{name} changes from {old!r} to {new!r}" for name, old, new, _ in changes]

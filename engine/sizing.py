@@ -1,7 +1,4 @@
-"""Owns the arithmetic of sizes: parameters, memory and disk of a student, without torch.
-
-It does not measure anything; `hardware` does.
-"""
+"""Parameters, memory and disk space of a student, computed from its config without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ GIB = 1 << 30
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters of a student, by part."""
+    """Number of parameters of a student, by part."""
 
     embeddings: int
     layers: int
@@ -28,7 +25,7 @@ class ParameterCount:
 
 
 def parameter_count(student: StudentConfig) -> ParameterCount:
-    """Parameters of a LlamaForCausalLM of this shape (no biases)."""
+    """Number of parameters of a LlamaForCausalLM of this shape (without biases)."""
     hidden, mlp = student.hidden_size, student.intermediate_size
     head = hidden // student.num_attention_heads
     attention = 2 * hidden * hidden + 2 * hidden * head * student.num_key_value_heads
@@ -43,12 +40,12 @@ def parameter_count(student: StudentConfig) -> ParameterCount:
 
 @dataclass(frozen=True)
 class MemoryNeed:
-    """Bytes that training a student takes."""
+    """Bytes of memory that training a student needs."""
 
     state: int
-    """fp32 weights, gradients and both moments of AdamW."""
+    """fp32 weights and gradients, and both moments of AdamW."""
     half_copy: int
-    """The bf16 copy of the weights that autocast makes."""
+    """bf16 copy of the weights, made by autocast."""
     activations: int
     loss: int
 
@@ -57,7 +54,7 @@ class MemoryNeed:
         return self.state + self.half_copy + self.activations + self.loss
 
     def sentence(self) -> str:
-        """The figures in a few words."""
+        """The numbers in one line."""
         return (
             f"{self.total / GIB:.1f} GiB (weights, gradients and AdamW {self.state / GIB:.1f}, "
             f"bf16 copy {self.half_copy / GIB:.1f}, activations and loss "
@@ -66,11 +63,11 @@ class MemoryNeed:
 
 
 def training_memory(config: RunConfig, half_precision: bool) -> MemoryNeed:
-    """What one optimizer step of this run takes, estimated.
+    """Estimated memory of one optimizer step.
 
-    Activations: what autograd keeps of a Llama block is about 16 hidden-sized and 5 MLP-sized
-    vectors a token, half of them in bf16; with activation checkpointing one block of those and a
-    hidden-sized vector a layer.
+    Activations: for a Llama block autograd keeps about 16 vectors of hidden_size and 5 of
+    intermediate_size per token, half of them in bf16; with activation checkpointing one block of
+    these and one vector of hidden_size per layer.
     """
     student, optimizer = config.student, config.optimizer
     parameters = parameter_count(student).total
@@ -93,20 +90,21 @@ def training_memory(config: RunConfig, half_precision: bool) -> MemoryNeed:
 
 
 def checkpoint_bytes(student: StudentConfig) -> int:
-    """A full checkpoint: fp32 weights and both moments."""
+    """Bytes of a full checkpoint: fp32 weights and both moments of AdamW."""
     return 12 * parameter_count(student).total
 
 
 @dataclass(frozen=True)
 class DiskNeed:
-    """Bytes that a run writes below its root, without the experts themselves."""
+    """Bytes on disk that a run needs below its root, without the experts."""
 
     checkpoints: int
-    """Full ones that stay, the one kept from before a decay, the next one, and the best weights."""
+    """The full checkpoints that are kept, one from before the decay, one being written, and the
+    best weights."""
     targets: int
     """Scored text (cached targets)."""
     model: int
-    """The finished model, and its GGUF file."""
+    """The finished model and its GGUF file."""
 
     @property
     def total(self) -> int:
@@ -114,14 +112,16 @@ class DiskNeed:
 
 
 def disk_need(config: RunConfig, scored_tokens: int) -> DiskNeed:
-    """What a run takes on disk at most; `scored_tokens` are those whose targets are
-    kept, all experts together."""
+    """Upper estimate of a run's disk space.
+
+    scored_tokens: tokens whose targets are stored, all experts together.
+    """
     parameters = parameter_count(config.student).total
     full = config.checkpoint.keep + 2
     best = 4 * parameters if config.checkpoint.keep_best else 0
-    kept = config.targets
-    # ids of two bytes, masses of four, and some twenty-five bytes that each position has besides
-    position = 25 + 6 * kept.top_k + 2 * kept.draws * kept.draw_epochs
+    targets = config.targets
+    # 2 bytes for an id, 4 for a probability, and about 25 other bytes per position
+    position = 25 + 6 * targets.top_k + 2 * targets.draws * targets.draw_epochs
     return DiskNeed(
         checkpoints=full * checkpoint_bytes(config.student) + best,
         targets=position * scored_tokens,
@@ -130,8 +130,8 @@ def disk_need(config: RunConfig, scored_tokens: int) -> DiskNeed:
 
 
 def least_memory(config: RunConfig, half_precision: bool) -> MemoryNeed:
-    """As `training_memory`, on the last rung before another device: rows one by one, activations
-    computed anew in the backward pass."""
+    """`training_memory` with all that saves memory on a device: micro-batch size 1 and activation
+    checkpointing."""
     optimizer = msgspec.structs.replace(
         config.optimizer, micro_batch_size=1, activation_checkpointing=True
     )

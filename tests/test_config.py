@@ -1,4 +1,4 @@
-"""Reading a config: layers, all problems at once, what may change."""
+"""Reading a config: layers, problems, former names, changes on resume."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problems(ws: Workspace, **options) -> list[str]:
     return str(raised.value).splitlines()
 
 
-def test_without_a_preset_it_is_1b_whose_student_is_what_the_fields_default_to(ws):
+def test_the_default_preset_is_1b_whose_values_are_the_defaults(ws):
     assert {"1b", "nano"} <= set(preset_names())
     config = load_config(ws)
     assert config == load_config(ws, preset="1b")
@@ -46,7 +46,7 @@ def test_every_preset_is_valid_and_names_itself(ws):
         assert load_config(ws, preset=name).preset == name
 
 
-def test_options_go_over_set_over_file_over_preset(ws, tmp_path):
+def test_options_override_set_which_overrides_the_file_which_overrides_the_preset(ws, tmp_path):
     file = tmp_path / "my.toml"
     file.write_text(
         'preset = "nano"\n[optimizer]\nlr = 1e-3\nbeta1 = 0.8\n[schedule]\nhours = 1\nreplay = 0.5'
@@ -80,9 +80,9 @@ def test_set_takes_toml_values_and_bare_text(ws):
     assert config.checkpoint.interval_minutes is None
 
 
-def test_all_problems_are_told_at_once_with_field_and_remedy(ws, tmp_path):
+def test_all_problems_are_reported_at_once_with_field_and_remedy(ws, tmp_path):
     file = tmp_path / "bad.toml"
-    file.write_text("[student]\nhiden_size = 3\n[optimizer]\nlr = -1\nrows_per_step = 7")
+    file.write_text("[student]\nhiden_size = 3\n[optimizer]\nlr = -1\nglobal_batch_size = 7")
     first, *lines = problems(
         ws,
         file=file,
@@ -102,7 +102,7 @@ def test_all_problems_are_told_at_once_with_field_and_remedy(ws, tmp_path):
         ("optimizer.lr", "-1 is not a number over 0"),
         ("device.device", "'tpu' is not one of auto, cpu, cuda, mps"),
         ("data.held_out", "nan is not a number over 0 and under 1"),
-        ("optimizer.rows_per_step", "7 must be a multiple of micro_batch_size 2"),
+        ("optimizer.global_batch_size", "7 must be a multiple of micro_batch_size 2"),
         ("experts.names", "unknown expert 'qwenn'; did you mean 'qwen'?"),
         ("data.files", "nowhere.jsonl doesn't exist"),
     ]
@@ -141,12 +141,12 @@ def test_a_wrong_leaf_does_not_raise_a_second_problem_across_fields(ws):
         ("optimizer.activation_checkpointing=1", "optimizer.activation_checkpointing"),
     ],
 )
-def test_what_does_not_fit_together_is_named(ws, override, field):
+def test_fields_that_do_not_fit_together_are_named(ws, override, field):
     (line,) = problems(ws, overrides=[override])
     assert line.startswith(f"config: {field}: ")
 
 
-def test_an_unknown_preset_and_a_broken_file_are_told(ws, tmp_path):
+def test_an_unknown_preset_and_a_broken_file_are_reported(ws, tmp_path):
     assert "did you mean 'nano'?" in problems(ws, preset="nanno")[0]
     (tmp_path / "x.toml").write_text("[student\n")
     assert "x.toml" in problems(ws, file=tmp_path / "x.toml")[0]
@@ -162,7 +162,7 @@ def test_paths_become_absolute(ws, tmp_path, monkeypatch):
     assert config.student.tokenizer == str(tmp_path / "tok")
 
 
-def test_json_and_toml_give_the_same_config_back(ws, tmp_path):
+def test_json_and_toml_round_trip(ws, tmp_path):
     config = load_config(
         ws, preset="nano", overrides=["checkpoint.interval_minutes=none", "loss.temperature=1"]
     )
@@ -171,12 +171,12 @@ def test_json_and_toml_give_the_same_config_back(ws, tmp_path):
     assert load_config(ws, file=tmp_path / "copy.toml") == config
 
 
-def test_a_json_config_of_another_shape_is_refused():
+def test_json_with_unknown_fields_is_refused():
     with pytest.raises(msgspec.ValidationError):
         from_json(b'{"studnt": {}}')
 
 
-def test_the_digest_sees_fixed_fields_and_not_mutable_ones(ws):
+def test_the_digest_covers_fixed_fields_but_not_mutable_ones(ws):
     config = load_config(ws, preset="nano")
     longer = load_config(ws, preset="nano", overrides=["schedule.max_steps=9"], hours=2)
     other = load_config(ws, preset="nano", overrides=["loss.alpha=0"])
@@ -184,7 +184,7 @@ def test_the_digest_sees_fixed_fields_and_not_mutable_ones(ws):
     assert len(digest(config)) == 16
 
 
-def test_what_changed_is_told_with_whether_it_may(ws):
+def test_changed_fields_lists_old_and_new_value_and_whether_the_change_is_allowed(ws):
     config = load_config(ws, preset="nano")
     changed = change_config(ws, config, ["loss.temperature=3", "optimizer.micro_batch_size=2"], 0.5)
     assert changed_fields(config, changed) == [
@@ -192,5 +192,56 @@ def test_what_changed_is_told_with_whether_it_may(ws):
         ("optimizer.micro_batch_size", 4, 2, True),
         ("schedule.hours", None, 0.5, True),
     ]
-    with pytest.raises(UsageError, match=r"optimizer\.rows_per_step"):
+    with pytest.raises(UsageError, match=r"optimizer\.global_batch_size"):
         change_config(ws, config, ["optimizer.micro_batch_size=3"], None)
+
+
+# Former names of fields
+
+FORMER, NOW = "optimizer.rows_per_step", "optimizer.global_batch_size"
+NOTE = f"{FORMER} is now called {NOW}"
+
+
+def test_a_former_name_is_read_from_a_file_and_from_set_with_a_line_that_names_the_new_one(
+    ws, tmp_path
+):
+    file = tmp_path / "old.toml"
+    file.write_text('preset = "nano"\n[optimizer]\nrows_per_step = 12\n')
+    notes: list[str] = []
+    assert load_config(ws, file=file, notes=notes).optimizer.global_batch_size == 12
+    assert notes == [NOTE]
+    notes = []
+    config = load_config(ws, preset="nano", overrides=[f"{FORMER}=8"], notes=notes)
+    assert config.optimizer.global_batch_size == 8
+    assert notes == [NOTE]
+    notes = []
+    changed = change_config(ws, config, [f"{FORMER}=16"], None, notes)
+    assert changed_fields(config, changed) == [(NOW, 8, 16, False)]
+    assert notes == [NOTE]
+
+
+def test_the_new_name_overrides_the_former_one_of_a_lower_layer(ws, tmp_path):
+    file = tmp_path / "old.toml"
+    file.write_text('preset = "nano"\n[optimizer]\nrows_per_step = 12\n')
+    assert load_config(ws, file=file, overrides=[f"{NOW}=20"]).optimizer.global_batch_size == 20
+
+
+def test_both_names_of_a_field_in_one_place_are_refused(ws, tmp_path):
+    file = tmp_path / "both.toml"
+    file.write_text("[optimizer]\nrows_per_step = 12\nglobal_batch_size = 12\n")
+    (line,) = problems(ws, file=file)
+    assert FORMER in line and NOW in line
+
+
+def test_a_stored_config_with_former_names_is_the_same_config_with_the_same_digest(ws):
+    config = load_config(ws, preset="nano")
+    stored = to_json(config).replace(b"global_batch_size", b"rows_per_step")
+    stored = stored.replace(b'"divergence":"forward_kl",', b"")
+    assert b"divergence" not in stored
+    notes: list[str] = []
+    assert changed_fields(from_json(stored, notes), config) == []
+    assert notes == [NOTE]
+    # recorded with the version before both changes
+    assert digest(RunConfig()) == "7b419720c5046d6a"
+    other = load_config(ws, preset="nano", overrides=["loss.divergence=jsd"])
+    assert digest(other) != digest(config)

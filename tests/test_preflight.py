@@ -1,4 +1,4 @@
-"""What is settled before a training job starts."""
+"""Checks before a training job starts."""
 
 from __future__ import annotations
 
@@ -42,46 +42,46 @@ def store_checkpoint(ws: Workspace, step: int, config: RunConfig, status="paused
     write_json(ws.state_file, RunState(status=status, step=step))
 
 
-def test_a_first_run_begins_anew(ws):
+def test_a_first_run_starts(ws):
     launch = launch_training(ws, nano(ws))
     assert (launch.resume, launch.fresh, launch.notes) == (False, False, ())
 
 
-def test_an_unfinished_run_of_the_same_config_goes_on_and_says_so(ws):
+def test_an_unfinished_run_of_the_same_config_is_resumed_with_a_note(ws):
     store_checkpoint(ws, 7, nano(ws, "schedule.max_steps=9"))
     launch = launch_training(ws, nano(ws, "schedule.max_steps=20"))
     assert launch.resume and not launch.fresh
     assert launch.config.schedule.max_steps == 20
-    assert "step 7" in launch.notes[0] and "9 becomes 20" in launch.notes[1]
+    assert "step 7" in launch.notes[0] and "from 9 to 20" in launch.notes[1]
 
 
 def test_an_unfinished_run_of_another_config_is_refused_with_the_difference(ws):
     store_checkpoint(ws, 7, nano(ws))
     with pytest.raises(UsageError) as raised:
         launch_training(ws, nano(ws, "loss.temperature=3"))
-    for part in ("step 7", "loss.temperature is 1.0, asked 3.0", "resume", "--fresh"):
+    for part in ("step 7", "loss.temperature is 1.0, requested 3.0", "resume", "--fresh"):
         assert part in str(raised.value)
 
 
-def test_fresh_begins_anew_whatever_is_there(ws):
+def test_fresh_starts_a_new_run_whatever_the_folder_holds(ws):
     store_checkpoint(ws, 7, nano(ws))
     launch = launch_training(ws, nano(ws, "loss.temperature=3"), fresh=True)
     assert launch.fresh and not launch.resume and "aside" in launch.notes[0]
 
 
-def test_after_a_finished_run_training_begins_anew_and_keeps_it_aside(ws):
+def test_a_new_run_after_a_finished_one_moves_it_aside(ws):
     store_checkpoint(ws, 7, nano(ws), status="completed")
     assert launch_training(ws, nano(ws)).fresh
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_goes_on(ws):
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_resumed(ws):
     (ws.checkpoints_dir / "config.json").write_bytes(to_json(nano(ws)))
     assert launch_resume(ws, (), None).resume
     assert launch_training(ws, nano(ws)).resume
     assert not launch_training(ws, nano(ws, "loss.temperature=3")).resume
 
 
-def test_the_newest_checkpoint_with_a_readable_config_counts(ws):
+def test_the_newest_checkpoint_with_a_readable_config_is_used(ws):
     store_checkpoint(ws, 7, nano(ws))
     (ws.checkpoints_dir / "step-000000009").mkdir()
     (ws.checkpoints_dir / "step-000000009" / "run_config.json").write_bytes(b"{torn")
@@ -89,27 +89,27 @@ def test_the_newest_checkpoint_with_a_readable_config_counts(ws):
     assert stored is not None and stored[0] == 7
 
 
-def test_resume_without_a_checkpoint_is_missing(ws):
+def test_resume_without_a_checkpoint_names_the_command_that_starts(ws):
     with pytest.raises(MissingError, match="gladius_train train"):
         launch_resume(ws, (), None)
 
 
-def test_resume_changes_only_what_may_change(ws):
+def test_resume_accepts_only_changes_that_are_allowed_within_a_run(ws):
     store_checkpoint(ws, 7, nano(ws))
     launch = launch_resume(ws, ["schedule.max_steps=50"], 2.0)
     assert (launch.config.schedule.max_steps, launch.config.schedule.hours) == (50, 2.0)
-    with pytest.raises(UsageError, match=r"loss\.alpha is 0\.5, asked 0\.1"):
+    with pytest.raises(UsageError, match=r"loss\.alpha is 0\.5, requested 0\.1"):
         launch_resume(ws, ["loss.alpha=0.1"], None)
 
 
-def test_resume_of_a_finished_run_needs_more_to_do(ws):
+def test_resume_of_a_finished_run_needs_a_longer_schedule(ws):
     store_checkpoint(ws, 7, nano(ws), status="completed")
     with pytest.raises(UsageError, match="complete"):
         launch_resume(ws, (), None)
     assert launch_resume(ws, ["schedule.max_steps=50"], None).resume
 
 
-def test_experts_that_are_not_ready_are_named_with_the_list_that_goes_on_without(ws):
+def test_experts_that_are_not_ready_are_named_with_the_option_to_train_without(ws):
     make_ready(ws, "other")
     with pytest.raises(MissingError) as raised:
         launch_training(ws, nano(ws, experts=("local", "qwen", "other", "phi")))
@@ -123,7 +123,7 @@ def test_no_expert_ready_names_the_download(ws):
         launch_training(ws, nano(ws, experts=("smollm2",)))
 
 
-def test_a_borrowed_tokenizer_must_be_here(ws):
+def test_the_expert_whose_tokenizer_is_used_must_be_downloaded(ws):
     with pytest.raises(MissingError, match=r"tokenizer is tinyllama's.*download tinyllama"):
         launch_training(ws, nano(ws, "student.tokenizer=tinyllama"))
 
@@ -135,7 +135,7 @@ def test_a_broken_data_file_is_found_before_the_start(ws):
         launch_training(ws, nano(ws, f"data.files=['{path}']"))
 
 
-def test_public_text_needs_its_library_only_where_it_is_used(ws, monkeypatch):
+def test_public_text_needs_the_datasets_library_only_if_it_is_used(ws, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     text = ws.root / "data.jsonl"
     text.write_text('{"text": "fine"}\n')
@@ -151,7 +151,7 @@ def test_public_text_needs_its_library_only_where_it_is_used(ws, monkeypatch):
         assert launch_training(ws, full(without)).config.data.files == [str(text)]
 
 
-def test_a_running_job_is_seen_before_the_files_are_read(ws):
+def test_a_running_job_is_reported_before_the_files_are_read(ws):
     (ws.root / "data.jsonl").write_text("broken")
     config = nano(ws, f"data.files=['{ws.root / 'data.jsonl'}']")
     with hold_lock(ws, "train"):
@@ -159,3 +159,14 @@ def test_a_running_job_is_seen_before_the_files_are_read(ws):
         with pytest.raises(LockedError, match=f"pid {os.getpid()}"):
             launch_training(ws, config)
         assert time.monotonic() - began < 1
+
+
+def test_resume_reads_a_config_with_former_names_and_names_the_new_ones(ws):
+    config = nano(ws)
+    store_checkpoint(ws, 7, config)
+    path = ws.checkpoints_dir / "step-000000007" / "run_config.json"
+    path.write_bytes(path.read_bytes().replace(b"global_batch_size", b"rows_per_step"))
+    launch = launch_resume(ws, (), None)
+    assert launch.config == config
+    assert "optimizer.rows_per_step is now called optimizer.global_batch_size" in launch.notes
+    assert launch_training(ws, config).resume

@@ -1,4 +1,4 @@
-"""Sizes by arithmetic: they are those of the real model."""
+"""Sizes computed from a config."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_state_and_checkpoint_of_the_1b_student(one_b):
         assert part in need.sentence()
 
 
-def test_short_sequences_and_activation_checkpointing_bring_the_1b_student_under_24_gib(one_b):
+def test_short_sequences_and_activation_checkpointing_fit_the_1b_student_into_24_gib(one_b):
     optimizer = msgspec.structs.replace(
         one_b.optimizer, max_seq_len=256, micro_batch_size=1, activation_checkpointing=True
     )
@@ -45,7 +45,7 @@ def test_short_sequences_and_activation_checkpointing_bring_the_1b_student_under
     assert training_memory(config, half_precision=True).total < 22 * 2**30
 
 
-def test_each_way_to_save_memory_saves_some(one_b):
+def test_smaller_batches_shorter_sequences_and_checkpointing_each_need_less_memory(one_b):
     def need(**changes) -> int:
         optimizer = msgspec.structs.replace(one_b.optimizer, **changes)
         config = msgspec.structs.replace(one_b, optimizer=optimizer)

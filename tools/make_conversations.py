@@ -14,8 +14,8 @@ import torch
 from engine.config import DataConfig
 from engine.distill.align.blocks import ChatEncoder
 from engine.distill.data.conversations import choose, kept_examples, write_answers
+from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import teacher_encoder
-from engine.distill.teacher.teacher import load_teacher
 from engine.events import Event, Progress
 from engine.experts.registry import expert_path, expert_status, load_experts
 from engine.experts.wheel import fetch_wheel
@@ -35,11 +35,11 @@ DATA = DataConfig(
 SEED = 0
 
 
-def _count(reader: ChatEncoder, example: Example) -> int:
+def _count(encoder: ChatEncoder, example: Example) -> int:
     """The expert's tokens of the whole conversation; 0 where it can't be read byte for byte."""
     chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
-    reading = reader.read_chat(chat, example.complete)
-    return 0 if reading is None else len(reading.ids)
+    encoded = encoder.encode_chat(chat, example.complete)
+    return 0 if encoded is None else len(encoded.ids)
 
 
 def _report(event: Event) -> None:

@@ -17,7 +17,7 @@ import transformers
 
 from engine.checkpoint.layout import HELD_OUT
 from engine.checkpoint.tensor_files import FileRecord, hash_file
-from engine.config import RunConfig, digest
+from engine.config import RunConfig, digest, read_former_names
 from engine.experts.registry import ExpertSpec
 from engine.workspace import write_json
 
@@ -146,7 +146,10 @@ def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
 def read_record(folder: Path) -> ModelRecord | None:
     """The record of a model folder; None where there is none, or it can't be parsed."""
     try:
-        record = msgspec.json.decode((folder / RECORD).read_bytes(), type=ModelRecord)
+        tables = msgspec.json.decode((folder / RECORD).read_bytes(), type=dict)
+        if isinstance(config := tables.get("config"), dict):
+            read_former_names(config)
+        record = msgspec.convert(tables, ModelRecord)
     except (OSError, msgspec.MsgspecError):
         return None
     return record if record.format == _FORMAT else None

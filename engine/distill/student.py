@@ -18,11 +18,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from engine.checkpoint.layout import TOKENIZER
 from engine.checkpoint.model_record import ModelRecord, write_record
-from engine.config import StudentConfig
+from engine.config import RunConfig, StudentConfig
 from engine.distill.align.blocks import Chat, ChatEncoder
 from engine.errors import MissingError, UsageError
-from engine.workspace import publish_dir
+from engine.experts.registry import expert_path, load_experts
+from engine.generation import Generator
+from engine.workspace import Workspace, publish_dir
 
 _CHATML = (
     "{% for message in messages %}"
@@ -115,6 +118,15 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
+    """Where the student's tokenizer is: an expert's, the user's, or the one the run trains."""
+    name = config.student.tokenizer
+    if name == "train":
+        return workspace.checkpoints_dir / TOKENIZER
+    known = load_experts(workspace)
+    return expert_path(workspace, known[name]) if name in known else Path(name)
+
+
 def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> ChatEncoder:
     """How the student reads text; its one end of turn is its EOS."""
 
@@ -126,6 +138,15 @@ def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Chat
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
     return ChatEncoder(tokenizer, render, [eos], vocab_size)
+
+
+def student_generator(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, dtype: torch.dtype
+) -> Generator:
+    """Generates the student's answers, with matrix products in `dtype`."""
+    eos = tokenizer.eos_token_id
+    assert isinstance(eos, int), "load_tokenizer makes sure of an end-of-text token"
+    return Generator(model, tokenizer, [eos], title="The student", compute_dtype=dtype)
 
 
 def llama_config(config: StudentConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:

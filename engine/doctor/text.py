@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from engine.budget import TokenBudget, in_words, scores_online
+from engine.budget import TokenBudget, count_text, scores_online
 from engine.budget import check_text as check_run_text
 from engine.config import RunConfig
 from engine.doctor.check import Check
@@ -25,7 +25,7 @@ def check_text(budget: TokenBudget, config: RunConfig) -> Check:
         figure, _, remedy = " ".join(str(error).split()).partition(";")
         return Check(topic="text", status="fail", figure=figure, remedy=remedy.strip())
     figure, _, remedy = budget.sentence().removeprefix("text: ").partition(" (")
-    if budget.warns:
+    if budget.too_many_epochs:
         return Check(topic="text", status="warn", figure=figure, remedy=remedy.rstrip(")"))
     return Check(topic="text", status="ok", figure=figure)
 
@@ -42,8 +42,8 @@ def scored_tokens(config: RunConfig, specs: Sequence[ExpertSpec], budget: TokenB
 def least_tokens(config: RunConfig, budget: TokenBudget) -> float | None:
     """Tokens that the run trains on, or those of its expert phases where only convergence ends it;
     None where hours do."""
-    if budget.to_be_used is not None or config.schedule.hours is not None:
-        return budget.to_be_used
+    if budget.planned is not None or config.schedule.hours is not None:
+        return budget.planned
     return float(len(config.experts.names) * config.schedule.expert_tokens)
 
 
@@ -57,7 +57,7 @@ def check_speed(
     figure += f", so {rate:,.0f} tokens/s at the very most"
     if tokens is None:
         if hours := config.schedule.hours:
-            figure += f": {in_words(rate * 3600 * hours)} in {hours:g} h"
+            figure += f": {count_text(rate * 3600 * hours)} in {hours:g} h"
         return Check(topic="speed", status="ok", figure=figure)
     seconds = tokens / rate
     figure += f": {_length(seconds)} for {tokens:,.0f} tokens"

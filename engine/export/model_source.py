@@ -26,8 +26,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.tensor_files import hash_file
 from engine.config import RunConfig, from_json
 from engine.distill.align.vocabulary import ByteVocabulary
-from engine.distill.jobs.preparation import tokenizer_path
-from engine.distill.student import llama_config, load_tokenizer, save_tokenizer
+from engine.distill.student import llama_config, load_tokenizer, save_tokenizer, tokenizer_path
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.experts.registry import load_experts
 from engine.workspace import Workspace, remove_entry

@@ -86,6 +86,7 @@ def train(
 
     ws = options.workspace
     ws.create()
+    notes: list[str] = []
     run_config = load_config(
         ws,
         preset=preset,
@@ -94,7 +95,11 @@ def train(
         experts=None if experts is None else [n.strip() for n in experts.split(",") if n.strip()],
         data=data,
         hours=hours,
+        notes=notes,
     )
+    if not options.quiet:
+        for note in notes:
+            narrate(note)
     _train(options, ws, launch_training(ws, run_config, fresh=fresh))
 
 

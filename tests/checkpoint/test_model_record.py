@@ -9,8 +9,7 @@ import pytest
 
 from engine.checkpoint.layout import HELD_OUT
 from engine.checkpoint.model_record import RECORD, read_held_out, read_record
-from engine.distill.jobs.preparation import key_digest
-from engine.distill.teacher.targets import ShardKey, TargetStore
+from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.events import EvalDone
 from tests.support.small_run import KeepingLink, make_config, make_root, train
 
@@ -47,7 +46,7 @@ def test_the_held_out_text_of_the_run_is_found_again_with_what_the_expert_makes_
     folder = workspace.experts_cache_dir / record.held_out["tiny"]
     manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
     key = msgspec.convert(manifest["key"], ShardKey)
-    assert key_digest(key) == folder.parent.name
+    assert key.digest == folder.parent.name
     store = TargetStore(folder, key)
     assert store.open() and store.complete
     own = store.teacher_bits_per_byte()

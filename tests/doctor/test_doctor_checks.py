@@ -137,7 +137,7 @@ def test_the_disks_speed_is_measured_and_leaves_nothing(tmp_path):
 
 def test_text_is_told_as_the_budget_has_it(tmp_path):
     run = config(tmp_path, "nano")
-    budget = TokenBudget(answers=1e6, files=0.0, corpora=0.0, to_be_used=4e6)
+    budget = TokenBudget(answers=1e6, files=0.0, corpora=0.0, planned=4e6)
     assert text.check_text(budget, run).status == "ok"
     little = text.check_text(dataclasses.replace(budget, answers=1e5), run)
     assert little.status == "warn" and "--data" in little.remedy
@@ -167,7 +167,7 @@ def test_a_run_by_the_clock_is_told_how_many_tokens_that_is(tmp_path):
 
 
 def test_scored_text_takes_disk_only_where_it_is_kept(tmp_path):
-    budget = TokenBudget(answers=1000.0, files=500.0, corpora=0.0, to_be_used=None)
+    budget = TokenBudget(answers=1000.0, files=500.0, corpora=0.0, planned=None)
     kept = config(tmp_path, "nano", "targets.source=cached")
     assert text.scored_tokens(kept, [SPEC, SPEC], budget) == 2000
     few = config(tmp_path, "nano", "targets.source=cached", "data.max_teacher_tokens=10")

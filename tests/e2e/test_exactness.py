@@ -21,7 +21,7 @@ FIELDS = {
     "student__hidden_size": 64,
     "student__max_position_embeddings": 256,
     "optimizer__max_seq_len": 256,
-    "optimizer__rows_per_step": 8,
+    "optimizer__global_batch_size": 8,
 }
 
 

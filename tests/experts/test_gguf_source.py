@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.distill.teacher.teacher import load_teacher
+from engine.distill.teacher.loading import load_teacher
 from engine.errors import GladiusError
 from engine.experts.gguf_source import GGUFExpert, merges_from_scores
 from engine.experts.registry import ExpertSpec
@@ -54,7 +54,7 @@ def test_weights_and_config_give_the_logits_of_the_original_exactly(gguf: Path) 
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():
         expected = original(ids).logits
-        hidden = teacher.hidden(ids, torch.ones_like(ids))
+        hidden = teacher.hidden_states(ids, torch.ones_like(ids))
     assert torch.allclose(hidden @ teacher.head[0].T, expected, atol=1e-5)
     answers = teacher.generate(
         [[Message("user", "in 2024")]],

@@ -33,7 +33,7 @@ SMALL = {
     "loss.alpha": 0.5,
     "loss.temperature": 2.0,
     "optimizer.max_seq_len": 128,
-    "optimizer.rows_per_step": 4,
+    "optimizer.global_batch_size": 4,
     "optimizer.micro_batch_size": 2,
     "optimizer.lr": 0.002,
     "device.threads": 1,

@@ -1,5 +1,5 @@
-"""A small training job in this process: a root with a tiny expert, a link that keeps what is said,
-and trainers of which a test can bend one part."""
+"""A small training job in this process: a root with a tiny expert, a link that keeps the events,
+and trainers of which a test can replace one part."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ import torch
 
 from engine.budget import scores_online
 from engine.checkpoint.store import CheckpointStore
-from engine.config import RunConfig, digest, load_config, to_json
+from engine.config import RunConfig, load_config, to_json
 from engine.distill.jobs import train as worker
-from engine.distill.jobs.preparation import Preparation, Prepared, TeacherPool
-from engine.distill.student import build_student, student_encoder
-from engine.distill.train.capabilities import student_prompts
+from engine.distill.jobs.expert_preparation import PreparedExpert
+from engine.distill.jobs.preparation import PreparedRun, prepare_run
+from engine.distill.jobs.setup import RunSetup
+from engine.distill.student import build_student
+from engine.distill.teacher.pool import TeacherPool
+from engine.distill.train.batches import TrainingData
+from engine.distill.train.evaluator import EvaluationData
 from engine.distill.train.journal import Journal
 from engine.distill.train.on_policy import OnPolicyRounds
 from engine.distill.train.phases import Schedule, plan_phases
 from engine.distill.train.session import Session
-from engine.distill.train.trainer import Parts, Trainer
+from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.events import AnyCommand, Event, JobRequest, StepDone
-from engine.experts.registry import load_experts
+from engine.experts.registry import ExpertSpec, load_experts
 from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.tiny_expert import make_expert
@@ -45,7 +49,7 @@ SMALL = {
     "loss.alpha": 0.5,
     "loss.temperature": 2.0,
     "optimizer.max_seq_len": 128,
-    "optimizer.rows_per_step": 4,
+    "optimizer.global_batch_size": 4,
     "optimizer.micro_batch_size": 4,
     "optimizer.lr": 0.002,
     "schedule.max_steps": 12,
@@ -59,17 +63,24 @@ T = TypeVar("T", bound=Event)
 
 
 class KeepingLink:
-    """Keeps what is emitted; `react(event)` may answer with commands, which are then polled."""
+    """Keeps the events; `react(event)` may answer with commands, which are polled afterwards."""
 
     def __init__(self, react: Callable[[Event], list[AnyCommand]] = lambda event: []) -> None:
         self.events: list[Event] = []
         self.waits = 0
         self._react = react
         self._commands: list[AnyCommand] = []
+        self._watchers: list[Callable[[Event], None]] = []
 
     def emit(self, event: Event) -> None:
         self.events.append(event)
         self._commands += self._react(event)
+        for watch in self._watchers:
+            watch(event)
+
+    def on_event(self, watch: Callable[[Event], None]) -> None:
+        """Call `watch` with every later event."""
+        self._watchers.append(watch)
 
     def ask(self, command: AnyCommand) -> None:
         self._commands.append(command)
@@ -80,7 +91,7 @@ class KeepingLink:
 
     def wait(self, timeout: float) -> list[AnyCommand]:
         self.waits += 1
-        assert self.waits < 1000, "nobody ends the pause"
+        assert self.waits < 1000, "the pause does not end"
         return self.poll()
 
     def beat(self, activity: str = "") -> None:
@@ -131,16 +142,44 @@ def make_config(
     )
 
 
-def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Prepared]]:
+def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, PreparedExpert]]:
     """The student's tokenizer and the prepared experts."""
-    link: Any = KeepingLink()
-    ctx = JobContext(link)
-    pool = TeacherPool(workspace, ctx, CPU, torch.float32, keep_all=True)
-    experts = [load_experts(workspace)[name] for name in config.experts.names]
-    preparation = Preparation(workspace, config, experts, ctx, pool, torch.float32)
-    texts = preparation.texts()
-    tokenizer = preparation.tokenizer(texts)
-    return tokenizer, preparation.prepare(texts, tokenizer)
+    prepared = prepared_run(workspace, config)
+    return prepared.tokenizer, prepared.experts
+
+
+def prepared_run(workspace: Workspace, config: RunConfig) -> PreparedRun:
+    """What a run trains and is evaluated on."""
+    ctx = JobContext(KeepingLink())
+    return prepare_run(
+        RunSetup(
+            workspace=workspace,
+            config=config,
+            experts=experts_of(workspace, config),
+            ctx=ctx,
+            pool=TeacherPool(workspace, ctx, CPU, torch.float32, keep_all=True),
+            dtype=torch.float32,
+        )
+    )
+
+
+def experts_of(workspace: Workspace, config: RunConfig) -> list[ExpertSpec]:
+    """The run's experts, in order."""
+    known = load_experts(workspace)
+    return [known[name] for name in config.experts.names]
+
+
+def on_policy_rounds(workspace: Workspace, config: RunConfig) -> OnPolicyRounds:
+    """Writes the on-policy rounds of a run."""
+    prepared = prepared_run(workspace, config)
+    return OnPolicyRounds(
+        config,
+        prepared.tokenizer,
+        {name: expert.on_policy for name, expert in prepared.experts.items()},
+        online=scores_online(config),
+        dtype=torch.float32,
+        heartbeat=lambda activity: None,
+    )
 
 
 def make_trainer(
@@ -148,39 +187,27 @@ def make_trainer(
 ) -> Trainer:
     """A trainer at step 0, with checkpoints and journal in a folder of its own."""
     checkpoints.mkdir(parents=True, exist_ok=True)
-    tokenizer, prepared = prepare(workspace, config)
-    rounds = None
-    if config.schedule.on_policy_share:
-        reader = student_encoder(tokenizer, config.student.vocab_size)
-        judges = {name: part.judge for name, part in prepared.items()}
-        online = scores_online(config)
-        beat = lambda activity: None  # noqa: E731
-        rounds = OnPolicyRounds(config, tokenizer, reader, judges, online, torch.float32, beat)
-    experts = [load_experts(workspace)[name] for name in config.experts.names]
-    optimizer = config.optimizer
-    tokens = optimizer.rows_per_step * optimizer.max_seq_len
-    model = build_student(config.student, tokenizer, config.seed)
+    prepared = prepared_run(workspace, config)
+    rounds = on_policy_rounds(workspace, config) if config.schedule.on_policy_share else None
+    model = build_student(config.student, prepared.tokenizer, config.seed)
     return Trainer(
-        Parts(
+        TrainerParts(
             config=config,
-            config_json=to_json(config),
-            config_digest=digest(config),
-            session=Session(model, optimizer, config.guards, "tokenizer"),
-            tokenizer=tokenizer,
-            feeds={name: part.feeds for name, part in prepared.items()},
-            held_out={name: part.held_out for name, part in prepared.items()},
-            schedule=Schedule(config, plan_phases(config, experts), tokens),
+            ctx=JobContext(link),
+            session=Session(model, config.optimizer, config.guards, "tokenizer"),
+            data=TrainingData(
+                {name: expert.sources for name, expert in prepared.experts.items()}, rounds
+            ),
+            evaluation=EvaluationData(
+                held_out={name: expert.held_out for name, expert in prepared.experts.items()},
+                tokenizer=prepared.tokenizer,
+                sample_prompts=("Tell of the river.",),
+                capability_prompts=prepared.capability_prompts,
+            ),
+            schedule=Schedule(config, plan_phases(config, experts_of(workspace, config))),
             journal=Journal(checkpoints / "journal.jsonl"),
             checkpoints=CheckpointStore(checkpoints, config.checkpoint.keep),
-            ctx=JobContext(link),
-            device=CPU,
             dtype=torch.float32,
-            sample_prompts=("Tell of the river.",),
-            rounds=rounds,
-            measured=student_prompts(
-                *(tokenizer, experts, config.schedule.capability_prompts),
-                *(config.schedule.capability_tokens, optimizer.max_seq_len),
-            ),
         )
     )
 

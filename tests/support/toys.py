@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
-from engine.distill.align.projection import Projected, Projector, build_tables
+from engine.distill.align.projection import Projected, Projector
+from engine.distill.align.tables import build_tables
 from engine.distill.align.vocabulary import BYTE_TO_CHAR
 from engine.distill.student import student_encoder, train_tokenizer
 from engine.text.examples import Example, Message

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.checkpoint.model_record import RECORD
-from engine.distill.teacher.targets import ShardKey, TargetStore
+from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.errors import UsageError
 from engine.events import (
     CapabilitiesScored,

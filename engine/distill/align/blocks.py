@@ -1,7 +1,7 @@
-"""Owns how student and expert read the same text: each in its own chat format and tokens, with
-the scored bytes (the assistant's turns, or the document) laid side by side.
+"""Encode the same text for the student and an expert, each in its own chat format and tokens, with
+the scored bytes (the assistant's turns, or the document) aligned.
 
-It does not own where the text comes from (`conversations`, `textdata`) nor what is scored of it.
+Shapes: S student tokens, T teacher tokens, N and M scored positions of student and teacher.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import copy
 import hashlib
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from engine.distill.align.projection import Alignment, align, concatenate
+from engine.distill.align.alignment import Alignment, align, concatenate
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.text.examples import Example
 
@@ -24,75 +24,79 @@ Chat = list[dict[str, str]]
 Render = Callable[[Chat], str]
 
 LENGTH_STEP = 64
-"""Few lengths of batches: for every new one a CPU compiles its bf16 kernels anew and keeps them."""
+"""Batch lengths are rounded up to a multiple: a CPU compiles its bf16 kernels for each length."""
+MIN_TEACHER_CONTEXT = 2048
+"""Tokens that an expert may use for a block, even where the student's rows are shorter."""
 
 
 @dataclass(frozen=True)
-class Span:
-    """One scored span as one model reads it: its tokens and the bytes that each covers."""
+class EncodedSpan:
+    """The tokens of one scored span, and the number of bytes that each covers."""
 
     ids: np.ndarray
     lengths: np.ndarray
     dummy: bool
-    """Whether the first token carries SentencePiece's dummy space besides its bytes."""
+    """Whether the first token includes SentencePiece's dummy space in addition to its bytes."""
 
 
 @dataclass(frozen=True)
-class Reading:
-    """A whole block as one model reads it.
+class EncodedText:
+    """A whole block in one model's tokens.
 
     Attributes:
         ids: (S,) int64, context and scored tokens.
-        scored: (K,) int64, indices into ids of the scored tokens, ends of turn included; an end
-            that closes the block may stand at len(ids), where no token needs to follow.
+        scored: (N,) int64, indices into ids of the scored tokens, ends of turn included.
         spans: the scored spans.
     """
 
     ids: np.ndarray
     scored: np.ndarray
-    spans: tuple[Span, ...]
+    spans: tuple[EncodedSpan, ...]
 
 
 class ChatEncoder:
-    """A model's way to read text: tokenizer, chat format and ends of turn."""
+    """Encodes text for one model: its tokenizer, chat format and end-of-turn tokens."""
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerFast,
         render: Render,
         end_ids: Sequence[int],
-        size: int | None = None,
+        vocab_size: int | None = None,
     ) -> None:
         """
         Args:
-            render: messages to the chat text that ends where the assistant's answer begins.
-            end_ids: tokens that end a turn; the first is the one written.
-            size: rows of the embedding matrix, where it has more than the tokenizer.
+            render: turns messages into the chat text up to where the assistant's answer begins.
+            end_ids: tokens that end a turn; the first is the one used when encoding.
+            vocab_size: rows of the embedding matrix, where it has more than the tokenizer.
         """
         self.tokenizer = tokenizer
         self.render = render
         self.end_ids = tuple(end_ids)
-        self.vocabulary = ByteVocabulary(tokenizer.backend_tokenizer, size)
+        self.vocabulary = ByteVocabulary(tokenizer.backend_tokenizer, vocab_size)
         bos = tokenizer.bos_token_id
         self._document_start = bos if bos is not None else self.end_ids[0]
         probe = tokenizer("a").input_ids
         self._adds_bos = bos is not None and bool(probe) and probe[0] == bos
 
-    def twin(self) -> ChatEncoder:
-        """The same reader for another thread, with a tokenizer of its own."""
-        twin = copy.copy(self)
-        twin.tokenizer = copy.deepcopy(self.tokenizer)
-        return twin
+    def copy_for_thread(self) -> ChatEncoder:
+        """The same encoder for another thread, with its own copy of the tokenizer."""
+        copied = copy.copy(self)
+        copied.tokenizer = copy.deepcopy(self.tokenizer)
+        return copied
 
-    def context(self, text: str, first: bool) -> np.ndarray:
-        """Ids of chat text around the scored spans; special tokens in it are special."""
+    def encode_context(self, text: str, first: bool) -> np.ndarray:
+        """Ids of chat text around the scored spans; special tokens keep their meaning."""
         ids = self.tokenizer(text, add_special_tokens=False).input_ids if text else []
         if first and self._adds_bos and (not ids or ids[0] != self.tokenizer.bos_token_id):
             ids = [self.tokenizer.bos_token_id, *ids]
         return np.array(ids, dtype=np.int64)
 
-    def span(self, text: str, start: bool = False) -> Span | None:
-        """The scored tokens of `text`; None where their bytes do not give it back."""
+    def encode_span(self, text: str, start: bool = False) -> EncodedSpan | None:
+        """The scored tokens of `text`; None where their bytes are not those of the text.
+
+        start: the span begins a document, where SentencePiece adds its dummy space.
+        """
         if start:
             ids, dummy = self.vocabulary.encode_start(text)
         else:
@@ -103,22 +107,26 @@ class ChatEncoder:
             return None
         if dummy:
             lengths[0] -= 1
-        return Span(ids, lengths, bool(dummy))
+        return EncodedSpan(ids, lengths, bool(dummy))
 
-    def read_document(self, text: str, complete: bool) -> Reading | None:
-        """A document, with its end when it is complete."""
-        span = self.span(text, start=True)
+    def encode_document(self, text: str, complete: bool) -> EncodedText | None:
+        """A document, with an end token when it is complete; None where bytes are lost."""
+        span = self.encode_span(text, start=True)
         if span is None or not len(span.ids):
             return None
         ids = np.concatenate([[self._document_start], span.ids, [self.end_ids[0]]])
         scored = np.arange(1, len(ids) if complete else len(ids) - 1)
-        return Reading(ids if complete else ids[:-1], scored, (span,))
+        return EncodedText(ids if complete else ids[:-1], scored, (span,))
 
-    def read_chat(self, messages: Chat, complete: bool) -> Reading | None:
-        """A conversation; None where it can't be read in one piece or byte for byte."""
+    def encode_chat(self, messages: Chat, complete: bool) -> EncodedText | None:
+        """A conversation, every assistant turn scored.
+
+        None where bytes are lost, or where the template does not render a longer conversation as a
+        continuation of a shorter one.
+        """
         pieces: list[np.ndarray] = []
         scored: list[np.ndarray] = []
-        spans: list[Span] = []
+        spans: list[EncodedSpan] = []
         length = 0
         so_far = ""
         turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
@@ -126,13 +134,13 @@ class ChatEncoder:
             prompt = self.render(messages[:turn])
             if not prompt.startswith(so_far):
                 return None
-            between = self.context(prompt[len(so_far) :], first=not so_far)
+            between = self.encode_context(prompt[len(so_far) :], first=not so_far)
             content = messages[turn]["content"]
-            span = self.span(content)
+            span = self.encode_span(content)
             if span is None:
                 return None
             if spans and (not len(between) or between[0] not in self.end_ids):
-                # the template wrote no end of turn: it must stand there for the turn to end
+                # The template wrote no end of turn: the turn needs one.
                 between = np.concatenate([[self.end_ids[0]], between])
             pieces += [between, span.ids]
             first = length + len(between)
@@ -143,21 +151,38 @@ class ChatEncoder:
             so_far = prompt + content
         if complete:
             pieces.append(np.array([self.end_ids[0]]))
-        return Reading(
+        return EncodedText(
             np.concatenate(pieces).astype(np.int64), np.concatenate(scored), tuple(spans)
         )
 
 
 @dataclass(frozen=True)
+class EncodedBlock:
+    """A block as the student trains on it.
+
+    Attributes:
+        ids: (S,) int64 all tokens, context included.
+        scored: (N,) indices of the scored tokens in ids.
+        is_end: (N,) bool, ends of turn.
+        text_bytes: scored bytes, without ends of turn.
+    """
+
+    ids: np.ndarray
+    scored: np.ndarray
+    is_end: np.ndarray
+    text_bytes: int
+
+
+@dataclass(frozen=True)
 class TextBlock:
-    """A text as the student and one expert read it.
+    """A text in the tokens of the student and of one expert.
 
     Attributes:
         key: hex digest of the text, the same for every expert and tokenizer.
         text_bytes: scored bytes, without ends of turn.
         student_ids, teacher_ids: (S,), (T,) all tokens, context included.
         student_scored: (N,) indices of the scored tokens in student_ids.
-        teacher_scored: (M,) likewise; the logits that predict a token stand one before it.
+        teacher_scored: (M,) likewise; the logits that predict a token are at the index before it.
         is_end: (N,) bool, ends of turn.
         alignment: of the N and M scored positions.
     """
@@ -171,9 +196,14 @@ class TextBlock:
     is_end: np.ndarray
     alignment: Alignment
 
+    @property
+    def for_student(self) -> EncodedBlock:
+        """The block as the student trains on it."""
+        return EncodedBlock(self.student_ids, self.student_scored, self.is_end, self.text_bytes)
+
 
 def normalise(example: Example) -> Example:
-    """The example in Unicode's NFC."""
+    """The example in Unicode NFC."""
     if example.messages is None:
         return msgspec.structs.replace(example, text=_nfc(example.text or ""))
     messages = tuple(
@@ -196,10 +226,12 @@ def make_blocks(
     max_teacher_tokens: int,
     trust_end: bool = True,
 ) -> Iterator[TextBlock | None]:
-    """The blocks of one example; None for each that had to be skipped.
+    """The blocks of one example; None for each that has to be skipped.
 
-    A document too long for a block is cut at white space, and only its last piece is complete. A
-    conversation too long loses what comes after the last turn that fits.
+    A document that is too long for a block is split at white space; only its last piece is
+    complete. A conversation that is too long loses everything after the last turn that fits.
+
+    trust_end: whether the expert's probability of an end of turn is a target.
     """
     example = normalise(example)
     limits = (max_student_tokens, max_teacher_tokens)
@@ -216,6 +248,41 @@ def make_blocks(
     yield _chat_block(chat[: last + 1], example.complete, student, teacher, limits, trust_end)
 
 
+@dataclass(frozen=True)
+class BlockEncoder:
+    """Encodes examples as blocks for the student and one expert.
+
+    Attributes:
+        max_seq_len: the student's tokens in a block, at most.
+        trust_end: whether the expert's probability of an end of turn is a target.
+    """
+
+    student: ChatEncoder
+    teacher: ChatEncoder
+    max_seq_len: int
+    trust_end: bool = True
+
+    def encode(self, example: Example) -> Iterator[TextBlock | None]:
+        """The blocks of one example; None for each that has to be skipped."""
+        for block in make_blocks(
+            example,
+            self.student,
+            self.teacher,
+            max_student_tokens=self.max_seq_len,
+            max_teacher_tokens=max(self.max_seq_len, MIN_TEACHER_CONTEXT),
+            trust_end=self.trust_end,
+        ):
+            yield block if block is not None and len(block.alignment) else None
+
+    def copy_for_thread(self) -> BlockEncoder:
+        """The same encoder for another thread, with its own copies of the tokenizers."""
+        return replace(
+            self,
+            student=self.student.copy_for_thread(),
+            teacher=self.teacher.copy_for_thread(),
+        )
+
+
 def _chat_block(
     chat: Chat,
     complete: bool,
@@ -225,13 +292,14 @@ def _chat_block(
     trust_end: bool,
 ) -> TextBlock | None:
     while chat:
-        readings = student.read_chat(chat, complete), teacher.read_chat(chat, complete)
-        if readings[0] is None or readings[1] is None:
+        student_text = student.encode_chat(chat, complete)
+        teacher_text = teacher.encode_chat(chat, complete)
+        if student_text is None or teacher_text is None:
             return None
-        if _fit(readings[0], readings[1], limits):
+        if _fits(student_text, teacher_text, limits):
             spans = [m["content"] for m in chat if m["role"] == "assistant"]
             ends = [complete or n < len(spans) - 1 for n in range(len(spans))]
-            return _block(chat, spans, ends, readings[0], readings[1], teacher, trust_end)
+            return _block(chat, spans, ends, student_text, teacher_text, trust_end)
         earlier = [n for n, m in enumerate(chat[:-1]) if m["role"] == "assistant"]
         if earlier:
             chat, complete = chat[: earlier[-1] + 1], True
@@ -252,15 +320,16 @@ def _document_blocks(
     limits: tuple[int, int],
     trust_end: bool,
 ) -> Iterator[TextBlock | None]:
-    # A token is rarely under a byte and a half: what is certainly too long is cut before encoding.
+    # A token rarely has under 1.5 bytes: text that is certainly too long is split before encoding.
     rough = min(limits) * 6
     if len(text) <= rough:
-        readings = student.read_document(text, complete), teacher.read_document(text, complete)
-        if readings[0] is None or readings[1] is None:
+        student_text = student.encode_document(text, complete)
+        teacher_text = teacher.encode_document(text, complete)
+        if student_text is None or teacher_text is None:
             yield None
             return
-        if _fit(readings[0], readings[1], limits):
-            yield _block(text, [text], [complete], readings[0], readings[1], teacher, trust_end)
+        if _fits(student_text, teacher_text, limits):
+            yield _block(text, [text], [complete], student_text, teacher_text, trust_end)
             return
     middle = min(rough, len(text) // 2)
     cut = max(text.rfind(mark, middle // 2, middle) for mark in ("\n", " "))
@@ -272,17 +341,16 @@ def _document_blocks(
         yield from _document_blocks(piece, ends, student, teacher, limits, trust_end)
 
 
-def _fit(student: Reading, teacher: Reading, limits: tuple[int, int]) -> bool:
+def _fits(student: EncodedText, teacher: EncodedText, limits: tuple[int, int]) -> bool:
     return len(student.ids) <= limits[0] and len(teacher.ids) <= limits[1]
 
 
 def _block(
-    source: object,
+    content: object,
     texts: list[str],
     ends: list[bool],
-    student: Reading,
-    teacher: Reading,
-    teacher_encoder: ChatEncoder,
+    student: EncodedText,
+    teacher: EncodedText,
     trust_end: bool,
 ) -> TextBlock:
     parts = []
@@ -292,7 +360,7 @@ def _block(
         if (s.dummy or t.dummy) and len(part):
             part.soft[0] = False
         if t.dummy:
-            # the dummy space is a byte of the teacher's first token too, before those of the text
+            # The dummy space is a byte of the teacher's first token, before those of the text.
             part.offset[(part.at == 0) & (part.offset > 0)] += 1
         parts.append(part)
         is_end.append(np.zeros(len(s.ids), dtype=bool))
@@ -303,7 +371,7 @@ def _block(
     ending = np.concatenate(is_end)
     alignment.token[ending] = student.ids[student.scored[ending]]
     return TextBlock(
-        key=hashlib.sha256(repr(source).encode()).hexdigest(),
+        key=hashlib.sha256(repr(content).encode()).hexdigest(),
         text_bytes=sum(len(text.encode()) for text in texts),
         student_ids=student.ids,
         teacher_ids=teacher.ids,
@@ -315,7 +383,7 @@ def _block(
 
 
 def _end_of_turn(trust_end: bool) -> Alignment:
-    """Rule 4: one position on each side, aligned; the teacher's realised token does not matter."""
+    """Rule 4: one aligned position on each side; the teacher's realised token is not used."""
     zero, none = np.zeros(1, dtype=np.int64), np.full(1, -1, dtype=np.int64)
     return Alignment(
         teacher_ids=none,

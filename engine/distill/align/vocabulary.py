@@ -1,6 +1,4 @@
-"""Owns what a tokenizer looks like from the side of bytes: the bytes of each token, and how it
-encodes text in the middle of a text. It does not own chat formats (`blocks`) nor the projection.
-"""
+"""The bytes of each token of a tokenizer, and its encoding of text in the middle of a text."""
 
 from __future__ import annotations
 
@@ -42,9 +40,9 @@ def _sequence(steps: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
 
 
 def _mid_text(spec: dict[str, Any]) -> dict[str, Any]:
-    """The tokenizer as it encodes inside a text: no dummy leading space, no added specials.
+    """The tokenizer without a dummy leading space and without added special tokens.
 
-    NFC goes too: the corpus is NFC already, and a token's bytes must be taken as they are.
+    NFC is removed too: the corpus is NFC already, and a token's bytes must not be normalised.
     """
     spec = dict(spec, post_processor=None, truncation=None, padding=None)
     normalizer = [
@@ -65,7 +63,7 @@ def _mid_text(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_text(spec: str) -> Tokenizer:
-    """The tokenizer, reading what looks like a special token as the text it is."""
+    """The tokenizer, encoding strings that look like special tokens as plain text."""
     tokenizer = Tokenizer.from_str(spec)
     tokenizer.encode_special_tokens = True
     return tokenizer
@@ -131,9 +129,9 @@ class ByteVocabulary:
         return text.replace("▁", " ").encode()
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids, (n,) int64, of `text` as it stands in the middle of a text.
+        """Token ids, (n,) int64, of `text` in the middle of a text.
 
-        Strings that look like special tokens are encoded as the text they are.
+        Strings that look like special tokens are encoded as plain text.
         """
         return np.array(self._mid.encode(text, add_special_tokens=False).ids, dtype=np.int64)
 
@@ -141,7 +139,7 @@ class ByteVocabulary:
         """Token ids, (n,), of a text from its start, and the bytes of its dummy space (0 or 1)."""
         ids = np.array(self._start.encode(text, add_special_tokens=False).ids, dtype=np.int64)
         first = self.token_bytes[ids[0]] if len(ids) else None
-        # a text with a space of its own may get one more: only the number of bytes tells
+        # A text that begins with a space may get another one: only the number of bytes shows it.
         spelled = int(self.lengths[ids].sum())
         dummy = first is not None and first[:1] == b" " and spelled == len(text.encode()) + 1
         return ids, int(dummy)
@@ -153,9 +151,9 @@ class ByteVocabulary:
     def first_tokens(self, pieces: Sequence[bytes]) -> np.ndarray:
         """phi: first token, (len(pieces),) int32, of each byte string encoded mid-text.
 
-        -1 where the tokenizer cannot begin these bytes with a token of its own. Bytes that are not
-        UTF-8 are encoded up to where they stop being so; when they start that way, byte-level BPE
-        is run on the bytes themselves and byte fallback takes the first byte.
+        -1 where no token of the tokenizer begins these bytes. Only the valid UTF-8 prefix is
+        encoded; where there is none, byte-level BPE is run on the raw bytes, and byte fallback
+        gives the token of the first byte.
         """
         found = np.full(len(pieces), _NO_BYTES, dtype=np.int32)
         texts: list[str] = []
@@ -189,7 +187,7 @@ class ByteVocabulary:
 
 
 def _valid_prefix(data: bytes) -> str:
-    """The longest start of `data` that is UTF-8."""
+    """The longest prefix of `data` that is valid UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

@@ -1,8 +1,7 @@
-"""Owns the answers that an expert writes: to which prompts, in which batches, sampled how, kept on
-disk so that an interrupted run goes on and ends with the same answers.
+"""Let an expert write answers to its prompts, in batches that are stored as they finish, and check
+the answers.
 
-It does not own the prompts and the verdicts (`engine.data`), how an expert writes (`teacher`), nor
-what is learnt from the answers (`corpus`).
+An interrupted run continues with the next batch and ends with the same answers.
 """
 
 from __future__ import annotations
@@ -25,29 +24,30 @@ from engine.prompts.sampling import sampling_of
 from engine.prompts.variants import prompts as endless_prompts
 from engine.text.examples import Example, Message
 
-_BATCHES_TOGETHER = 8
-"""Prompts of so many batches are sorted by length, so that little is padded."""
+_SORTED_BATCHES = 8
+"""Batches whose prompts are sorted by length together, to reduce padding."""
 
 
 def choose(
-    capabilities: Sequence[str], per_prompt: int, most: int | None, seed: int
+    capabilities: Sequence[str], per_prompt: int, max_count: int | None, seed: int
 ) -> list[tuple[Prompt, int]]:
-    """Which (prompt, sample) are answered: `per_prompt` each, `most` in all.
+    """The (prompt, sample number) pairs to answer: `per_prompt` of each prompt, `max_count` in all.
 
-    Capabilities take turns, so that a small `most` hears of each of them. Without `most` these are
-    the hand-written prompts; with it variants of them follow. A larger `most` begins with what a
-    smaller one chooses.
+    Capabilities alternate, so that a small `max_count` has prompts of each. Without `max_count` the
+    hand-written prompts are chosen; with it, variants of them follow. A larger `max_count` begins
+    with what a smaller one chooses.
     """
-    if most is None:
+    if max_count is None:
         banks: list[Iterator[Prompt]] = [iter(load_prompts([name])) for name in capabilities]
     else:
         banks = [endless_prompts(name, seed) for name in capabilities]
-    turns = _take_turns(banks)
-    chosen = ((prompt, sample) for prompt in turns for sample in range(per_prompt))
-    return list(chosen if most is None else islice(chosen, most))
+    alternating = _alternate(banks)
+    chosen = ((prompt, sample) for prompt in alternating for sample in range(per_prompt))
+    return list(chosen if max_count is None else islice(chosen, max_count))
 
 
-def _take_turns(banks: list[Iterator[Prompt]]) -> Iterator[Prompt]:
+def _alternate(banks: list[Iterator[Prompt]]) -> Iterator[Prompt]:
+    """One prompt of each bank in turn, until all are used up."""
     while banks:
         left = []
         for bank in banks:
@@ -64,16 +64,21 @@ def write_answers(
     config: DataConfig,
     seed: int,
     emit: Callable[[Event], None],
-    beat: Callable[[str], None],
+    heartbeat: Callable[[str], None],
     commit: str = "",
 ) -> list[Judged]:
-    """Let the expert answer the prompts (as `config` says how long, how sampled), and judge it.
+    """Answers of the expert to the prompts, with the verdicts of the checks.
 
-    Answers lie in `cache_dir`/<expert>/answers-<digest>.jsonl, a line for each finished batch; what
-    is there already is not written again. What a batch holds and its seed depend on the arguments
-    only, so an interrupted run ends with the answers of an undisturbed one. `beat` is called at
-    every token and may raise to interrupt. Emits Progress `answers:<expert>` and, at the end,
-    AnswersJudged. `commit` is the expert's revision, for the record.
+    Answers are stored in `cache_dir`/<expert>/answers-<digest>.jsonl, a line for each finished
+    batch; stored batches are not written again. The content and seed of a batch depend on the
+    arguments only, so that an interrupted run ends with the same answers. Emits Progress
+    `answers:<expert>` and, at the end, AnswersJudged.
+
+    Args:
+        chosen: (prompt, sample number) pairs.
+        config: length and sampling of the answers.
+        heartbeat: called at every token; may raise to interrupt.
+        commit: the expert's revision, recorded in the file.
     """
     if not chosen:
         return []
@@ -102,13 +107,13 @@ def write_answers(
         if key in finished:
             done = _with_checks(finished[key], batch)
             if done != finished[key]:
-                file.add(done)  # who reads the file alone judges by the same checks
+                file.add(done)  # the file then has the checks that are used
             progress.skip(len(batch))
         else:
-            done = _write(teacher, batch, key, config, beat)
+            done = _write(teacher, batch, key, config, heartbeat)
             file.add(done)
             progress.add(len(batch))
-        reasons = file.judge(done, verdicts, lambda: beat(f"judging answers of {spec.title}"))
+        reasons = file.judge(done, verdicts, lambda: heartbeat(f"checking answers of {spec.title}"))
         for written, reason in zip(done.answers, reasons, strict=True):
             found[written.prompt.id, written.sample] = (written, reason)
     progress.finish()
@@ -118,14 +123,14 @@ def write_answers(
 
 
 def chosen_prompts(spec: ExpertSpec, config: RunConfig) -> list[tuple[Prompt, int]]:
-    """What this expert is asked in a run, or in `data make` with the same config."""
+    """The prompts of this expert in a run, or in `data make` with the same config."""
     data = config.data
-    asked = [c for c in spec.capabilities if not data.capabilities or c in data.capabilities]
-    return choose(asked, data.answers_per_prompt, data.max_answers, config.seed)
+    capabilities = [c for c in spec.capabilities if not data.capabilities or c in data.capabilities]
+    return choose(capabilities, data.answers_per_prompt, data.max_answers, config.seed)
 
 
 def expert_commit(path: Path, spec: ExpertSpec) -> str:
-    """Which state of the expert writes: the commit that was fetched, or a digest of its files."""
+    """The expert's revision: the downloaded commit, or a digest of its files."""
     try:
         manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
     except (OSError, msgspec.MsgspecError):
@@ -135,7 +140,7 @@ def expert_commit(path: Path, spec: ExpertSpec) -> str:
 
 
 def kept_examples(judged: Sequence[Judged], expert: str) -> list[Example]:
-    """The conversations that are learnt from, in their order."""
+    """The conversations that are kept for training, in their order."""
     return [to_example(one.written, expert) for one in judged if one.kept]
 
 
@@ -161,16 +166,16 @@ def _write(
     batch: Sequence[tuple[Prompt, int]],
     key: str,
     config: DataConfig,
-    beat: Callable[[str], None],
+    heartbeat: Callable[[str], None],
 ) -> Batch:
-    """The answers to a batch; dialogues go on turn by turn, those that have no more fall out."""
+    """The answers to a batch; dialogues are answered turn by turn."""
     seed = int(key[:8], 16) >> 1  # below 2^31
-    said: list[list[Message]] = [list(prompt.messages) for prompt, _ in batch]
+    dialogues: list[list[Message]] = [list(prompt.messages) for prompt, _ in batch]
     texts: list[list[str]] = [[] for _ in batch]
-    whole: list[list[bool]] = [[] for _ in batch]
+    complete: list[list[bool]] = [[] for _ in batch]
     samplings = [sampling_of(prompt.capability, config) for prompt, _ in batch]
     for turn in range(1 + max(len(prompt.then) for prompt, _ in batch)):
-        # A dialogue in which nothing was answered does not go on.
+        # A dialogue ends at an empty answer.
         rows = [
             n
             for n, (prompt, _) in enumerate(batch)
@@ -180,40 +185,40 @@ def _write(
             break
         for n in rows:
             if turn:
-                said[n].append(Message("user", batch[n][0].then[turn - 1]))
+                dialogues[n].append(Message("user", batch[n][0].then[turn - 1]))
         answers = teacher.generate(
-            [said[n] for n in rows],
+            [dialogues[n] for n in rows],
             max_new_tokens=[samplings[n].max_tokens for n in rows],
             temperature=[samplings[n].temperature for n in rows],
             top_p=[samplings[n].top_p for n in rows],
             seed=seed + turn,
             batch_size=len(rows),
-            beat=beat,
+            heartbeat=heartbeat,
         )
         for n, answer in zip(rows, answers, strict=True):
             texts[n].append(nfc(answer.text))
-            whole[n].append(answer.complete)
-            said[n].append(Message("assistant", texts[n][-1]))
+            complete[n].append(answer.complete)
+            dialogues[n].append(Message("assistant", texts[n][-1]))
     return Batch(
         key,
         seed,
         tuple(
-            Written(prompt, sample, tuple(texts[n]), tuple(whole[n]), samplings[n])
+            Written(prompt, sample, tuple(texts[n]), tuple(complete[n]), samplings[n])
             for n, (prompt, sample) in enumerate(batch)
         ),
     )
 
 
 def _with_checks(batch: Batch, chosen: Sequence[tuple[Prompt, int]]) -> Batch:
-    """The batch with the prompts as they are now: a check may have been put right since."""
+    """The batch with the prompts as they are now: a check may have been corrected since."""
     replace = msgspec.structs.replace
-    now = {(prompt.id, sample): prompt for prompt, sample in chosen}
-    answers = (replace(w, prompt=now[w.prompt.id, w.sample]) for w in batch.answers)
+    current = {(prompt.id, sample): prompt for prompt, sample in chosen}
+    answers = (replace(w, prompt=current[w.prompt.id, w.sample]) for w in batch.answers)
     return replace(batch, answers=tuple(answers))
 
 
 def _digest(teacher: Teacher, config: DataConfig, seed: int, commit: str) -> str:
-    """What the answers depend on besides the prompts of their batch (16 hex digits)."""
+    """Digest of everything but the prompts that the answers depend on (16 hex digits)."""
     spec = teacher.spec
     settings = (
         (spec.name, spec.repo, spec.revision, spec.sha256, commit),
@@ -227,7 +232,7 @@ def _digest(teacher: Teacher, config: DataConfig, seed: int, commit: str) -> str
 
 
 def _batch_key(digest: str, batch: Sequence[tuple[Prompt, int]]) -> str:
-    """What a batch's answers depend on, its neighbours in it included; the checks are not."""
+    """Digest of everything that a batch's answers depend on; the checks are not part of it."""
     content = [(p.id, p.capability, p.messages, p.then, sample) for p, sample in batch]
     return hashlib.sha256(digest.encode() + msgspec.json.encode(content)).hexdigest()[:24]
 
@@ -235,14 +240,13 @@ def _batch_key(digest: str, batch: Sequence[tuple[Prompt, int]]) -> str:
 def _batches(
     teacher: Teacher, chosen: Sequence[tuple[Prompt, int]], size: int
 ) -> Iterator[list[tuple[Prompt, int]]]:
-    """The chosen in batches of similar prompt length, so that little is padded.
+    """The chosen pairs in batches of similar prompt length, to reduce padding.
 
-    Sorted within pieces of a fixed number, so that asking for more later leaves all but the last
-    piece as it was.
+    Sorted within pieces of a fixed size, so that more prompts change only the last piece.
     """
-    together = size * _BATCHES_TOGETHER
-    for start in range(0, len(chosen), together):
-        piece = chosen[start : start + together]
+    piece_size = size * _SORTED_BATCHES
+    for start in range(0, len(chosen), piece_size):
+        piece = chosen[start : start + piece_size]
         lengths = {prompt.id: len(teacher.encode_prompt(prompt.messages)) for prompt, _ in piece}
         ordered = sorted(piece, key=lambda item: (lengths[item[0].id], item[0].id, item[1]))
         for first in range(0, len(ordered), size):
@@ -250,7 +254,7 @@ def _batches(
 
 
 class _Progress:
-    """Turns finished batches into Progress events; the rate is that of this session."""
+    """Progress events of finished batches; the rate counts the answers of this session only."""
 
     def __init__(self, expert: str, title: str, total: int, emit: Callable[[Event], None]) -> None:
         self._task = f"answers:{expert}"
@@ -258,7 +262,7 @@ class _Progress:
         self._total = total
         self._emit = emit
         self._done = 0
-        self._here = 0
+        self._written = 0
         self._began = time.monotonic()
         self._send()
 
@@ -267,14 +271,14 @@ class _Progress:
 
     def add(self, count: int) -> None:
         self._done += count
-        self._here += count
+        self._written += count
         self._send()
 
     def finish(self) -> None:
         self._send(finished=True)
 
     def _send(self, finished: bool = False) -> None:
-        rate = self._here / max(time.monotonic() - self._began, 1e-9) if self._here else None
+        rate = self._written / max(time.monotonic() - self._began, 1e-9) if self._written else None
         self._emit(
             Progress(
                 task=self._task,

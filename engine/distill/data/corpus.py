@@ -1,25 +1,17 @@
-"""Owns which text each expert teaches, what of it is held out, and its preparation: tokenised,
-aligned and, for cached targets, scored into shards that an interrupted run goes on with.
-
-It does not own where answers come from (`conversations`) nor the projection.
-"""
+"""Which text each expert teaches, which of it is held out, and its encoding as blocks."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import msgspec
-import torch
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks, normalise
-from engine.distill.align.projection import Projector
-from engine.distill.teacher.scoring import score_blocks
-from engine.distill.teacher.targets import BlockTargets, TargetStore
-from engine.distill.teacher.teacher import Teacher
+from engine.distill.align.blocks import BlockEncoder, TextBlock, normalise
+from engine.distill.teacher.target_store import TargetStore
 from engine.errors import UsageError
 from engine.events import DataReady
 from engine.experts.registry import ExpertSpec
@@ -27,55 +19,59 @@ from engine.prompts.prompt import family_digest, is_reserved
 from engine.text.examples import Example, encode_example
 from engine.text.sources import read_source
 
-SHARD_POSITIONS = 16384
-
 
 def example_key(example: Example) -> str:
-    """Digest of an example's text, whoever teaches it."""
+    """Digest of an example's text; the same for every expert."""
     text = normalise(example)
     content = msgspec.json.encode([text.messages, text.text])
     return hashlib.sha256(content).hexdigest()
 
 
 def split_key(example: Example) -> str:
-    """What decides whether an example is held out: its family, else its text alone. So variants of
-    one prompt are learnt from, or measured on, together."""
+    """Digest that decides whether an example is held out: of its family, else of its text.
+
+    Variants of one prompt are so trained on, or held out, together.
+    """
     return family_digest(example.family) if example.family else example_key(example)
 
 
-def held_by_digest(key: str, share: float) -> bool:
-    """Whether a digest is among the `share` of all that is held out."""
+def is_held_out_by_digest(key: str, share: float) -> bool:
+    """Whether a digest is in the `share` of all digests that is held out."""
     return int(key[:13], 16) < share * 16**13
 
 
-def held_of_stream(example: Example, share: float) -> bool:
-    """Whether a streamed text is held out: its split key decides, whatever other text there is;
-    reserved families always are."""
+def is_held_out_of_stream(example: Example, share: float) -> bool:
+    """Whether a streamed example is held out.
+
+    Its split key decides, independently of all other text; reserved families always are.
+    """
     reserved = example.family is not None and is_reserved(example.family)
-    return reserved or held_by_digest(split_key(example), share)
+    return reserved or is_held_out_by_digest(split_key(example), share)
 
 
-def takers(
+def experts_for(
     example: Example, experts: Sequence[ExpertSpec], capabilities: Sequence[str] = ()
 ) -> list[str]:
-    """Who teaches an example.
+    """Names of the experts that teach an example.
 
-    One that names an expert of the run goes to it; one with a capability (or with those of the
-    text that it is from) to the experts that have it, if any do; everything else to all.
+    An example that names an expert of the run goes to that expert; one with a capability (or from a
+    text with `capabilities`) goes to the experts that have it, if any do; all others go to all.
     """
     names = [spec.name for spec in experts]
     if example.expert in names:
         return [str(example.expert)]
-    wanted = [example.capability] if example.capability else list(capabilities)
-    able = [spec.name for spec in experts if any(c in spec.capabilities for c in wanted)]
-    return able or names
+    required = [example.capability] if example.capability else list(capabilities)
+    capable = [spec.name for spec in experts if any(c in spec.capabilities for c in required)]
+    return capable or names
 
 
-def assign(examples: Iterable[Example], experts: Sequence[ExpertSpec]) -> dict[str, list[Example]]:
-    """Who teaches which of the user's examples."""
+def assign_to_experts(
+    examples: Iterable[Example], experts: Sequence[ExpertSpec]
+) -> dict[str, list[Example]]:
+    """The user's examples by the experts that teach them."""
     shares: dict[str, list[Example]] = {spec.name: [] for spec in experts}
     for example in examples:
-        for name in takers(example, experts):
+        for name in experts_for(example, experts):
             shares[name].append(example)
     return shares
 
@@ -86,17 +82,17 @@ def read_files(sources: Sequence[str]) -> list[Example]:
 
 
 def held_out_keys(
-    examples: Mapping[str, Sequence[Example]], share: float, most: int
+    examples: Mapping[str, Sequence[Example]], share: float, max_count: int
 ) -> frozenset[str]:
-    """Split keys of the examples that are kept for evaluation: those with the smallest digests.
+    """Split keys of the held-out examples: those with the smallest digests.
 
-    Reserved families all; beyond them as many families and single texts as `share` of all
-    examples needs, or `most`; at least one of each expert's. An example that several experts teach
+    All reserved families; in addition as many families and single texts as make `share` of all
+    examples, or `max_count`; at least one of each expert's. An example that several experts teach
     is held out of all of them.
     """
     keys = {name: sorted({split_key(e) for e in part}) for name, part in examples.items()}
     sizes = Counter({example_key(e): split_key(e) for p in examples.values() for e in p}.values())
-    wanted = max(1, round(min(share * sum(sizes.values()), most)))
+    target = max(1, round(min(share * sum(sizes.values()), max_count)))
     held = {
         split_key(e)
         for part in examples.values()
@@ -105,7 +101,7 @@ def held_out_keys(
     }
     count = sum(sizes[key] for key in held)
     for key in sorted(sizes.keys() - held):
-        if count >= wanted:
+        if count >= target:
             break
         held.add(key)
         count += sizes[key]
@@ -116,7 +112,7 @@ def held_out_keys(
 
 
 def corpus_digest(examples: Sequence[Example], held_out: frozenset[str]) -> str:
-    """What a shard's text depends on."""
+    """Digest of everything that the blocks of a shard are made of."""
     digest = hashlib.sha256()
     for example in examples:
         digest.update(encode_example(example))
@@ -127,8 +123,8 @@ def corpus_digest(examples: Sequence[Example], held_out: frozenset[str]) -> str:
 
 
 @dataclass
-class Tally:
-    """What an expert's text came to, on the way to DataReady."""
+class TextStats:
+    """Statistics of an expert's encoded and scored text; stored with its shards."""
 
     skipped: int = 0
     text_bytes: int = 0
@@ -142,7 +138,7 @@ class Tally:
     mean_weight: float = 0.0
     mean_residual: float = 0.0
 
-    def block(self, block: TextBlock) -> None:
+    def add_block(self, block: TextBlock) -> None:
         alignment = block.alignment
         self.text_bytes += block.text_bytes
         self.teacher_tokens += len(block.teacher_ids)
@@ -152,8 +148,8 @@ class Tally:
         self.inside += int((alignment.offset > 0).sum())
         self.crossing += int((alignment.inside_stop >= 0).sum())
 
-    def scored(self, stores: Sequence[TargetStore]) -> Tally:
-        """With what the scored stores say of how the expert is heard."""
+    def with_scores(self, stores: Sequence[TargetStore]) -> TextStats:
+        """With the mean weight and residual, and the dropped positions, of the scored stores."""
         weights = [w for store in stores for w in store.column("weight")]
         residuals = [r for store in stores for r in store.column("residual")]
         count = max(1, sum(len(w) for w in weights))
@@ -165,6 +161,7 @@ class Tally:
         )
 
     def event(self, expert: str, blocks: int, held_out: int) -> DataReady:
+        """The statistics as an event; blocks, held_out: numbers of blocks."""
         positions = max(1, self.positions)
         return DataReady(
             expert=expert,
@@ -184,119 +181,58 @@ class Tally:
         )
 
 
-@dataclass
-class ReadText:
-    """An expert's text, tokenised by both and aligned."""
+@dataclass(frozen=True)
+class EncodedCorpus:
+    """An expert's text as blocks, for the student and the expert."""
 
-    train: list[TextBlock] = field(default_factory=list)
-    held_out: list[TextBlock] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
+    train: list[TextBlock]
+    held_out: list[TextBlock]
+    stats: TextStats
 
 
-def read_text(
+def encode_corpus(
     examples: Sequence[Example],
     held_out: frozenset[str],
-    student: ChatEncoder,
-    teacher: ChatEncoder,
-    spec: ExpertSpec,
+    encoder: BlockEncoder,
     config: RunConfig,
-    beat: Callable[[str], None],
-    needs_both: bool = True,
-) -> ReadText:
-    """Tokenises and aligns the examples, up to `data.max_teacher_tokens`.
+    heartbeat: Callable[[str], None],
+) -> EncodedCorpus:
+    """Encode and align the examples, up to `data.max_teacher_tokens` of training text.
 
-    Raises:
-        UsageError: no block is left to train on, or none to evaluate on (where `needs_both`).
+    held_out: split keys of the held-out examples. Duplicates are left out.
     """
-    text = ReadText()
+    train: list[TextBlock] = []
+    held_out_blocks: list[TextBlock] = []
+    stats = TextStats()
     seen: set[str] = set()
-    most = config.data.max_teacher_tokens
+    limit = config.data.max_teacher_tokens
     for example in examples:
-        beat(f"reading text for {spec.title}")
+        heartbeat("encoding text")
         key = example_key(example)
         if key in seen:
             continue
         seen.add(key)
-        is_held = split_key(example) in held_out
-        if is_held and len(text.held_out) >= config.data.max_held_out_blocks:
-            continue  # more than is measured on, and still not to be learnt
-        if not is_held and most is not None and text.tally.teacher_tokens >= most:
+        is_held_out = split_key(example) in held_out
+        if is_held_out and len(held_out_blocks) >= config.data.max_held_out_blocks:
+            continue  # enough to evaluate on; still not to be trained on
+        if not is_held_out and limit is not None and stats.teacher_tokens >= limit:
             continue
-        for block in make_blocks(
-            example,
-            student,
-            teacher,
-            max_student_tokens=config.optimizer.max_seq_len,
-            max_teacher_tokens=max(config.optimizer.max_seq_len, 2048),
-            trust_end=spec.trust_end,
-        ):
-            if block is None or not len(block.alignment):
-                text.tally.skipped += 1
+        for block in encoder.encode(example):
+            if block is None:
+                stats.skipped += 1
                 continue
-            text.tally.block(block)
-            (text.held_out if is_held else text.train).append(block)
-    if needs_both and not (text.train and text.held_out):
-        raise UsageError(
-            f"expert {spec.name}: {len(examples)} texts give {len(text.train)} blocks to train on "
-            f"and {len(text.held_out)} to evaluate on ({text.tally.skipped} skipped); at least one "
-            "of each is needed: give more text with --data, or let the expert write answers "
-            "(data.generate=true)"
-        )
-    return text
+            stats.add_block(block)
+            (held_out_blocks if is_held_out else train).append(block)
+    return EncodedCorpus(train, held_out_blocks, stats)
 
 
-def score_into(
-    store: TargetStore,
-    blocks: Sequence[TextBlock],
-    teacher: Teacher,
-    projector: Projector,
-    config: RunConfig,
-    student_size: int,
-    tally: Tally,
-    report: Callable[[int, int], None],
-    own_nats: bool = False,
-) -> None:
-    """Scores the blocks that the store does not hold yet, shard by shard.
-
-    `report(blocks done, teacher tokens done)` is called after each shard and in between; it may
-    raise to stop, and what is written then stays and is gone on with. own_nats: as `score_blocks`.
-    """
-    shards = _shards(blocks)
-    done = sum(len(shard) for shard in shards[: len(store.shards)])
-    tokens = sum(len(b.teacher_ids) for b in blocks[:done])
-    for number, shard in enumerate(shards):
-        if number < len(store.shards):
-            continue
-        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + number)
-        scored: list[BlockTargets] = []
-        for start in range(0, len(shard), 16):
-            group = shard[start : start + 16]
-            scored += score_blocks(
-                teacher,
-                projector,
-                group,
-                temperature=config.loss.temperature,
-                top_k=config.targets.top_k,
-                draws=config.targets.draws,
-                epochs=config.targets.draw_epochs,
-                generator=generator,
-                beat=lambda _, at=(done, tokens): report(*at),
-                own_nats=own_nats,
-            )
-            done += len(group)
-            tokens += sum(len(b.teacher_ids) for b in group)
-            report(done, tokens)
-        store.add(scored, student_size)
-    store.finish(asdict(tally))
-
-
-def _shards(blocks: Sequence[TextBlock]) -> list[list[TextBlock]]:
-    shards: list[list[TextBlock]] = []
-    positions = SHARD_POSITIONS
-    for block in blocks:
-        if positions >= SHARD_POSITIONS:
-            shards.append([])
-            positions = 0
-        shards[-1].append(block)
-        positions += len(block.alignment)
-    return shards
+def require_both_parts(encoded: EncodedCorpus, spec: ExpertSpec, examples: int) -> None:
+    """UsageError where there is no block to train on, or none to evaluate on."""
+    if encoded.train and encoded.held_out:
+        return
+    raise UsageError(
+        f"expert {spec.name}: {examples} texts give {len(encoded.train)} training blocks and "
+        f"{len(encoded.held_out)} evaluation blocks ({encoded.stats.skipped} skipped); at least "
+        "one of each is needed: give more text with --data, or let the expert write answers "
+        "(data.generate=true)"
+    )

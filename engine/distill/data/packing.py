@@ -1,81 +1,57 @@
-"""Owns the order of the data: which packed rows a step trains on, as a pure function of the seed
-and a cursor, and how rows become tensors.
+"""The order of the training data: which packed rows a step trains on, as a pure function of the
+seed and the cursors; and packed rows as tensors.
 
-It does not own where blocks (`streams`) and their targets come from (`targets`, `scoring`).
+Shapes: B rows, L length, N scored positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distill.align.blocks import LENGTH_STEP
-from engine.distill.teacher.targets import EncodedBlock
+from engine.distill.align.blocks import LENGTH_STEP, EncodedBlock
+from engine.distill.data.cursors import Cursor, StreamPosition
+from engine.distill.data.sources import EpochBlocks
 
 _OPEN_ROWS = 8
 
 
-class StreamPosition(msgspec.Struct, frozen=True, array_like=True):
-    """Where the reading of a streamed text stands."""
-
-    turn: int = 0
-    """Which pass over the text."""
-    upcoming: int = 0
-    """Pieces of the pass that were begun."""
-    lanes: tuple[tuple[int, int, int], ...] = ()
-    """Those that are being read: piece, part of it, examples of the part that are passed."""
-
-
-@dataclass(frozen=True)
-class StreamWindow:
-    """Blocks of a streamed text that are shuffled and packed together."""
-
-    begins: StreamPosition
-    ends: StreamPosition
-    lengths: np.ndarray
-    """Student tokens of each block, (blocks,) int64."""
-
-
-class WindowedSource(Protocol):
-    """Text that is read window by window; the epochs of its rows are the windows' numbers."""
-
-    def window(self, number: int, place: StreamPosition) -> StreamWindow:
-        """The window that begins at `place`."""
-        ...
-
-    def forget(self, before: int) -> None:
-        """No row of the windows before this one is asked for any more."""
-        ...
-
-
 class PackedRow(msgspec.Struct, frozen=True):
-    """Blocks of one feed that share a row of the batch."""
+    """Blocks of one source that share a row of the batch."""
 
-    feed: str
+    source: str
     epoch: int
     blocks: tuple[int, ...]
 
 
-class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Where a feed stands: the next row of which epoch, and the credit of its share."""
+class EpochSource(Protocol):
+    """The part of a data source that the mixer needs; see `sources.Source`."""
 
-    epoch: int = 0
-    """Of a stream: the number of the window, which begins at `place`."""
-    row: int = 0
-    credit: float = 0.0
-    place: StreamPosition = StreamPosition()
+    def open_epoch(self, epoch: int, begins: StreamPosition) -> EpochBlocks: ...
+    def release_before(self, epoch: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class PackedEpoch:
+    """The packed rows of one epoch of a source, in the order in which they are trained on."""
+
+    cursor: tuple[int, StreamPosition]
+    """Number of the epoch and where it begins."""
+    rows: list[tuple[int, ...]]
+    ends: StreamPosition
+    """Where the next epoch begins."""
 
 
 def pack(lengths: np.ndarray, order: np.ndarray, max_seq_len: int) -> list[tuple[int, ...]]:
-    """Blocks in the given order, put together in rows of at most `max_seq_len` tokens.
+    """Put the blocks, in the given order, together in rows of at most `max_seq_len` tokens.
 
-    Each block goes into the fullest of a few open rows that has room for it.
+    Each block goes into the fullest of a few open rows that has space for it.
     """
     rows: list[list[int]] = []
     open_rows: list[tuple[int, int]] = []  # (tokens free, index into rows)
@@ -96,90 +72,79 @@ def pack(lengths: np.ndarray, order: np.ndarray, max_seq_len: int) -> list[tuple
 
 
 class Mixer:
-    """Deals out rows: of each feed in proportion to the mix, in an order the seed decides.
-
-    A feed is what rows are dealt of: text of one expert that is all there (an epoch has each block
-    once), or a stream of it (an epoch is a window).
-    """
+    """Chooses the rows of each step: from each source in proportion to the mix, in seeded order."""
 
     def __init__(
         self,
-        feeds: Mapping[str, np.ndarray | WindowedSource],
+        sources: Mapping[str, EpochSource],
         max_seq_len: int,
-        rows_per_step: int,
+        global_batch_size: int,
         seed: int,
     ) -> None:
-        """feeds: the student tokens of each block, (blocks,) int64; or windows of them."""
-        self._feeds = dict(feeds)
+        """
+        Args:
+            sources: by name; the name is part of the seed of a source's order.
+            global_batch_size: packed rows per optimizer step.
+        """
+        self._sources = dict(sources)
         self._max_seq_len = max_seq_len
-        self._rows_per_step = rows_per_step
+        self._global_batch_size = global_batch_size
         self._seed = seed
-        self._packed: dict[
-            str, tuple[tuple[int, StreamPosition], list[tuple[int, ...]], StreamPosition]
-        ] = {}
+        self._packed: dict[str, PackedEpoch] = {}
 
-    def offer(self, feed: str, lengths: np.ndarray) -> None:
-        """One more feed, of blocks that are all there."""
-        self._feeds[feed] = lengths
+    def add(self, name: str, source: EpochSource) -> None:
+        """Add a source."""
+        self._sources[name] = source
 
-    def withdraw(self, feed: str) -> None:
-        """A feed is over."""
-        self._feeds.pop(feed, None)
-        self._packed.pop(feed, None)
+    def remove(self, name: str) -> None:
+        """Remove a source, if it is there."""
+        self._sources.pop(name, None)
+        self._packed.pop(name, None)
 
-    def _rows(self, feed: str, cursor: Cursor) -> tuple[list[tuple[int, ...]], StreamPosition]:
-        """The rows of the cursor's epoch, and where the next one begins."""
-        held = self._packed.get(feed)
-        if held is None or held[0] != (cursor.epoch, cursor.place):
-            source = self._feeds[feed]
-            if isinstance(source, np.ndarray):
-                lengths, ends = source, StreamPosition()
-            else:
-                window = source.window(cursor.epoch, cursor.place)
-                lengths, ends = window.lengths, window.ends
-            rng = np.random.default_rng([self._seed, cursor.epoch, *feed.encode()])
-            rows = pack(lengths, rng.permutation(len(lengths)), self._max_seq_len)
+    def packed_rows(self, name: str, cursor: Cursor) -> PackedEpoch:
+        """The rows of the cursor's epoch of a source."""
+        key = cursor.epoch, cursor.position
+        packed = self._packed.get(name)
+        if packed is None or packed.cursor != key:
+            epoch = self._sources[name].open_epoch(*key)
+            rng = np.random.default_rng([self._seed, cursor.epoch, *name.encode()])
+            order = rng.permutation(len(epoch.token_counts))
+            rows = pack(epoch.token_counts, order, self._max_seq_len)
             # Rows opened late are emptier: shuffled, so that no part of an epoch is.
             rows = [rows[n] for n in rng.permutation(len(rows))]
-            held = (cursor.epoch, cursor.place), rows, ends
-            self._packed[feed] = held
-        return held[1], held[2]
+            packed = PackedEpoch(key, rows, epoch.ends)
+            self._packed[name] = packed
+        return packed
 
     def next(
         self, cursors: Mapping[str, Cursor], mix: Mapping[str, float]
     ) -> tuple[list[PackedRow], dict[str, Cursor]]:
-        """The rows of a step, and the cursors after it; the ones given are left as they are."""
-        now = {feed: cursors.get(feed, Cursor()) for feed in {**self._feeds, **cursors}}
-        for feed, source in self._feeds.items():
-            if not isinstance(source, np.ndarray):
-                source.forget(now[feed].epoch)
-        dealt: list[PackedRow] = []
-        for _ in range(self._rows_per_step):
-            for feed, share in mix.items():
-                credit = now[feed].credit + share
-                now[feed] = msgspec.structs.replace(now[feed], credit=credit)
-            feed = max(mix, key=lambda name: now[name].credit)
-            cursor = now[feed]
-            rows, ends = self._rows(feed, cursor)
-            dealt.append(PackedRow(feed, cursor.epoch, rows[cursor.row]))
-            last = cursor.row + 1 == len(rows)
-            now[feed] = Cursor(
+        """The rows of a step, and the cursors after it; `cursors` is not changed.
+
+        mix: share of each source in the rows.
+        """
+        after = {name: cursors.get(name, Cursor()) for name in {**self._sources, **cursors}}
+        for name, source in self._sources.items():
+            source.release_before(after[name].epoch)
+        chosen: list[PackedRow] = []
+        for _ in range(self._global_batch_size):
+            for name, share in mix.items():
+                credit = after[name].credit + share
+                after[name] = msgspec.structs.replace(after[name], credit=credit)
+            name = max(mix, key=lambda name: after[name].credit)
+            cursor = after[name]
+            packed = self.packed_rows(name, cursor)
+            chosen.append(PackedRow(name, cursor.epoch, packed.rows[cursor.row]))
+            last = cursor.row + 1 == len(packed.rows)
+            after[name] = Cursor(
                 epoch=cursor.epoch + last,
                 row=0 if last else cursor.row + 1,
                 credit=cursor.credit - 1.0,
-                place=ends if last else cursor.place,
+                position=packed.ends if last else cursor.position,
             )
-        # One feed's rows stand together: an online teacher scores them in one pass.
-        dealt.sort(key=lambda row: row.feed)
-        return dealt, now
-
-
-def cursors_to_json(cursors: Mapping[str, Cursor]) -> dict[str, Any]:
-    return msgspec.to_builtins(dict(cursors))
-
-
-def cursors_from_json(data: Any) -> dict[str, Cursor]:
-    return msgspec.convert(data, dict[str, Cursor])
+        # Rows of one source are adjacent: an online teacher scores them in one pass.
+        chosen.sort(key=lambda row: row.source)
+        return chosen, after
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Sources of training blocks and their soft targets: cached shards, memory, or a running expert."""
+"""Sources of training blocks and their soft targets: cached in shards, scored online, or in memory.
+
+Every source answers the protocol `Source`; streamed text does in `streams`, text that the student
+wrote in `train.on_policy`.
+"""
 
 from __future__ import annotations
 
@@ -9,83 +13,120 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from engine.distill.align.blocks import TextBlock
+from engine.distill.align.blocks import EncodedBlock, TextBlock
 from engine.distill.align.projection import Projector
+from engine.distill.data.cursors import TEXT_START, StreamPosition
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
 from engine.distill.teacher.soft_targets import SoftSource, SoftTargets
-from engine.distill.teacher.targets import (
-    BlockTargets,
-    EncodedBlock,
-    TargetStore,
-    in_memory_targets,
-)
+from engine.distill.teacher.sparse_targets import BlockTargets, to_batch
+from engine.distill.teacher.target_store import TargetStore
 from engine.distill.teacher.teacher import Teacher
+
+LoadTeacher = Callable[[], tuple[Teacher, Projector]]
+"""Gives the expert, loaded where it is not in memory, and its projector."""
+
+
+@dataclass(frozen=True)
+class EpochBlocks:
+    """The blocks of one epoch, which are shuffled and packed together."""
+
+    token_counts: np.ndarray
+    """Student tokens of each block, (blocks,) int64."""
+    begins: StreamPosition = TEXT_START
+    ends: StreamPosition = TEXT_START
+    """Where the next epoch begins."""
 
 
 class Source(Protocol):
-    """Training blocks that one expert teaches."""
+    """Training blocks of one expert, in epochs.
 
-    own: bool
-    """Whether the student wrote them itself: then nothing is learnt but the expert's opinion."""
+    An epoch is one pass over text in memory or in shards, or one window of streamed text.
+    """
 
-    def row(self, block: int, epoch: int = 0) -> EncodedBlock: ...
+    def open_epoch(self, epoch: int, begins: StreamPosition) -> EpochBlocks:
+        """The blocks of the epoch, which begins at `begins`."""
+        ...
 
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftSource:
+    def release_before(self, epoch: int) -> None:
+        """Free the blocks of earlier epochs: they will not be read again."""
+        ...
+
+    def block(self, index: int, epoch: int = 0) -> EncodedBlock:
+        """One block of an epoch that is open."""
+        ...
+
+    def soft_targets(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftSource:
         """Soft targets of the blocks' scored positions, one block after the other."""
         ...
 
 
-@dataclass(frozen=True)
-class CachedSource:
-    """Training blocks whose targets lie in shards."""
-
-    store: TargetStore
-    own = False
+class FixedSource(Source, Protocol):
+    """A source that has the same blocks in each epoch."""
 
     def token_counts(self) -> np.ndarray:
         """Student tokens of each block, (blocks,) int64."""
+        ...
+
+    def open_epoch(self, epoch: int, begins: StreamPosition) -> EpochBlocks:
+        return EpochBlocks(self.token_counts())
+
+    def release_before(self, epoch: int) -> None:
+        """Nothing to free: every epoch reads the same blocks."""
+
+
+@dataclass(frozen=True)
+class CachedSource(FixedSource):
+    """Blocks whose targets are stored in shards."""
+
+    store: TargetStore
+
+    def token_counts(self) -> np.ndarray:
         return self.store.token_counts()
 
-    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
-        return self.store.row(block)
+    def block(self, index: int, epoch: int = 0) -> EncodedBlock:
+        return self.store.block(index)
 
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
+    def soft_targets(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
         return SoftTargets.of(self.store.targets(blocks, epoch).to(device))
 
 
 @dataclass(frozen=True)
-class InMemorySource:
-    """Blocks whose targets lie in memory, as shards would keep them."""
+class InMemorySource(FixedSource):
+    """Blocks whose sparse targets are in memory, as shards would store them."""
 
     scored: Sequence[BlockTargets]
 
-    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
-        b = self.scored[block].block
-        return EncodedBlock(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+    def token_counts(self) -> np.ndarray:
+        return _token_counts([part.block for part in self.scored])
 
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
-        parts = [self.scored[n] for n in blocks]
-        return SoftTargets.of(in_memory_targets(parts, epoch).to(device))
+    def block(self, index: int, epoch: int = 0) -> EncodedBlock:
+        return self.scored[index].block.for_student
+
+    def soft_targets(self, blocks: Sequence[int], epoch: int, device: torch.device) -> SoftTargets:
+        return SoftTargets.of(to_batch([self.scored[n] for n in blocks], epoch).to(device))
 
 
 @dataclass(frozen=True)
-class OnlineSource:
-    """Training blocks that the expert scores while the student trains; nothing is kept."""
+class OnlineSource(FixedSource):
+    """Blocks that the expert scores while the student trains; no targets are stored."""
 
     blocks: Sequence[TextBlock]
-    teacher: Callable[[], tuple[Teacher, Projector]]
+    load_teacher: LoadTeacher
     temperature: float
-    own = False
 
     def token_counts(self) -> np.ndarray:
-        """Student tokens of each block, (blocks,) int64."""
-        return np.array([len(block.student_ids) for block in self.blocks], dtype=np.int64)
+        return _token_counts(self.blocks)
 
-    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
-        b = self.blocks[block]
-        return EncodedBlock(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
+    def block(self, index: int, epoch: int = 0) -> EncodedBlock:
+        return self.blocks[index].for_student
 
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnlineTargets:
-        teacher, projector = self.teacher()
+    def soft_targets(
+        self, blocks: Sequence[int], epoch: int, device: torch.device
+    ) -> OnlineTargets:
+        teacher, projector = self.load_teacher()
         output = teacher_forward(teacher, [self.blocks[n] for n in blocks])
         return OnlineTargets(output, projector, self.temperature, device)
+
+
+def _token_counts(blocks: Sequence[TextBlock]) -> np.ndarray:
+    return np.array([len(block.student_ids) for block in blocks], dtype=np.int64)

@@ -1,162 +1,219 @@
-"""Owns what a run takes of its streamed text before the first step, and the feeds that it makes of
-it: samples, what is held out, and a source of windows for each expert.
-
-It does not own the order of reading (`streams`).
+"""The streamed text of a run's experts: opened, sampled before the first step, and turned into
+sources of training blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from engine.budget import corpora_in_use, streamed_files
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
-from engine.distill.align.projection import Projector
+from engine.distill.align.blocks import BlockEncoder, TextBlock
 from engine.distill.data import corpus
-from engine.distill.data.corpus import Tally
-from engine.distill.data.streams import Stream, StreamSource, open_streams
-from engine.distill.teacher.teacher import Teacher
+from engine.distill.data.cursors import StreamPosition
+from engine.distill.data.shuffled_text import ShuffledText, open_texts
+from engine.distill.data.sources import LoadTeacher
+from engine.distill.data.streams import StreamSource, text_bytes
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example
-from engine.workspace import Workspace
+from engine.text.sources import HUB, Text
 
-_BYTES_TO_SAMPLE = 6
-"""Bytes read for each token that may be scored: more than a token has."""
+_BYTES_PER_SCORED_TOKEN = 6
+"""Bytes sampled for each token that may be scored: more than a token has."""
 _TOKENIZER_BYTES = 4 << 20
-"""Of streamed text that the student's tokenizer is trained on."""
+"""Streamed text that the student's tokenizer is trained on."""
 _HELD_OUT_BYTES = 64 << 20
-"""Of a streamed text that is looked through for what is held out."""
+"""Beginning of a streamed text that is searched for held-out examples."""
+_MAX_SAMPLE_BYTES = 2.0**26
+"""Text that one sample reads, at most."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A text that one expert teaches, opened but not read.
+
+    Attributes:
+        name: of its source, `expert/text`; part of the seed of its order.
+        share: of the expert's streamed rows.
+        capabilities: of the text as a whole; an example's own capability takes precedence.
+    """
+
+    name: str
+    text: Text
+    share: float
+    capabilities: tuple[str, ...] = ()
+    seed: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def sample(self, max_bytes: float) -> Iterator[Example]:
+        """Examples from the beginning of the first pass, about `max_bytes` of text."""
+        seed = [self.seed, *self.name.encode()]
+        examples = ShuffledText(self.text, seed, self.warnings.append)
+        size = 0
+        for example, _ in examples.read(StreamPosition(), 0):
+            if example is not None:
+                size += text_bytes(example)
+                yield example
+            if size >= min(max_bytes, _MAX_SAMPLE_BYTES):
+                return
+
+
+def open_streams(
+    config: RunConfig, experts: Sequence[ExpertSpec], cache_dir: Path
+) -> dict[str, list[Stream]]:
+    """The streamed texts of each expert, opened but not read.
+
+    UsageError or MissingError where one cannot be opened.
+    """
+    opened = [(open_texts([c.source], cache_dir)[0], c) for c in corpora_in_use(config.data)]
+    files = open_texts(streamed_files(config.data), cache_dir)
+    streams: dict[str, list[Stream]] = {spec.name: [] for spec in experts}
+    for spec in experts:
+        parts: list[tuple[Text, float, tuple[str, ...]]]
+        parts = [(text, 1.0 / len(files), ()) for text in files]
+        for text, public in opened:
+            capable = [s.name for s in experts if set(public.capabilities) & set(s.capabilities)]
+            if spec.name in capable or not capable:
+                parts.append((text, public.share, tuple(public.capabilities)))
+        total = sum(share for _, share, _ in parts)
+        for text, share, capabilities in parts:
+            name = f"{spec.name}/{_short_name(text.title)}"
+            while any(name == s.name for s in streams[spec.name]):
+                name += "+"
+            streams[spec.name].append(Stream(name, text, share / total, capabilities, config.seed))
+    return streams
+
+
+def _short_name(title: str) -> str:
+    """The last part of a path or of a data set's name."""
+    return title.removeprefix(HUB).partition(":")[0].rstrip("/").rpartition("/")[2]
 
 
 class StreamedText:
-    """The streamed text of a run's experts; opened when it is made, and read when it is asked."""
+    """The streamed text of all experts of a run."""
 
     def __init__(
         self,
         config: RunConfig,
         experts: Sequence[ExpertSpec],
-        workspace: Workspace,
-        beat: Callable[[str], None],
-        say: Callable[[str], None],
+        streams: dict[str, list[Stream]],
+        heartbeat: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
-        """UsageError or MissingError where a text can't be opened."""
         self._config = config
         self._experts = experts
-        self._beat = beat
-        self._say = say
-        self._streams = open_streams(config, experts, workspace.cache_dir)
+        self._streams = streams
+        self._heartbeat = heartbeat
+        self._log = log
 
-    def of(self, spec: ExpertSpec) -> list[Stream]:
+    def streams_of(self, spec: ExpertSpec) -> list[Stream]:
         return self._streams[spec.name]
 
     def __bool__(self) -> bool:
         return any(self._streams.values())
 
-    def _taught_by(self, spec: ExpertSpec, example: Example, stream: Stream) -> bool:
-        return spec.name in corpus.takers(example, self._experts, stream.capabilities)
+    def _teaches(self, spec: ExpertSpec, example: Example, stream: Stream) -> bool:
+        return spec.name in corpus.experts_for(example, self._experts, stream.capabilities)
 
-    def to_score(self, spec: ExpertSpec) -> list[Example]:
-        """As much as `data.max_teacher_tokens` lets the expert score, where targets are cached."""
-        most = (self._config.data.max_teacher_tokens or 0) * _BYTES_TO_SAMPLE
+    def sample_to_score(self, spec: ExpertSpec) -> list[Example]:
+        """Enough text for `data.max_teacher_tokens`, where targets are cached."""
+        total = (self._config.data.max_teacher_tokens or 0) * _BYTES_PER_SCORED_TOKEN
         return [
             example
-            for stream in self.of(spec)
-            for example in stream.sample(stream.share * most)
-            if self._taught_by(spec, example, stream)
+            for stream in self.streams_of(spec)
+            for example in stream.sample(stream.share * total)
+            if self._teaches(spec, example, stream)
         ]
 
-    def for_tokenizer(self) -> list[Example]:
-        """What the student's tokenizer is trained on, besides the text that is all there."""
+    def sample_for_tokenizer(self) -> list[Example]:
+        """Streamed text that the student's tokenizer is trained on."""
         streams = [stream for part in self._streams.values() for stream in part]
         return [e for s in streams for e in s.sample(_TOKENIZER_BYTES / len(streams))]
 
-    def held_out(
-        self,
-        spec: ExpertSpec,
-        student: ChatEncoder,
-        reader: ChatEncoder,
-        known: Collection[str],
-        tally: Tally,
+    def held_out_blocks(
+        self, spec: ExpertSpec, encoder: BlockEncoder, fixed_text: Collection[str]
     ) -> list[TextBlock]:
-        """Blocks to measure on, from the beginning of the expert's streams.
+        """Held-out blocks from the beginning of the expert's streams.
 
-        Of a text the digest decides, so that none of it is ever trained on. `known`: keys of the
-        text that is all there, which is not taken.
+        The digest of a text decides, so that no held-out text is ever trained on.
+
+        fixed_text: keys of the text that is not streamed; none of it is taken.
         """
-        data, most = self._config.data, self._config.optimizer.max_seq_len
-        streams, passed = self.of(spec), set(known)
+        data = self._config.data
+        streams, seen = self.streams_of(spec), set(fixed_text)
         blocks: list[TextBlock] = []
-        for place, stream in enumerate(streams, start=1):
-            wanted = max(1, data.held_out_streamed * place // len(streams))
+        for number, stream in enumerate(streams, start=1):
+            target = max(1, data.held_out_streamed * number // len(streams))
             for example in stream.sample(_HELD_OUT_BYTES):
-                if len(blocks) >= wanted:
+                if len(blocks) >= target:
                     break
-                self._beat(f"reading {stream.text.title}")
+                self._heartbeat(f"reading {stream.text.title}")
                 key = corpus.example_key(example)
-                if key in passed or not corpus.held_of_stream(example, data.held_out):
+                if key in seen or not corpus.is_held_out_of_stream(example, data.held_out):
                     continue
-                if not self._taught_by(spec, example, stream):
+                if not self._teaches(spec, example, stream):
                     continue
-                passed.add(key)  # another stream may have it too
-                for block in make_blocks(
-                    *(example, student, reader),
-                    max_student_tokens=most,
-                    max_teacher_tokens=max(most, 2048),
-                    trust_end=spec.trust_end,
-                ):
-                    if block is not None and len(block.alignment) and len(blocks) < wanted:
-                        tally.block(block)
-                        blocks.append(block)
+                seen.add(key)  # another stream may have the same text
+                found = [block for block in encoder.encode(example) if block is not None]
+                blocks += found[: target - len(blocks)]
         return blocks
 
     def sources(
         self,
         spec: ExpertSpec,
-        readers: tuple[ChatEncoder, ChatEncoder],
-        teach: Callable[[], tuple[Teacher, Projector]],
-        held: frozenset[str],
+        encoder: BlockEncoder,
+        load_teacher: LoadTeacher,
+        held_out: frozenset[str],
     ) -> list[tuple[str, StreamSource, float]]:
-        """Each stream's feed, source and share of the expert's streamed rows.
+        """Name, source and share of the expert's streamed rows, of each stream.
 
-        `held`: split keys of the other text that is held out: no stream teaches it either.
+        held_out: split keys of the held-out text that is not streamed; no stream teaches it.
         """
         return [
-            (s.name, self._source(spec, s, readers, teach, held), s.share) for s in self.of(spec)
+            (s.name, self._source(spec, s, encoder, load_teacher, held_out), s.share)
+            for s in self.streams_of(spec)
         ]
 
     def _source(
         self,
         spec: ExpertSpec,
         stream: Stream,
-        readers: tuple[ChatEncoder, ChatEncoder],
-        teach: Callable[[], tuple[Teacher, Projector]],
-        held: frozenset[str],
+        encoder: BlockEncoder,
+        load_teacher: LoadTeacher,
+        held_out: frozenset[str],
     ) -> StreamSource:
-        share = self._config.data.held_out
+        held_out_share = self._config.data.held_out
 
-        def takes(example: Example) -> bool:
-            if not self._taught_by(spec, example, stream):
+        def accepts(example: Example) -> bool:
+            if not self._teaches(spec, example, stream):
                 return False
-            if corpus.held_of_stream(example, share):
+            if corpus.is_held_out_of_stream(example, held_out_share):
                 return False
-            return corpus.split_key(example) not in held
+            return corpus.split_key(example) not in held_out
 
-        size = "" if stream.text.size is None else f", {stream.text.size / 2**20:,.0f} MiB"
-        self._say(f"{spec.title} streams {stream.text.title}{size}, {stream.share:.0%} of its text")
+        size = "" if stream.text.size is None else f" ({stream.text.size / 2**20:,.0f} MiB)"
+        self._log(
+            f"{spec.title} streams {stream.text.title}{size}: {stream.share:.0%} of its "
+            "streamed text"
+        )
         return StreamSource(
             stream.text,
             name=stream.name,
-            spec=spec,
+            title=spec.title,
             config=self._config,
-            takes=takes,
-            readers=(readers[0].twin(), readers[1].twin()),
-            teacher=teach,
-            beat=self._beat,
-            say=self._say,
+            accepts=accepts,
+            encoder=encoder.copy_for_thread(),
+            load_teacher=load_teacher,
+            heartbeat=self._heartbeat,
+            log=self._log,
         )
 
     def fingerprint(self, spec: ExpertSpec) -> str:
-        """What held-out blocks depend on, besides the text that is all there; "" without any."""
+        """What the held-out blocks of the streamed text depend on; "" without streams."""
         data = self._config.data
         settings = data.held_out, data.held_out_streamed
-        parts = [f"{s.name} {s.text.fingerprint} {s.share} {settings}" for s in self.of(spec)]
+        streams = self.streams_of(spec)
+        parts = [f"{s.name} {s.text.fingerprint} {s.share} {settings}" for s in streams]
         return " ".join(["", *parts])

@@ -1,131 +1,37 @@
-"""Owns text that is read while the student trains, larger than memory: its order, by seed and
-place, and the windows of blocks that it is cut into.
+"""A source of training blocks that reads its text while the student trains, window by window.
 
-A window is to a stream what an epoch is to text that is all there: blocks that are shuffled and
-packed together. Which examples it has follows from the seed and the place where it begins; the
-place is part of the cursor, so that a resumed run reads the same windows. It does not own how the
-text is stored (`textsources`, `hubtext`).
+A window is to streamed text what an epoch is to text in memory: blocks that are shuffled and packed
+together. Its examples follow from the seed and the position where it begins; the position is part
+of the cursor, so that a resumed run reads the same windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from engine.budget import corpora_in_use, streamed_files
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
-from engine.distill.align.projection import Projector
-from engine.distill.data.packing import StreamPosition, StreamWindow
+from engine.distill.align.blocks import BlockEncoder, EncodedBlock, TextBlock
+from engine.distill.data.cursors import StreamPosition
+from engine.distill.data.shuffled_text import ShuffledText
+from engine.distill.data.sources import EpochBlocks, LoadTeacher
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
-from engine.distill.teacher.targets import EncodedBlock
-from engine.distill.teacher.teacher import Teacher
 from engine.errors import GladiusError, UsageError
-from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example
-from engine.text.hub import HubPieces
-from engine.text.sources import HUB, FileText, Text, parse_hub, source_files
+from engine.text.sources import Text
 
-LANES = 8
-"""Pieces that are read side by side, so that neighbours of one piece do not stand together."""
-_MOST_EMPTY = 64
-"""Windows in a row without a block, after which the text is taken for unreadable."""
-_TOLD = 5
-"""Warnings of unreadable text that are passed on, one by one."""
-
-Takes = Callable[[Example], bool]
-
-
-def open_texts(sources: Sequence[str], cache_dir: Path) -> list[Text]:
-    """The sources' text in pieces, all files together as one; UsageError or MissingError."""
-    files = [source for source in sources if not source.startswith(HUB)]
-    texts: list[Text] = []
-    if files:
-        found = dict.fromkeys(file for source in files for file in source_files(source))
-        texts.append(FileText(list(found), files[0] if len(files) == 1 else ""))
-    hub = [source for source in sources if source.startswith(HUB)]
-    return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
+_MAX_EMPTY_WINDOWS = 64
+"""Windows in a row without a block after which the text counts as unusable."""
+_MAX_WARNINGS = 5
+"""Warnings of unreadable text that are logged; the rest is only counted."""
 
 
 class StreamReadError(GladiusError):
-    """The text can't be read any further; what was trained is whole and worth a checkpoint."""
-
-
-class Order:
-    """A text's examples in an order that the seed decides, from any place on.
-
-    Pieces come in a shuffled order, another one each pass; LANES of them are read side by side,
-    and the next example is from one of them at random.
-    """
-
-    def __init__(self, text: Text, seed: Sequence[int], warn: Callable[[str], None]) -> None:
-        self.text = text
-        self._seed = list(seed)
-        self._warn = warn
-        self._live: tuple[StreamPosition, list[_Lane]] | None = None
-
-    def read(
-        self, place: StreamPosition, number: int
-    ) -> Iterator[tuple[Example | None, StreamPosition]]:
-        """Examples from `place` on, to the end of its pass, each with the place after it.
-
-        `number` (a window's) decides which lane is next; None is what can't be read.
-        """
-        rng = np.random.default_rng([*self._seed, 1, number])
-        order = self._order(place.turn)
-        lanes = self._resume(place, order)
-        upcoming = place.upcoming
-        while True:
-            while len(lanes) < LANES and upcoming < len(order):
-                lanes.append(_Lane(self.text, order[upcoming], self._warn))
-                upcoming += 1
-            if not lanes:
-                return
-            lane = lanes[int(rng.integers(len(lanes)))]
-            example = next(lane, _END)
-            if example is _END:
-                lanes.remove(lane)
-                continue
-            now = StreamPosition(place.turn, upcoming, tuple(lane.at for lane in lanes))
-            self._live = now, lanes
-            yield example, now  # type: ignore[misc]
-
-    def _order(self, turn: int) -> list[int]:
-        rng = np.random.default_rng([*self._seed, 0, turn])
-        return rng.permutation(self.text.pieces).tolist()
-
-    def _resume(self, place: StreamPosition, order: Sequence[int]) -> list[_Lane]:
-        """The lanes as they stood at `place`: those at hand, or opened anew."""
-        if self._live is not None and self._live[0] == place:
-            return self._live[1]
-        return [_Lane(self.text, p, self._warn, part, passed) for p, part, passed in place.lanes]
-
-
-_END = object()
-
-
-class _Lane:
-    """One piece that is being read."""
-
-    def __init__(
-        self, text: Text, piece: int, warn: Callable[[str], None], part: int = 0, passed: int = 0
-    ) -> None:
-        self.at = (piece, part, passed)
-        self._rows = text.read(piece, part, passed, warn)
-
-    def __iter__(self) -> _Lane:
-        return self
-
-    def __next__(self) -> Example | None:
-        part, example = next(self._rows)
-        piece, former, passed = self.at
-        self.at = (piece, part, passed + 1 if part == former else 1)
-        return example
+    """The text cannot be read any further. What was trained is worth a checkpoint."""
 
 
 @dataclass
@@ -137,226 +43,172 @@ class StreamCounts:
     unreadable: int = 0
     blocks: int = 0
     skipped: int = 0
-    """Blocks left out: their tokens' bytes do not give their text back."""
+    """Blocks that were left out because their tokens lose bytes of the text."""
+
+    def add(self, other: StreamCounts) -> None:
+        self.windows += other.windows
+        self.examples += other.examples
+        self.unreadable += other.unreadable
+        self.blocks += other.blocks
+        self.skipped += other.skipped
 
 
 @dataclass(frozen=True)
-class _Read:
-    """A window as the reading thread hands it over."""
+class _Window:
+    """A window that was read and encoded."""
 
-    window: StreamWindow
+    epoch: EpochBlocks
     blocks: list[TextBlock]
     warnings: list[str]
     counts: StreamCounts
 
 
 class StreamSource:
-    """Windows of blocks of one expert's streamed text, scored by the expert as they are trained on.
+    """Windows of one expert's streamed text, scored by the expert when they are trained on.
 
-    The next window is read and tokenised in a thread while the student trains on this one.
+    A thread reads and encodes the next window while the student trains on the current one.
     """
-
-    own = False
 
     def __init__(
         self,
         text: Text,
         *,
         name: str,
-        spec: ExpertSpec,
+        title: str,
         config: RunConfig,
-        takes: Takes,
-        readers: tuple[ChatEncoder, ChatEncoder],
-        teacher: Callable[[], tuple[Teacher, Projector]],
-        beat: Callable[[str], None],
-        say: Callable[[str], None],
+        accepts: Callable[[Example], bool],
+        encoder: BlockEncoder,
+        load_teacher: LoadTeacher,
+        heartbeat: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         """
         Args:
-            takes: whether an example is this expert's to teach, and not held out.
-            readers: the student's and the expert's, for this source alone (tokenizers are not to
-                be shared between threads).
+            name: of the source; part of the seed of the text's order.
+            title: the expert's, for messages.
+            accepts: whether this expert teaches an example and it is not held out.
+            encoder: used in the reading thread only (tokenizers cannot be shared between threads).
         """
         self.text = text
         self.counts = StreamCounts()
-        self._spec = spec
+        self._title = title
         self._config = config
-        self._takes = takes
-        self._readers = readers
-        self._teacher = teacher
-        self._beat = beat
-        self._say = say
+        self._accepts = accepts
+        self._encoder = encoder
+        self._load_teacher = load_teacher
+        self._heartbeat = heartbeat
+        self._log = log
         self._warnings: list[str] = []
-        self._order = Order(text, [config.seed, *name.encode()], self._warnings.append)
-        self._windows: dict[int, _Read] = {}
-        self._coming: tuple[int, StreamPosition, Future[_Read]] | None = None
+        self._examples = ShuffledText(text, [config.seed, *name.encode()], self._warnings.append)
+        self._windows: dict[int, _Window] = {}
+        self._next: tuple[int, StreamPosition, Future[_Window]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"read {name}")
 
-    # What the mixer asks
+    def open_epoch(self, epoch: int, begins: StreamPosition) -> EpochBlocks:
+        """The window with number `epoch`, which begins at `begins`.
 
-    def forget(self, before: int) -> None:
-        for number in [n for n in self._windows if n < before]:
+        Starts reading the next window. Raises StreamReadError where the text cannot be read.
+        """
+        window = self._windows.get(epoch)
+        if window is None or window.epoch.begins != begins:
+            window = self._wait_for(epoch, begins)
+            self._windows[epoch] = window
+            self._report(window)
+        if self._next is None:
+            following = epoch + 1, window.epoch.ends
+            self._next = *following, self._thread.submit(self._read, *following)
+        return window.epoch
+
+    def release_before(self, epoch: int) -> None:
+        """Free the windows before this one."""
+        for number in [n for n in self._windows if n < epoch]:
             del self._windows[number]
 
-    def window(self, number: int, place: StreamPosition) -> StreamWindow:
-        """The window that begins at `place`."""
-        held = self._windows.get(number)
-        if held is None or held.window.begins != place:
-            held = self._wait_for(number, place)
-            self._windows[number] = held
-            self._tell(held)
-        if self._coming is None:
-            after = number + 1, held.window.ends
-            self._coming = *after, self._thread.submit(self._read, *after)
-        return held.window
+    def block(self, index: int, epoch: int = 0) -> EncodedBlock:
+        return self._windows[epoch].blocks[index].for_student
 
-    def _wait_for(self, number: int, place: StreamPosition) -> _Read:
-        coming, self._coming = self._coming, None
-        if coming is None or coming[:2] != (number, place):
-            if coming is not None:
-                wait([coming[2]])  # the thread's reading is over before it begins elsewhere
-            future = self._thread.submit(self._read, number, place)
+    def soft_targets(
+        self, blocks: Sequence[int], epoch: int, device: torch.device
+    ) -> OnlineTargets:
+        teacher, projector = self._load_teacher()
+        text_blocks = [self._windows[epoch].blocks[n] for n in blocks]
+        output = teacher_forward(teacher, text_blocks, self._heartbeat)
+        return OnlineTargets(output, projector, self._config.loss.temperature, device)
+
+    def _wait_for(self, number: int, begins: StreamPosition) -> _Window:
+        """The window from the thread: the one that it is reading, or read now."""
+        upcoming, self._next = self._next, None
+        if upcoming is None or upcoming[:2] != (number, begins):
+            if upcoming is not None:
+                wait([upcoming[2]])  # the thread must finish before it reads elsewhere
+            future = self._thread.submit(self._read, number, begins)
         else:
-            future = coming[2]
+            future = upcoming[2]
         while not wait([future], timeout=1.0).done:
-            self._beat(f"reading {self.text.title}")
+            self._heartbeat(f"reading {self.text.title}")
         try:
             return future.result()
         except GladiusError as error:
             raise StreamReadError(str(error)) from error
 
-    def _tell(self, read: _Read) -> None:
-        self.counts.windows += 1
-        for name in ("examples", "unreadable", "blocks", "skipped"):
-            setattr(self.counts, name, getattr(self.counts, name) + getattr(read.counts, name))
-        told = self.counts.unreadable - read.counts.unreadable
-        for problem in read.warnings[: max(0, _TOLD - told)]:
-            self._say(f"left out: {problem}")
-        if told < _TOLD <= self.counts.unreadable:
-            self._say(f"more of {self.text.title} can't be read; the rest is not told one by one")
+    def _report(self, window: _Window) -> None:
+        """Add up the counts, and log the first few warnings."""
+        logged = self.counts.unreadable
+        self.counts.add(window.counts)
+        for problem in window.warnings[: max(0, _MAX_WARNINGS - logged)]:
+            self._log(f"skipped: {problem}")
+        if logged < _MAX_WARNINGS <= self.counts.unreadable:
+            self._log(f"{self.text.title}: further unreadable examples are skipped without a log")
 
-    def _read(self, number: int, place: StreamPosition) -> _Read:
-        """Runs in the thread."""
-        begins, blocks, counts = place, list[TextBlock](), StreamCounts()
-        wanted = self._config.data.window * 2**20
-        for _ in range(_MOST_EMPTY):
-            size = 0.0
-            ended = True
-            for example, after in self._order.read(place, number):
-                place = after
-                counts.examples += 1
-                if example is None:
-                    counts.unreadable += 1
-                elif self._takes(example):
-                    size += _text_bytes(example)
-                    found = list(self._blocks(example))
-                    blocks += [b for b in found if b is not None]
-                    counts.skipped += found.count(None)
-                else:
-                    size += _text_bytes(example) / 16  # passing over is work too
-                if size >= wanted:
-                    ended = False
-                    break
-            if ended:
-                place = StreamPosition(turn=place.turn + 1)
+    def _read(self, number: int, begins: StreamPosition) -> _Window:
+        """Read and encode one window; runs in the thread."""
+        counts, position = StreamCounts(windows=1), begins
+        blocks: list[TextBlock] = []
+        for _ in range(_MAX_EMPTY_WINDOWS):
+            position = self._read_until_full(number, position, blocks, counts)
             if blocks:
                 break
         else:
             raise UsageError(
-                f"{self.text.title} has nothing that {self._spec.title} can teach "
-                f"({counts.examples:,} examples looked at, {counts.unreadable:,} unreadable, "
-                f"{counts.skipped:,} skipped)"
+                f"{self.text.title} has no text that {self._title} can teach: "
+                f"{counts.examples:,} examples read, {counts.unreadable:,} unreadable, "
+                f"{counts.skipped:,} skipped"
             )
         counts.blocks = len(blocks)
         warnings = self._warnings[:]
         self._warnings.clear()
-        lengths = np.array([len(b.student_ids) for b in blocks], dtype=np.int64)
-        return _Read(StreamWindow(begins, place, lengths), blocks, warnings, counts)
+        token_counts = np.array([len(b.student_ids) for b in blocks], dtype=np.int64)
+        return _Window(EpochBlocks(token_counts, begins, position), blocks, warnings, counts)
 
-    def _blocks(self, example: Example) -> Iterator[TextBlock | None]:
-        most = self._config.optimizer.max_seq_len
-        for block in make_blocks(
-            example,
-            *self._readers,
-            max_student_tokens=most,
-            max_teacher_tokens=max(most, 2048),
-            trust_end=self._spec.trust_end,
-        ):
-            yield block if block is not None and len(block.alignment) else None
-
-    # What the trainer asks
-
-    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
-        b = self._windows[epoch].blocks[block]
-        return EncodedBlock(b.student_ids, b.student_scored, b.is_end, b.text_bytes)
-
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnlineTargets:
-        teacher, projector = self._teacher()
-        output = teacher_forward(
-            teacher, [self._windows[epoch].blocks[n] for n in blocks], self._beat
-        )
-        return OnlineTargets(output, projector, self._config.loss.temperature, device)
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A text that an expert teaches, before anything of it is tokenised."""
-
-    name: str
-    """Of its feed: `expert/text`."""
-    text: Text
-    share: float
-    """Of the expert's streamed rows."""
-    capabilities: tuple[str, ...] = ()
-    """Of the text as a whole; an example's own goes before it."""
-    seed: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-    def sample(self, most_bytes: float, most_read: float = 2.0**26) -> Iterator[Example]:
-        """Examples from the beginning of its first pass, up to about `most_bytes`; `most_read`
-        bounds what a choosy caller makes it read."""
-        order = Order(self.text, [self.seed, *self.name.encode()], self.warnings.append)
-        size = 0
-        for example, _ in order.read(StreamPosition(), 0):
-            if example is not None:
-                size += _text_bytes(example)
-                yield example
-            if size >= min(most_bytes, most_read):
-                return
+    def _read_until_full(
+        self,
+        number: int,
+        position: StreamPosition,
+        blocks: list[TextBlock],
+        counts: StreamCounts,
+    ) -> StreamPosition:
+        """Append blocks until the window is full or the pass ends; returns the position after."""
+        limit = self._config.data.window * 2**20
+        size = 0.0
+        for example, after in self._examples.read(position, number):
+            position = after
+            counts.examples += 1
+            if example is None:
+                counts.unreadable += 1
+            elif self._accepts(example):
+                size += text_bytes(example)
+                found = list(self._encoder.encode(example))
+                blocks += [b for b in found if b is not None]
+                counts.skipped += found.count(None)
+            else:
+                size += text_bytes(example) / 16  # reading past an example takes time too
+            if size >= limit:
+                return position
+        return StreamPosition(pass_number=position.pass_number + 1)
 
 
-def _text_bytes(example: Example) -> int:
+def text_bytes(example: Example) -> int:
+    """Size of an example's text, in characters."""
     if example.messages is None:
         return len(example.text or "")
     return sum(len(message.content) for message in example.messages)
-
-
-def open_streams(
-    config: RunConfig, experts: Sequence[ExpertSpec], cache_dir: Path
-) -> dict[str, list[Stream]]:
-    """The streamed texts of each expert: opened, and nothing of them read.
-
-    UsageError or MissingError where one can't be opened.
-    """
-    opened = [(open_texts([c.source], cache_dir)[0], c) for c in corpora_in_use(config.data)]
-    files = open_texts(streamed_files(config.data), cache_dir)
-    streams: dict[str, list[Stream]] = {spec.name: [] for spec in experts}
-    for spec in experts:
-        parts: list[tuple[Text, float, tuple[str, ...]]]
-        parts = [(text, 1.0 / len(files), ()) for text in files]
-        for text, corpus in opened:
-            able = [s.name for s in experts if set(corpus.capabilities) & set(s.capabilities)]
-            if spec.name in able or not able:
-                parts.append((text, corpus.share, tuple(corpus.capabilities)))
-        total = sum(share for _, share, _ in parts)
-        for text, share, capabilities in parts:
-            name = f"{spec.name}/{_short(text.title)}"
-            while any(name == s.name for s in streams[spec.name]):
-                name += "+"
-            streams[spec.name].append(Stream(name, text, share / total, capabilities, config.seed))
-    return streams
-
-
-def _short(title: str) -> str:
-    """The last name in a path or a data set."""
-    return title.removeprefix(HUB).partition(":")[0].rstrip("/").rpartition("/")[2]

@@ -1,8 +1,8 @@
-"""Owns the tokenizer audit: how the student's tokenizer lies beside each expert's over a sample of
-text that ships, before anything is trained; and how fast this device multiplies. A job.
+"""The audit job: how well the student's tokenizer aligns with each expert's on a sample
+text, before training; and how fast this device multiplies matrices.
 
-It measures with the engine's own alignment and projection, so its figures mean what a run's
-DataReady means. Whether they are good enough is `engine.doctor`'s to say.
+It uses the alignment and projection of training, so that its figures are comparable to a run's
+DataReady. `engine.doctor` decides whether they are good enough.
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from engine import hardware
+from engine.chat import render_chat
 from engine.checkpoint.layout import TOKENIZER
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
-from engine.distill.align.projection import Projector, load_tables
+from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
+from engine.distill.align.projection import Projector
+from engine.distill.align.tables import load_tables
 from engine.distill.align.vocabulary import ByteVocabulary
-from engine.distill.data.corpus import Tally
-from engine.distill.jobs.preparation import device_and_dtype
+from engine.distill.data.corpus import TextStats
+from engine.distill.device import device_and_dtype
 from engine.distill.student import load_tokenizer, student_encoder, train_tokenizer
+from engine.distill.teacher.loading import load_teacher
+from engine.distill.teacher.loading import load_tokenizer as load_teacher_tokenizer
 from engine.distill.teacher.scoring import projection_chunk, teacher_encoder, teacher_forward
-from engine.distill.teacher.teacher import Teacher, end_tokens, load_teacher, render_chat
-from engine.distill.teacher.teacher import load_tokenizer as load_teacher_tokenizer
+from engine.distill.teacher.teacher import Teacher, end_tokens
 from engine.errors import GladiusError
 from engine.events import JobRequest, KindAudit, SpeedMeasured, TokenizersAudited
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
@@ -37,56 +40,55 @@ from engine.text.examples import Example, Message, read_data_file
 from engine.workspace import Workspace, assets_dir
 
 SAMPLE = "audit/sample.jsonl"
-"""The text that ships for it, below assets/; the `capability` of a line is its kind of text."""
+"""The sample text, in assets/; the `capability` of a line is its kind of text."""
 
 
 class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the job is asked: its config as JSON."""
+    """The request of the job, sent as JSON in the place of a config."""
 
     config: RunConfig
     root: str
-    """Where the experts lie; the job itself may run on a root that is thrown away."""
+    """Root of the experts; the job itself may run in a temporary root."""
     experts: list[str]
-    """Registered experts that have a tokenizer here."""
+    """Registered experts whose tokenizers are present."""
     listen: bool = False
-    """Run each expert over the sample too: weight and residual depend on what it says."""
+    """Also run each expert over the sample: weight and residual depend on its predictions."""
     speed: bool = True
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
-    """Audits the experts asked for, one event each; returns the worker's exit code."""
-    asked = msgspec.json.decode(request.config, type=AuditRequest)
-
+    """Audit the requested experts, one event each; returns the worker's exit code."""
+    audit_request = msgspec.json.decode(request.config, type=AuditRequest)
     try:
-        _audit_all(Workspace.find(asked.root), asked, ctx)
+        _audit_all(Workspace.find(audit_request.root), audit_request, ctx)
     except JobStopped:
         return ctx.ended("stopped", "asked")
     return ctx.ended("completed")
 
 
-def _audit_all(workspace: Workspace, asked: AuditRequest, ctx: JobContext) -> None:
-    config = asked.config
+def _audit_all(workspace: Workspace, request: AuditRequest, ctx: JobContext) -> None:
+    config = request.config
     device, dtype = device_and_dtype(config, hardware.has_bf16)
-    if asked.speed:
+    if request.speed:
         ctx.checkpoint_point("measuring the device")
         flops = matmul_flops(device, dtype)
         precision = "bf16" if dtype == torch.bfloat16 else "fp32"
         ctx.emit(SpeedMeasured(device=device.type, precision=precision, flops=flops))
-    if not asked.experts:
+    if not request.experts:
         return
     with ctx.busy("reading the student's tokenizer"):
         tokenizer, source = student_tokenizer(workspace, config)
     student = student_encoder(tokenizer, config.student.vocab_size)
     sample = list(read_data_file(assets_dir() / SAMPLE))
     known = load_experts(workspace)
-    for name in asked.experts:
+    for name in request.experts:
         spec = known[name]
         ctx.checkpoint_point(f"auditing {spec.title}")
-        if asked.listen:
+        if request.listen:
             ctx.log(f"scoring the sample with {spec.title} on {device.type}")
         try:
             with ctx.busy(f"auditing {spec.title}"):
-                teacher = _load(workspace, spec, device, dtype) if asked.listen else None
+                teacher = _load(workspace, spec, device, dtype) if request.listen else None
                 event = audit(
                     workspace, spec, student, sample, config, teacher, ctx.checkpoint_point
                 )
@@ -108,23 +110,23 @@ def _load(
 def student_tokenizer(
     workspace: Workspace, config: RunConfig
 ) -> tuple[PreTrainedTokenizerFast, str]:
-    """The student's tokenizer and where it comes from, in words.
+    """The student's tokenizer and a description of where it is from.
 
-    One that a run would train on its own text does not exist before the run: a stand-in is trained
-    on the conversations that ship, the way a run would.
+    A tokenizer that a run trains on its own text does not exist before the run: a substitute is
+    trained in the same way on the conversations in assets/.
     """
-    wanted, size = config.student.tokenizer, config.student.vocab_size
+    name, size = config.student.tokenizer, config.student.vocab_size
     known = load_experts(workspace)
-    if wanted in known:
-        return load_tokenizer(expert_path(workspace, known[wanted]), size), f"{wanted}'s"
-    if wanted != "train":
-        return load_tokenizer(Path(wanted), size), wanted
+    if name in known:
+        return load_tokenizer(expert_path(workspace, known[name]), size), f"{name}'s"
+    if name != "train":
+        return load_tokenizer(Path(name), size), name
     kept = workspace.checkpoints_dir / TOKENIZER
     if (kept / "tokenizer.json").is_file():
         try:
             return load_tokenizer(kept, size), "the run's own"
         except GladiusError:
-            pass  # of a run with another vocabulary
+            pass  # from a run with another vocabulary size
     examples = read_data_file(assets_dir() / "conversations" / "demo.jsonl")
     texts = (m.content for example in examples for m in example.messages or ())
     return train_tokenizer(dict.fromkeys(texts), size), "a stand-in, trained on shipped text"
@@ -137,120 +139,107 @@ def audit(
     sample: Sequence[Example],
     config: RunConfig,
     teacher: Teacher | None = None,
-    serve: Callable[[str], None] = lambda doing: None,
+    heartbeat: Callable[[str], None] = lambda doing: None,
 ) -> TokenizersAudited:
-    """One expert's audit; with `teacher` it is run over the sample, for weight and residual.
+    """One expert's audit; weight and residual are measured where its loaded `teacher` is given.
 
-    GladiusError or ValueError where its tokenizer can't be read or has no byte-exact tokens.
+    GladiusError or ValueError where its tokenizer cannot be read or has no byte-exact tokens.
     """
-    reader = tokenizer_encoder(expert_path(workspace, spec), spec)
-    read = _read(sample, student, reader, spec, config)
+    expert = tokenizer_encoder(expert_path(workspace, spec), spec)
+    encoder = BlockEncoder(student, expert, config.optimizer.max_seq_len, spec.trust_end)
+    encoded = _encode(sample, encoder)
     weight = residual = None
     if teacher is not None:
-        # As the loaded model has it: with the rows of its embedding matrix.
+        # The loaded model's vocabulary has all rows of its embedding matrix.
         vocabulary = teacher_encoder(teacher).vocabulary
         tables = load_tables(
             workspace.experts_cache_dir,
             vocabulary,
             student.vocabulary,
-            teacher.end_token_ids,
+            teacher.end_ids,
             student.end_ids[0],
         )
         projector = Projector(tables, teacher.device, config.targets.min_mass)
-        weight, residual = _listen(teacher, projector, read.blocks, serve)
-    told = read.tally.event(spec.name, len(read.blocks), 0)
+        weight, residual = _mean_weight(teacher, projector, encoded.blocks, heartbeat)
+    stats = encoded.stats.event(spec.name, len(encoded.blocks), 0)
     return TokenizersAudited(
         expert=spec.name,
-        reachable=reachable(reader.vocabulary, student.vocabulary),
-        blocks=told.blocks,
-        skipped_blocks=told.skipped_blocks,
-        positions=told.positions,
-        aligned=told.aligned,
-        inside=told.inside,
-        crossing=told.crossing,
+        reachable=reachable(expert.vocabulary, student.vocabulary),
+        blocks=stats.blocks,
+        skipped_blocks=stats.skipped_blocks,
+        positions=stats.positions,
+        aligned=stats.aligned,
+        inside=stats.inside,
+        crossing=stats.crossing,
         mean_weight=weight,
         mean_residual=residual,
         kinds=tuple(
             KindAudit(kind=kind, positions=count, aligned=aligned / count)
-            for kind, (count, aligned) in read.kinds.items()
+            for kind, (count, aligned) in encoded.kinds.items()
         ),
     )
 
 
 def tokenizer_encoder(path: Path, spec: ExpertSpec) -> ChatEncoder:
-    """How an expert reads text, from its small files alone: no weights are opened."""
+    """An expert's encoder from its tokenizer files alone; no weights are read."""
     tokenizer = load_teacher_tokenizer(path, spec)
     ends: object = None
     if path.suffix != ".gguf":
         try:
             ends = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
         except (OSError, ValueError):
-            pass  # it has none: the tokenizer's own end must do
+            pass  # it has none: the tokenizer's EOS is used
 
     def render(chat: list[dict[str, str]]) -> str:
-        return render_chat(tokenizer, spec, [Message(**turn) for turn in chat])  # type: ignore[arg-type]
+        messages = [Message(**turn) for turn in chat]  # type: ignore[arg-type]
+        return render_chat(tokenizer, messages, spec.chat)
 
     return ChatEncoder(tokenizer, render, end_tokens(tokenizer, spec, ends))
 
 
 @dataclass
-class _Read:
+class _EncodedSample:
     blocks: list[TextBlock] = field(default_factory=list)
-    tally: Tally = field(default_factory=Tally)
+    stats: TextStats = field(default_factory=TextStats)
     kinds: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Positions and aligned positions of each kind of text."""
 
 
-def _read(
-    sample: Sequence[Example],
-    student: ChatEncoder,
-    teacher: ChatEncoder,
-    spec: ExpertSpec,
-    config: RunConfig,
-) -> _Read:
-    """The sample as both read it, cut into blocks as a run would."""
-    read = _Read()
-    longest = config.optimizer.max_seq_len
+def _encode(sample: Sequence[Example], encoder: BlockEncoder) -> _EncodedSample:
+    """The sample as blocks, with statistics as in a run."""
+    encoded = _EncodedSample()
     for example in sample:
-        for block in make_blocks(
-            example,
-            student,
-            teacher,
-            max_student_tokens=longest,
-            max_teacher_tokens=max(longest, 2048),
-            trust_end=spec.trust_end,
-        ):
-            if block is None or not len(block.alignment):
-                read.tally.skipped += 1
+        for block in encoder.encode(example):
+            if block is None:
+                encoded.stats.skipped += 1
                 continue
-            read.tally.block(block)
-            read.blocks.append(block)
+            encoded.stats.add_block(block)
+            encoded.blocks.append(block)
             kind = example.capability or "text"
-            count, aligned = read.kinds.get(kind, (0, 0))
-            here = int((block.alignment.offset == 0).sum())
-            read.kinds[kind] = (count + len(block.alignment), aligned + here)
-    return read
+            count, aligned = encoded.kinds.get(kind, (0, 0))
+            aligned_here = int((block.alignment.offset == 0).sum())
+            encoded.kinds[kind] = (count + len(block.alignment), aligned + aligned_here)
+    return encoded
 
 
 def reachable(teacher: ByteVocabulary, student: ByteVocabulary) -> float:
-    """Share of the student's tokens (those that have bytes) that are tokens of the teacher, byte
-    for byte: the others it can only come to through several of its own."""
+    """Share of the student's tokens with bytes whose bytes are also one token of the teacher."""
     spelled = [spelling for spelling in student.token_bytes if spelling is not None]
-    theirs = {spelling for spelling in teacher.token_bytes if spelling is not None}
-    return sum(spelling in theirs for spelling in spelled) / max(1, len(spelled))
+    teacher_spellings = {spelling for spelling in teacher.token_bytes if spelling is not None}
+    return sum(spelling in teacher_spellings for spelling in spelled) / max(1, len(spelled))
 
 
-def _listen(
+def _mean_weight(
     teacher: Teacher,
     projector: Projector,
     blocks: Sequence[TextBlock],
-    serve: Callable[[str], None],
+    heartbeat: Callable[[str], None],
 ) -> tuple[float, float]:
-    """Mean weight and residual of the expert over the blocks, as a run's shards have them."""
+    """Mean weight and residual of the expert over the blocks, as in a run's shards."""
     weight = residual = 0.0
     count = 0
     for start in range(0, len(blocks), 8):
-        output = teacher_forward(teacher, blocks[start : start + 8], serve)
+        output = teacher_forward(teacher, blocks[start : start + 8], heartbeat)
         for projected in output.project(projector, projection_chunk(teacher.device)):
             weight += float(projected.weight.sum())
             residual += float(projected.residual.sum())
@@ -259,7 +248,7 @@ def _listen(
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a square matrix product, the best of several."""
+    """Floating-point operations per second of a square matrix product, the best of several."""
     size = 2048 if device.type == "cpu" else 8192
 
     def wait() -> None:

@@ -1,5 +1,5 @@
-"""Owns the data job: experts write answers to the prompts of a config, as a training run with the
-same config would have them written, and nothing else happens.
+"""The data job: experts write answers to the prompts of a config, exactly as in a training run with
+the same config.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import torch
 from engine import hardware
 from engine.config import RunConfig, digest, from_json
 from engine.distill.data.conversations import chosen_prompts, expert_commit, write_answers
-from engine.distill.jobs.preparation import TeacherPool, device_and_dtype
+from engine.distill.device import device_and_dtype
+from engine.distill.teacher.pool import TeacherPool
 from engine.errors import MissingError
 from engine.events import JobRequest
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
@@ -19,9 +20,9 @@ from engine.workspace import Workspace
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
-    """Lets the experts of `request.config` (a RunConfig) write; returns the worker's exit code.
+    """Let the experts of `request.config` (a RunConfig) write; returns the worker's exit code.
 
-    It goes on where a former call stopped. Emits AnswersJudged for each expert.
+    Continues where an earlier call stopped. Emits AnswersJudged for each expert.
     """
     config = from_json(request.config)
     workspace = Workspace.find(request.root)
@@ -51,10 +52,10 @@ def main(ctx: JobContext, request: JobRequest) -> int:
 def _ready(workspace: Workspace, config: RunConfig) -> list[ExpertSpec]:
     known = load_experts(workspace)
     specs = [known[name] for name in config.experts.names]
-    lacking = [s.name for s in specs if expert_status(workspace, s).state != "ready"]
-    if lacking:
+    missing = [s.name for s in specs if expert_status(workspace, s).state != "ready"]
+    if missing:
         raise MissingError(
-            f"not ready: {', '.join(lacking)}; run: gladius_train download {' '.join(lacking)}"
+            f"not ready: {', '.join(missing)}; run: gladius_train download {' '.join(missing)}"
         )
     return specs
 
@@ -74,7 +75,7 @@ def _make(
         workspace.experts_cache_dir,
         config.data,
         config.seed,
-        ctx.emit,
-        ctx.checkpoint_point,
-        expert_commit(expert_path(workspace, spec), spec),
+        emit=ctx.emit,
+        heartbeat=ctx.checkpoint_point,
+        commit=expert_commit(expert_path(workspace, spec), spec),
     )

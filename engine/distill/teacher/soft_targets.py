@@ -1,5 +1,7 @@
 """Soft targets as the loss reads them: sparse or dense distributions over the student's vocabulary,
-handed out chunk by chunk.
+chunk by chunk.
+
+Shapes: N positions, K sparse entries, V student vocabulary.
 """
 
 from __future__ import annotations
@@ -10,11 +12,11 @@ from typing import Protocol
 
 from torch import Tensor
 
-from engine.distill.teacher.targets import TargetBatch
+from engine.distill.teacher.sparse_targets import TargetBatch
 
 
 class SoftSource(Protocol):
-    """Soft targets of N positions, given out chunk by chunk, each position once."""
+    """Soft targets of N positions, in chunks; each position is in one chunk."""
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         """Slices of the N positions, about `size` of them at a time, in any order."""
@@ -23,12 +25,13 @@ class SoftSource(Protocol):
 
 @dataclass(frozen=True)
 class SoftTargets:
-    """What the positions of one call shall become: sparse (cached) or dense (online) targets.
+    """Target distributions of N positions: sparse (cached) or dense (online).
 
     Attributes:
         weight: (N,) float32 w; 0 where there is no soft target.
         entropy: (N,) float32 of q_T in nats.
         ids, mass: (N, K) sparse entries, or None.
+        top_k: the first top_k entries are exact, the others are draws; None: all are exact.
         dense: (N, V) q_T, or None.
         text_weight: factor on the cross-entropy; 0 where the student wrote the text itself.
     """
@@ -39,19 +42,38 @@ class SoftTargets:
     mass: Tensor | None = None
     dense: Tensor | None = None
     text_weight: float = 1.0
+    top_k: int | None = None
 
     @classmethod
     def of(cls, batch: TargetBatch) -> SoftTargets:
-        return cls(weight=batch.weight, entropy=batch.entropy, ids=batch.ids, mass=batch.mass)
+        """Sparse targets."""
+        return cls(
+            weight=batch.weight,
+            entropy=batch.entropy,
+            ids=batch.ids,
+            mass=batch.mass,
+            top_k=batch.top_k,
+        )
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         for span in spans(len(self.weight), size):
-            yield span, _slice(self, span)
+            yield span, self._slice(span)
+
+    def _slice(self, span: slice) -> SoftTargets:
+        return SoftTargets(
+            weight=self.weight[span],
+            entropy=self.entropy[span],
+            ids=None if self.ids is None else self.ids[span],
+            mass=None if self.mass is None else self.mass[span],
+            dense=None if self.dense is None else self.dense[span],
+            text_weight=self.text_weight,
+            top_k=self.top_k,
+        )
 
 
 @dataclass(frozen=True)
 class OnPolicyTargets:
-    """Targets of text that the student wrote: the expert's opinion, and no text to follow."""
+    """Targets of text that the student wrote: the expert's distribution without cross-entropy."""
 
     source: SoftSource
 
@@ -62,31 +84,19 @@ class OnPolicyTargets:
 
 @dataclass(frozen=True)
 class ChainedTargets:
-    """Several sources, one after the other: (positions, source)."""
+    """Several sources, one after the other: (number of positions, source)."""
 
     parts: Sequence[tuple[int, SoftSource]]
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
-        at = 0
+        offset = 0
         for positions, source in self.parts:
             for span, targets in source.chunks(size):
-                yield slice(at + span.start, at + span.stop), targets
-            at += positions
+                yield slice(offset + span.start, offset + span.stop), targets
+            offset += positions
 
 
 def spans(count: int, size: int) -> Iterator[slice]:
     """Slices that cover `count` items, `size` at a time."""
     for lo in range(0, count, size):
         yield slice(lo, min(lo + size, count))
-
-
-def _slice(soft: SoftTargets, span: slice) -> SoftTargets:
-    cut = lambda t: None if t is None else t[span]  # noqa: E731
-    return SoftTargets(
-        weight=soft.weight[span],
-        entropy=soft.entropy[span],
-        ids=cut(soft.ids),
-        mass=cut(soft.mass),
-        dense=cut(soft.dense),
-        text_weight=soft.text_weight,
-    )

@@ -1,4 +1,4 @@
-"""Owns the measurements on held-out text and the sample text; what follows is the trainer's."""
+"""Measure the student on held-out text, and let it answer a sample prompt."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.distill.data.packing import make_batch
+from engine.distill.student import student_generator
 from engine.distill.teacher.soft_targets import SoftTargets
-from engine.distill.teacher.targets import TargetStore
-from engine.distill.train.losses import score_positions
+from engine.distill.teacher.target_store import TargetStore
+from engine.distill.train.forward import hidden_states
+from engine.distill.train.position_scores import score_positions
 from engine.events import EvalDone, ExpertScore
+from engine.generation import MultinomialSampler
 
 
 @torch.no_grad()
@@ -24,21 +27,29 @@ def evaluate_expert(
     tokens_per_batch: int,
     device: torch.device,
     dtype: torch.dtype,
-    beat: Callable[[str], None],
+    heartbeat: Callable[[str], None],
 ) -> tuple[ExpertScore, float, int]:
-    """Scores on one expert's held-out blocks, with the nats and bytes behind bits per byte.
+    """Scores on one expert's held-out blocks, and the nats and bytes behind its bits per byte.
 
-    Bits per byte counts the text's own tokens, not the ends of turn, so that it is comparable
-    between tokenizers.
+    Bits per byte counts the tokens of the text without ends of turn, so it is comparable between
+    tokenizers. KL and agreement are means over the positions with a soft target.
+
+    Args:
+        temperature: of the stored targets.
+        tokens_per_batch: tokens of a batch, padding included.
+        dtype: of the matrix products.
+        heartbeat: called for each batch.
     """
     nats = kl_sum = 0.0
-    text_bytes = positions = heard = agreed = 0
+    text_bytes = positions = with_target = agreed = 0
     for blocks in _batches(store, tokens_per_batch):
-        beat("evaluating")
-        batch = make_batch([[store.row(n)] for n in blocks], device)
-        text_bytes += sum(store.row(n).text_bytes for n in blocks)
+        heartbeat("evaluating")
+        batch = make_batch([[store.block(n)] for n in blocks], device)
+        text_bytes += sum(store.block(n).text_bytes for n in blocks)
         targets = store.targets(blocks, 0)
-        hidden = hidden_states(model, batch.input_ids, batch.mask, batch.position_ids, dtype)
+        hidden = hidden_states(
+            model, batch.input_ids, batch.mask, batch.position_ids, dtype
+        )  # (B, L, H)
         for part in score_positions(
             hidden.flatten(0, 1)[batch.gather],
             model.get_output_embeddings().weight,  # type: ignore[union-attr]
@@ -51,32 +62,17 @@ def evaluate_expert(
             nats += float(part.ce[~batch.is_end[part.span]].double().sum())
             kl_sum += float(part.kl.double().sum())
             positions += len(part.ce)
-            heard += int(soft.sum())
-            # top entries are sorted: the first is the expert's most probable token
+            with_target += int(soft.sum())
+            # the entries are sorted: the first is the expert's most probable token
             agreed += int((part.best == targets.ids[part.span, 0])[soft].sum())
     score = ExpertScore(
         expert=store.key.expert,
         bits_per_byte=nats / math.log(2) / max(1, text_bytes),
-        kl=kl_sum / heard if heard else None,
-        agreement=agreed / heard if heard else None,
+        kl=kl_sum / with_target if with_target else None,
+        agreement=agreed / with_target if with_target else None,
         positions=positions,
     )
     return score, nats, text_bytes
-
-
-def hidden_states(
-    model: LlamaForCausalLM,
-    input_ids: torch.Tensor,
-    mask: torch.Tensor,
-    position_ids: torch.Tensor,
-    dtype: torch.dtype,
-) -> torch.Tensor:
-    """(B, L, H) last hidden states, matrix products in `dtype`."""
-    half = dtype != torch.float32
-    with torch.autocast(input_ids.device.type, dtype=dtype if half else None, enabled=half):
-        return model.model(
-            input_ids=input_ids, attention_mask=mask, position_ids=position_ids, use_cache=False
-        ).last_hidden_state
 
 
 def _batches(store: TargetStore, tokens_per_batch: int) -> Iterator[list[int]]:
@@ -96,7 +92,10 @@ def evaluate(
     stores: Mapping[str, TargetStore],
     **settings,
 ) -> EvalDone:
-    """Scores on every expert's held-out text; the whole's bits per byte are over all bytes."""
+    """Scores on every expert's held-out text; the total bits per byte are over all bytes.
+
+    settings: keyword arguments of `evaluate_expert`. Leaves the model in training mode.
+    """
     model.eval()
     try:
         results = [evaluate_expert(model, store, **settings) for store in stores.values()]
@@ -110,7 +109,6 @@ def evaluate(
     )
 
 
-@torch.no_grad()
 def draw_sample(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
@@ -118,34 +116,22 @@ def draw_sample(
     max_new_tokens: int,
     seed: int,
     dtype: torch.dtype,
-    beat: Callable[[str], None],
+    heartbeat: Callable[[str], None],
 ) -> str:
-    """What the student answers to `prompt`: temperature 0.7, its own generator, stops at EOS."""
-    device = model.device
+    """The student's answer to `prompt`, sampled at temperature 0.7.
+
+    seed: of a generator of its own; the random state of the training does not change.
+    """
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
     )
     ids = tokenizer(str(text), add_special_tokens=False).input_ids
-    generator = torch.Generator().manual_seed(seed)
-    written: list[int] = []
-    cache = None
-    new = torch.tensor([ids], device=device)
-    half = dtype != torch.float32
+    sampler = MultinomialSampler(0.7, torch.Generator().manual_seed(seed))
     model.eval()
     try:
-        for _ in range(max_new_tokens):
-            beat("writing a sample")
-            with torch.autocast(device.type, dtype=dtype if half else None, enabled=half):
-                out = model(input_ids=new, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            p = (out.logits[0, -1].float().cpu() / 0.7).softmax(0)
-            if not bool(torch.isfinite(p).all()):
-                break
-            token = int(torch.multinomial(p, 1, generator=generator))
-            if token == tokenizer.eos_token_id:
-                break
-            written.append(token)
-            new = torch.tensor([[token]], device=device)
+        (completion,) = student_generator(model, tokenizer, dtype).complete(
+            [ids], [max_new_tokens], sampler, lambda _: heartbeat("writing a sample")
+        )
     finally:
         model.train()
-    return str(tokenizer.decode(written, skip_special_tokens=True))
+    return str(tokenizer.decode(list(completion.ids), skip_special_tokens=True))

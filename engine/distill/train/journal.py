@@ -1,67 +1,64 @@
-"""Owns the journal: the decisions of a run, on disk before they take effect.
+"""The journal: the decisions of a run, on disk before they take effect.
 
-A decision holds for the steps after its own, whichever attempt takes them: a resume from the
-checkpoint of step S replays all of them, those with a step beyond S too, when it comes to them.
-So a resumed run takes the decisions of the run that nobody disturbed instead of making new ones.
+A decision applies to the steps after its own, in every attempt: a resume from the checkpoint of
+step S replays all of them, including those with a later step. So a resumed run makes the same
+decisions as an uninterrupted one.
 
-A rollback goes back from step S to the checkpoint of step R: the trainer sets the checkpoints
-after R aside, appends `rollback(step=R, value=factor)`, loads R, and does the steps after R again,
-at the lower learning rate. (Killed between the two, the run goes on from R, meets the same bad
-numbers and decides the same.) All other decisions stay in force. A resume from a checkpoint older
-than R takes the steps up to R at the old rate, exactly as they were taken before.
-
-Checkpoints and the meaning of decisions (phases.Schedule) are not owned here.
+A rollback returns from step S to the checkpoint of step R: the checkpoints after R are moved aside,
+`rollback(step=R, value=factor)` is appended, R is loaded, and the steps after R are repeated at the
+lower learning rate. (If the run is killed in between, it resumes from R, meets the same bad numbers
+and decides the same.) All other decisions stay. A resume from a checkpoint older than R takes the
+steps up to R at the old rate, exactly as before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import msgspec
 
 from engine import workspace
-from engine.distill.train.phases import Decision
+from engine.distill.train.phases import Decision, Schedule
 from engine.errors import GladiusError
 
 
 class Journal:
-    """Decisions in one file of JSON lines; one writer at a time (the job's lock sees to that)."""
+    """Decisions in a file of JSON lines; the job's lock allows only one writer."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, decision: Decision) -> None:
-        """Write a decision durably; it is on disk when this returns (GladiusError when not)."""
+        """Write a decision; it is on disk when this returns. Raises GladiusError."""
         try:
             workspace.append_line(self.path, msgspec.json.encode(decision))
         except OSError as error:
             raise GladiusError(
-                f"can't write a decision of the run to {self.path}: {error.strerror}; "
-                "make room, then resume"
+                f"can't write to the run's journal {self.path}: {error.strerror}; "
+                "free some disk space, then resume"
             ) from error
 
     def read(self) -> list[Decision]:
-        """All decisions in the order made; [] without a journal.
+        """All decisions in order; [] without a journal.
 
-        A torn last line, left by a crash before its decision took effect, is skipped. Any other
-        line that is no decision raises GladiusError: a run that forgets what it decided is not
-        the same run.
+        An incomplete last line, left by a crash before its decision took effect, is skipped. Raises
+        GladiusError for any other line that is not a decision: without it the run would differ.
         """
         return list(self._lines())
 
     def truncate(self, step: int) -> None:
-        """Forget the decisions of step `step` and later, in one atomic replacement.
+        """Remove the decisions of step `step` and later, in one atomic replacement.
 
-        For a run that goes on from a checkpoint before its decay with a new budget: the decay and
-        the end that it had come to must be decided anew.
+        For a run that resumes from before its decay with a larger budget: its decay and end are
+        decided again.
         """
         kept = [d for d in self._lines() if d.step < step]
         lines = b"".join(msgspec.json.encode(d) + b"\n" for d in kept)
         workspace.write_bytes(self.path, lines)
 
     def clear(self) -> None:
-        """Begin anew (`--fresh`)."""
+        """Remove all decisions, for a new run."""
         if self.path.exists():
             workspace.write_bytes(self.path, b"")
 
@@ -70,12 +67,26 @@ class Journal:
             data = self.path.read_bytes()
         except FileNotFoundError:
             return
-        # What follows the last newline is torn, or nothing.
+        # What follows the last newline is incomplete or empty.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
             try:
                 yield msgspec.json.decode(line, type=Decision)
             except msgspec.MsgspecError as error:
                 raise GladiusError(
                     f"{self.path} line {number} is damaged ({error}); "
-                    "put it right by hand, or start anew with --fresh"
+                    "repair it by hand, or start a new run with --fresh"
                 ) from error
+
+
+class RunPlan:
+    """The current schedule of a run; every decision goes to the journal first."""
+
+    def __init__(self, schedule: Schedule, journal: Journal) -> None:
+        self.schedule = schedule
+        self.journal = journal
+
+    def decide(self, decisions: Iterable[Decision]) -> None:
+        """Write decisions to the journal, then apply them. Raises GladiusError."""
+        for decision in decisions:
+            self.journal.append(decision)
+            self.schedule = self.schedule.with_decision(decision)

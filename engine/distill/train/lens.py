@@ -21,14 +21,13 @@ from safetensors.numpy import save
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
+from engine.distill.align.blocks import ChatEncoder, EncodedBlock, TextBlock, make_blocks
 from engine.distill.align.projection import Projector
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.scoring import projection_chunk, teacher_forward
-from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
-from engine.distill.train.evaluation import hidden_states
+from engine.distill.train.forward import hidden_states
 from engine.events import ProbePosition, ProbeRead, ProbeToken
 from engine.text.examples import Example, encode_example, read_data_file
 from engine.workspace import assets_dir, write_bytes

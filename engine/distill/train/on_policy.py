@@ -1,9 +1,8 @@
-"""Owns on-policy rounds: the student answers prompts of its text, and each expert judges what it
-wrote (generalised knowledge distillation, arXiv 2306.13649).
+"""On-policy rounds: the student answers prompts of its training text, and each expert scores the
+answers (generalised knowledge distillation, arXiv 2306.13649).
 
-A round's text is part of the checkpoint, since the weights that wrote it are gone when it is learnt
-from; what the expert says to it is found again from the text. It does not own when rounds begin
-(`phases`) nor how rows of them are dealt (`feeds`, `trainer`).
+The text of a round is stored in the checkpoint, since the weights that wrote it are gone when it is
+trained on; its targets are computed again from the text. `phases` decides when a round begins.
 """
 
 from __future__ import annotations
@@ -17,71 +16,67 @@ import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.align.projection import Projector
-from engine.distill.data.sources import InMemorySource, OnlineSource
+from engine.distill.data.sources import FixedSource, InMemorySource, OnlineSource
+from engine.distill.student import student_generator
+from engine.distill.teacher.pool import LoadedExpert
 from engine.distill.teacher.scoring import score_blocks
 from engine.distill.teacher.soft_targets import OnPolicyTargets
-from engine.distill.teacher.targets import EncodedBlock
 from engine.distill.teacher.teacher import Teacher
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example, Message
 
 PASSES = 2
-"""Times that a round's rows are learnt from before the next round."""
+"""Times that the rows of a round are trained on before the next round."""
 
 _TEMPERATURE, _TOP_P = 0.8, 0.95
-"""How the student writes, where the config does not say."""
+"""Sampling of the student's answers where the config does not set it."""
 
 Prompts = Sequence[tuple[Message, ...]]
 
 
 class OnPolicyRound(msgspec.Struct, frozen=True):
-    """What the student wrote, by the expert that judges it."""
+    """What the student wrote in one round, by the expert that scores it."""
 
     start: int
-    """The step that it was written before."""
+    """The first step that trains on it."""
     answers: dict[str, tuple[Example, ...]]
 
-    def feed(self, expert: str) -> str:
-        """Its feed's name: another one each round, so that every round begins at its first row."""
+    def source_name(self, expert: str) -> str:
+        """Name of its source; a new one each round, so that every round begins at its first row."""
         return f"{expert}/own@{self.start}"
 
 
 @dataclass(frozen=True)
 class OnPolicyTeacher:
-    """An expert as rounds need it."""
+    """An expert that scores what the student writes."""
 
     spec: ExpertSpec
     prompts: Prompts
-    """Of its training text."""
-    teacher_forward: Callable[[], tuple[Teacher, ChatEncoder, Projector]]
-    """Loads it where it is not in memory."""
+    """Prompts of its training text."""
+    load: Callable[[], LoadedExpert]
+    """Gives the expert, loaded where it is not in memory."""
     release: Callable[[], None]
-    """Where it does not stay."""
+    """Frees its memory, where it does not stay loaded."""
 
 
 @dataclass(frozen=True)
-class OnPolicySource:
-    """Blocks that the student wrote."""
+class OnPolicySource(FixedSource):
+    """Blocks that the student wrote: only the expert's distribution is learnt, not the text."""
 
-    blocks: Sequence[TextBlock]
-    scored: OnlineSource | InMemorySource
-    own = True
+    scored: FixedSource
 
     def token_counts(self) -> np.ndarray:
-        """Student tokens of each block, (blocks,) int64."""
-        return np.array([len(block.student_ids) for block in self.blocks], dtype=np.int64)
+        return self.scored.token_counts()
 
-    def row(self, block: int, epoch: int = 0) -> EncodedBlock:
-        return self.scored.row(block)
+    def block(self, index: int, epoch: int = 0) -> EncodedBlock:
+        return self.scored.block(index, epoch)
 
-    def soft(self, blocks: Sequence[int], epoch: int, device: torch.device) -> OnPolicyTargets:
-        return OnPolicyTargets(self.scored.soft(blocks, epoch, device))
-
-
-def _or(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
+    def soft_targets(
+        self, blocks: Sequence[int], epoch: int, device: torch.device
+    ) -> OnPolicyTargets:
+        return OnPolicyTargets(self.scored.soft_targets(blocks, epoch, device))
 
 
 class OnPolicyRounds:
@@ -91,36 +86,33 @@ class OnPolicyRounds:
         self,
         config: RunConfig,
         tokenizer: PreTrainedTokenizerFast,
-        student: ChatEncoder,
-        judges: Mapping[str, OnPolicyTeacher],
+        teachers: Mapping[str, OnPolicyTeacher],
         online: bool,
         dtype: torch.dtype,
-        beat: Callable[[str], None],
+        heartbeat: Callable[[str], None],
     ) -> None:
+        """
+        Args:
+            tokenizer: the student's.
+            online: whether experts stay loaded and score blocks when they are trained on.
+            dtype: of the student's matrix products.
+        """
         self._config = config
         self._tokenizer = tokenizer
-        self._student = student
-        self._judges = judges
+        self._teachers = teachers
         self._online = online
         self._dtype = dtype
-        self._beat = beat
+        self._heartbeat = heartbeat
 
     def write(self, model: LlamaForCausalLM, start: int, mix: Mapping[str, float]) -> OnPolicyRound:
-        """Lets the student answer prompts of the experts in proportion to `mix`.
+        """The student's answers to prompts of the experts, in proportion to `mix`.
 
-        A function of the weights, the seed and `start`.
+        A pure function of the weights, the seed and `start`.
         """
         schedule, data = self._config.schedule, self._config.data
-        eos = str(self._tokenizer.eos_token)
-        spec = ExpertSpec(
-            name="student", title="The student", source="folder", repo="", end_tokens=(eos,)
-        )
-        writer = Teacher(model, self._tokenizer, spec)
+        temperature = _TEMPERATURE if data.answer_temperature is None else data.answer_temperature
+        generator = student_generator(model, self._tokenizer, self._dtype)
         answers: dict[str, tuple[Example, ...]] = {}
-        half = self._dtype != torch.float32
-        autocast = torch.autocast(
-            model.device.type, dtype=self._dtype if half else None, enabled=half
-        )
         model.eval()
         try:
             for name, share in mix.items():
@@ -128,16 +120,15 @@ class OnPolicyRounds:
                 chosen = self._choose(name, start, count)
                 if not chosen:
                     continue
-                with autocast:
-                    written = writer.generate(
-                        chosen,
-                        max_new_tokens=data.max_answer_tokens,
-                        temperature=_or(data.answer_temperature, _TEMPERATURE),
-                        top_p=_or(data.answer_top_p, _TOP_P),
-                        seed=self._config.seed * 1_000_003 + start,
-                        batch_size=data.generation_batch,
-                        beat=lambda _: self._beat("the student is writing"),
-                    )
+                written = generator.generate(
+                    chosen,
+                    max_new_tokens=data.max_answer_tokens,
+                    temperature=temperature,
+                    top_p=_TOP_P if data.answer_top_p is None else data.answer_top_p,
+                    seed=self._config.seed * 1_000_003 + start,
+                    batch_size=data.generation_batch,
+                    heartbeat=self._heartbeat,
+                )
                 answers[name] = tuple(
                     Example(
                         messages=(*messages, Message("assistant", answer.text)),
@@ -151,56 +142,49 @@ class OnPolicyRounds:
         return OnPolicyRound(start, answers)
 
     def _choose(self, name: str, start: int, count: int) -> list[tuple[Message, ...]]:
-        """Each prompt once, in an order of the round's own, and again where they are few."""
-        prompts = self._judges[name].prompts
+        """`count` prompts in an order that the round seeds; they repeat where there are fewer."""
+        prompts = self._teachers[name].prompts
         rng = np.random.default_rng([self._config.seed, start, *name.encode()])
         order = rng.permutation(len(prompts)).tolist()
         return [prompts[order[n % len(order)]] for n in range(count)] if order else []
 
     def open(self, written: OnPolicyRound) -> dict[str, dict[str, OnPolicySource]]:
-        """The round's source for each expert, by its feed; experts without a block have none."""
+        """The round's source of each expert, by its name; experts without a block have none."""
         return {
-            name: {written.feed(name): source}
+            name: {written.source_name(name): source}
             for name, answers in written.answers.items()
             if (source := self._source(name, answers, written.start)) is not None
         }
 
     def _source(self, name: str, answers: Sequence[Example], start: int) -> OnPolicySource | None:
-        judge = self._judges[name]
-        teacher, reader, projector = judge.teacher_forward()
+        teacher = self._teachers[name]
+        expert = teacher.load()
         config = self._config
-        most = config.optimizer.max_seq_len
         blocks = [
             block
             for example in answers
-            for block in make_blocks(
-                *(example, self._student, reader),
-                max_student_tokens=most,
-                max_teacher_tokens=max(most, 2048),
-                trust_end=judge.spec.trust_end,
-            )
-            if block is not None and len(block.alignment)
+            for block in expert.encoder.encode(example)
+            if block is not None
         ]
         if not blocks:
             return None
         if self._online:
-            teacher_forward = judge.teacher_forward
 
-            def teach() -> tuple[Teacher, Projector]:
-                teacher, _, projector = teacher_forward()
-                return teacher, projector
+            def load_teacher() -> tuple[Teacher, Projector]:
+                loaded = teacher.load()
+                return loaded.teacher, loaded.projector
 
-            return OnPolicySource(blocks, OnlineSource(blocks, teach, config.loss.temperature))
+            return OnPolicySource(OnlineSource(blocks, load_teacher, config.loss.temperature))
         scored = score_blocks(
-            teacher,
-            projector,
+            expert.teacher,
+            expert.projector,
             blocks,
             temperature=config.loss.temperature,
             top_k=config.targets.top_k,
             draws=config.targets.draws,
             epochs=PASSES,
             generator=torch.Generator().manual_seed(config.seed * 1_000_003 + start),
-            beat=self._beat,
+            heartbeat=self._heartbeat,
         )
-        judge.release()
-        return OnPolicySource(blocks, InMemorySource(scored))
+        teacher.release()
+        return OnPolicySource(InMemorySource(scored))

@@ -1,20 +1,23 @@
-"""Owns the run's clock: unpaused time, speed, and the forecast of the ends of phase and run."""
+"""Training time without pauses, steps per second, and estimates of the end of phase and run."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from dataclasses import dataclass
+from typing import TypedDict
 
-from engine.distill.train.phases import Schedule, clock_progress
+from engine.distill.train.decisions import clock_progress
+from engine.distill.train.phases import Schedule
 from engine.run.job import JobContext
 
-_WINDOW = 50  # steps whose time makes the speed
+_WINDOW = 50
+"""Steps over which the speed is averaged."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Progress, 0 to 1, and seconds to the ends of phase and run; None where not known."""
+    """Progress, 0 to 1, and seconds to the end of phase and run; None if not known."""
 
     phase_progress: float | None
     run_progress: float | None
@@ -22,36 +25,46 @@ class Forecast:
     run_eta: float | None
 
 
+class Clock(TypedDict):
+    """Arguments of `decisions.clock_decisions` and `clock_progress`."""
+
+    elapsed: float
+    hours: float
+    seconds_per_step: float
+    save_seconds: float
+
+
 class Pace:
-    """Measures by the monotonic clock: setting the machine's clock changes nothing."""
+    """Measures with the monotonic clock, so that changes of the system clock have no effect."""
 
     def __init__(self, ctx: JobContext, former_seconds: float) -> None:
-        """former_seconds: unpaused worker time before this moment, all attempts together."""
+        """former_seconds: unpaused training time so far, all attempts together."""
         self._ctx = ctx
         self._former = former_seconds
         self._began = time.monotonic()
         self._paused_before = ctx.paused_seconds
         self._marks: deque[float] = deque([former_seconds], maxlen=_WINDOW + 1)
         self.save_seconds = 5.0
-        """What the last checkpoint took."""
+        """Duration of the last checkpoint."""
 
     @property
     def training_seconds(self) -> float:
-        """Unpaused worker time of the whole run."""
+        """Unpaused training time of the whole run."""
         paused = self._ctx.paused_seconds - self._paused_before
         return self._former + time.monotonic() - self._began - paused
 
     def step_done(self) -> None:
+        """Record the end of a step."""
         self._marks.append(self.training_seconds)
 
     @property
     def seconds_per_step(self) -> float:
-        """Recent mean, evaluations and checkpoints included; 0 before the first step."""
+        """Recent mean, including evaluations and checkpoints; 0 before the first step."""
         steps = len(self._marks) - 1
         return (self._marks[-1] - self._marks[0]) / steps if steps else 0.0
 
-    def clock(self, hours: float) -> dict[str, float]:
-        """What decisions by the clock need to know (phases.clock_decisions)."""
+    def clock(self, hours: float) -> Clock:
+        """The measurements for decisions by the clock."""
         return {
             "elapsed": self.training_seconds,
             "hours": hours,
@@ -60,18 +73,18 @@ class Pace:
         }
 
     def forecast(self, schedule: Schedule, step: int) -> Forecast:
-        """After `step` steps."""
-        pace = self.seconds_per_step
-        of_phase, of_run = schedule.progress(step)
+        """The forecast after `step` steps."""
+        seconds_per_step = self.seconds_per_step
+        phase_progress, run_progress = schedule.progress(step)
         last = schedule.bounds(schedule.phase_at(step))[1]
         end = schedule.end_step
-        phase_eta = None if last is None else max(0, last - step) * pace
-        run_eta = None if end is None else max(0, end - step) * pace
+        phase_eta = None if last is None else max(0, last - step) * seconds_per_step
+        run_eta = None if end is None else max(0, end - step) * seconds_per_step
         hours = schedule.config.schedule.hours
         if hours is not None and end is None:
             clock = self.clock(hours)
             by_clock = clock_progress(schedule, step, **clock)
-            of_phase = by_clock[0] if of_phase is None else of_phase
-            of_run = by_clock[1]
+            phase_progress = by_clock[0] if phase_progress is None else phase_progress
+            run_progress = by_clock[1]
             run_eta = max(0.0, hours * 3600 - clock["elapsed"])
-        return Forecast(of_phase, of_run, phase_eta, run_eta)
+        return Forecast(phase_progress, run_progress, phase_eta, run_eta)

@@ -1,17 +1,13 @@
-"""Owns the plan of a run: its phases, and the learning rate and the mix of every step.
+"""The phases of a run, and the learning rate and data mix of every step.
 
-All of it is a pure function of the config, the step and the journalled decisions: no clock is read
-and nothing is remembered here. Times come in as arguments; what they lead to goes out as decisions
-that the trainer journals before it acts on them.
-
-Steps count from 1: step t is the t-th optimizer step. `step` as an argument of a decision function
-is the number of steps completed, and its decisions hold from the next one on.
+Everything here is a pure function of the config, the step and the decisions in the journal; which
+decisions are made is in `decisions`. Steps count from 1: step t is the t-th optimizer step.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import msgspec
@@ -20,7 +16,7 @@ from engine.config import RunConfig
 
 
 class ExpertLike(Protocol):
-    """What the plan needs to know of an expert (ExpertSpec has it)."""
+    """The properties of an expert that the plan depends on (see ExpertSpec)."""
 
     @property
     def name(self) -> str: ...
@@ -38,21 +34,21 @@ class Phase(msgspec.Struct, frozen=True):
     kind: Literal["create", "expert", "unified", "save"]
     expert: str | None
     share: float
-    """Share of the whole budget, 0 to 1."""
+    """Share of the budget, 0 to 1."""
     weight: float = 0.0
-    """The expert's weight in the mix (0 where there is no expert)."""
+    """The expert's weight in the mix; 0 if the phase has no expert."""
 
 
 class Decision(msgspec.Struct, frozen=True):
-    """What the clock, a measurement or a person decided; it holds for the steps after `step`.
+    """A decision by the clock, a measurement or the user; it applies to the steps after `step`.
 
     kind                       value
-    phase_end                  index of the phase whose last step `step` is
+    phase_end                  index of the phase that ends with `step`
     decay_start                number of steps of the decay, which begins at step + 1 (0: the end)
-    decay_end                  last step of the decay under way, in place of the planned one
-    rollback                   factor on the learning rate; `step` is the checkpoint gone back to
-    micro_batch                rows that go through the model at once
-    activation_checkpointing   whether activations are made again in the backward pass
+    decay_end                  new last step of the current decay
+    rollback                   factor on the learning rate; `step` is the restored checkpoint's
+    micro_batch                micro-batch size
+    activation_checkpointing   whether activations are recomputed in the backward pass
     device                     `cuda`, `mps` or `cpu`
     on_policy                  share of the rows that the student writes itself
     mix                        shares of the unified phase, `expert=share,...`
@@ -75,10 +71,10 @@ class Decision(msgspec.Struct, frozen=True):
 
 
 def plan_phases(config: RunConfig, experts: Sequence[ExpertLike]) -> tuple[Phase, ...]:
-    """Create, one phase for each expert in the order given, unified, save.
+    """Create, one phase for each expert in the given order, unified, save.
 
-    The experts' phases have `schedule.expert_share` of the budget between them, by weight
-    (`config.experts.weights` before the expert's own); the unified phase has the rest.
+    The expert phases divide `schedule.expert_share` of the budget by weight (`experts.weights` of
+    the config, else the expert's own weight); the unified phase gets the rest.
     """
     weights = [config.experts.weights.get(e.name, e.weight) for e in experts]
     total = sum(weights)
@@ -96,24 +92,22 @@ def plan_phases(config: RunConfig, experts: Sequence[ExpertLike]) -> tuple[Phase
 class Schedule:
     """Phase, learning rate and mix of every step; immutable.
 
-    The plan follows from `schedule.max_steps`, or from the token budgets where neither max_steps
-    nor hours is given; with hours alone the ends are open until the clock decides them. A
-    journalled decision always wins over the plan, so a resume with another budget moves only what
-    is still to come.
-
-    tokens_per_step: student tokens of one optimizer step (rows_per_step x max_seq_len).
+    The plan follows from `schedule.max_steps`, or from the token budgets if neither max_steps nor
+    hours is set; with hours alone the ends are open until the clock decides them. A decision in the
+    journal overrides the plan, so a resume with another budget changes only future steps.
     """
 
     def __init__(
         self,
         config: RunConfig,
         phases: Sequence[Phase],
-        tokens_per_step: int,
         decisions: Sequence[Decision] = (),
     ) -> None:
         self.config = config
         self.phases = tuple(phases)
-        self.tokens_per_step = tokens_per_step
+        optimizer = config.optimizer
+        self.tokens_per_step = optimizer.global_batch_size * optimizer.max_seq_len
+        """Student tokens of one optimizer step."""
         self.decisions = tuple(decisions)
         self._experts = [p for p in phases if p.kind == "expert"]
         self._create, self._unified, self._save = phases[0], phases[-2], phases[-1]
@@ -121,27 +115,27 @@ class Schedule:
         planned = self._plan({}, None)[self._unified.index][1]
         self._warmup = config.schedule.warmup_steps
         if planned is not None:
-            # A warmup longer than the run would keep the learning rate from ever being reached.
+            # With a warmup longer than the run, the full learning rate would never be reached.
             self._warmup = min(self._warmup, planned // 10)
         ends = {int(d.value): d.step for d in decisions if d.kind == "phase_end"}
         self._bounds = self._plan(ends, self._knots[-1][1] if self._knots else None)
 
     def with_decision(self, decision: Decision) -> Schedule:
         """This schedule with one more decision."""
-        return Schedule(self.config, self.phases, self.tokens_per_step, (*self.decisions, decision))
+        return Schedule(self.config, self.phases, (*self.decisions, decision))
 
     def bounds(self, phase: Phase) -> tuple[int | None, int | None]:
-        """First and last step of a phase; None while not known; last < first where it has none."""
+        """First and last step of a phase; None if not known; last < first if it has no steps."""
         return self._bounds[phase.index]
 
     @property
     def end_step(self) -> int | None:
-        """Last step of the run; None while not known."""
+        """Last step of the run; None if not known yet."""
         return self.bounds(self._unified)[1]
 
     @property
     def decay(self) -> tuple[int, int] | None:
-        """First and last step of the decay; None while not known, or where there is none."""
+        """First and last step of the decay; None if not known yet, or if there is none."""
         if self._knots:
             first, last = self._knots[0][0] + 1, self._knots[-1][1]
         else:
@@ -154,7 +148,7 @@ class Schedule:
 
     @property
     def decay_begun(self) -> int | None:
-        """Steps before the journalled decay; None while none is journalled."""
+        """Number of steps before the decay that the journal has; None if it has none."""
         return self._knots[0][0] if self._knots else None
 
     def phase_at(self, step: int) -> Phase:
@@ -170,15 +164,14 @@ class Schedule:
     def lr_at(self, step: int) -> float:
         """Learning rate of step `step`: warmup, stable, decay, times the rollbacks' factors.
 
-        The warmup rises to the full rate at its last step; it is at most a tenth of a run whose
-        length is planned (none below 10 steps), and stands still once the decay begins. The decay
-        falls in a straight line, from the full rate at the step before it to `min_lr_ratio` at
-        the step after it.
+        The warmup reaches the full rate at its last step. It is at most a tenth of a run of known
+        length (none below 10 steps), and ends where the decay begins. The decay is linear, from the
+        full rate at the step before it to `min_lr_ratio` at the step after it.
         """
         schedule = self.config.schedule
         decay = self.decay
-        warmed = step if decay is None else min(step, max(1, decay[0] - 1))
-        factor = min(1.0, warmed / self._warmup) if self._warmup else 1.0
+        warmup_step = step if decay is None else min(step, max(1, decay[0] - 1))
+        factor = min(1.0, warmup_step / self._warmup) if self._warmup else 1.0
         if decay is not None:
             knots = self._knots or [(decay[0] - 1, decay[1])]
             factor *= _decayed(knots, step, schedule.min_lr_ratio)
@@ -188,10 +181,11 @@ class Schedule:
         return self.config.optimizer.lr * factor
 
     def mix_at(self, step: int) -> dict[str, float]:
-        """Share of each expert in the rows of step `step`; they sum to 1.
+        """Share of each expert in the rows of step `step`; the shares sum to 1.
 
-        An expert's phase has 1 - replay of its own text, and the earlier experts' share the rest
-        by weight; the unified phase (and what comes after it) mixes all by weight.
+        In an expert's phase its own text has the share 1 - replay, and the earlier experts divide
+        the rest by weight. The unified phase (and later steps) mixes all experts by weight, or as
+        the last `mix` decision has it.
         """
         phase = self.phase_at(step)
         if phase.kind != "expert":
@@ -205,13 +199,13 @@ class Schedule:
         return {**mix, str(phase.expert): 1.0 - replay}
 
     def weight_shares(self) -> dict[str, float]:
-        """Share of each expert by weight alone."""
+        """Share of each expert by weight."""
         return _by_weight(self._experts, 1.0)
 
     def setting_at(
         self, step: int, kind: Literal["micro_batch", "activation_checkpointing", "device"]
     ) -> int | float | str | bool | None:
-        """The value decided last for `kind` that holds at step `step`; None: as configured."""
+        """The last decision of this kind that applies to step `step`; None: as configured."""
         return self._decided(step, kind)
 
     def _decided(self, step: int, kind: str) -> int | float | str | bool | None:
@@ -221,43 +215,44 @@ class Schedule:
         return None
 
     def round_at(self, step: int) -> int | None:
-        """First step of the on-policy round that step `step` belongs to; None where there is none.
+        """First step of the on-policy round that contains step `step`; None if there is none.
 
-        Rounds begin when they are decided, with each phase, and every `on_policy_interval` steps.
+        A round begins after the decision for on-policy training, with each phase, and every
+        `on_policy_interval` steps.
         """
-        begun = next((d.step for d in self.decisions if d.kind == "on_policy"), None)
-        if begun is None or step <= begun:
+        decided = next((d.step for d in self.decisions if d.kind == "on_policy"), None)
+        if decided is None or step <= decided:
             return None
-        first = max(begun + 1, self.bounds(self.phase_at(step))[0] or 0)
+        first = max(decided + 1, self.bounds(self.phase_at(step))[0] or 0)
         return step - (step - first) % self.config.schedule.on_policy_interval
 
     def progress(self, step: int) -> tuple[float | None, float | None]:
-        """How far the phase of step `step` and the run are after it, 0 to 1; None: end unknown."""
+        """Progress of phase and run after `step` steps, 0 to 1; None if the end is not known."""
         phase = self.phase_at(step)
         first, last = self.bounds(phase)
-        of_phase = None
+        phase_progress = None
         if phase.kind in ("create", "save"):
-            of_phase = 1.0 if phase.kind == "create" else 0.0
+            phase_progress = 1.0 if phase.kind == "create" else 0.0
         elif first is not None and last is not None:
-            of_phase = (step - first + 1) / (last - first + 1)
+            phase_progress = (step - first + 1) / (last - first + 1)
         end = self.end_step
-        of_run = None if end is None else min(1.0, step / end) if end else 1.0
-        return of_phase, of_run
+        run_progress = None if end is None else min(1.0, step / end) if end else 1.0
+        return phase_progress, run_progress
 
     def _plan(
         self, ends: dict[int, int], run_end: int | None
     ) -> dict[int, tuple[int | None, int | None]]:
-        """Bounds of every phase; `ends` and `run_end` are what decisions have fixed."""
+        """Bounds of every phase; `ends` (by phase) and `run_end` are fixed by decisions."""
         bounds: dict[int, tuple[int | None, int | None]] = {self._create.index: (0, 0)}
         done: int | None = 0
-        stepped = [*self._experts, self._unified]
-        for place, phase in enumerate(stepped):
+        phases = [*self._experts, self._unified]
+        for place, phase in enumerate(phases):
             fixed = run_end if phase is self._unified else ends.get(phase.index)
             first = None if done is None else done + 1
             if fixed is not None:
                 done = max(fixed, done or 0)
             elif done is not None:
-                length = self._length(phase, stepped[place + 1 :], done)
+                length = self._length(phase, phases[place + 1 :], done)
                 done = None if length is None else done + length
             bounds[phase.index] = (first, done)
         after = None if done is None else done + 1
@@ -265,7 +260,7 @@ class Schedule:
         return bounds
 
     def _length(self, phase: Phase, later: Sequence[Phase], done: int) -> int | None:
-        """Planned steps of a phase that begins after `done` steps; None: open."""
+        """Planned steps of a phase that begins after `done` steps; None: no planned end."""
         schedule = self.config.schedule
         length: int | None = None
         if schedule.max_steps is not None:
@@ -273,31 +268,31 @@ class Schedule:
         elif schedule.hours is None and phase.kind == "expert":
             mean = sum(p.weight for p in self._experts) / len(self._experts)
             steps = schedule.expert_tokens * phase.weight / mean / self.tokens_per_step
-            length = math.ceil(round(steps, 6))  # weights are rounded: 15.000000002 means 15
+            length = math.ceil(round(steps, 6))  # weights are rounded: 15.000000002 is 15
         if phase.kind == "unified" and schedule.unified_tokens is not None:
-            most = math.ceil(schedule.unified_tokens / self.tokens_per_step)
-            length = most if length is None else min(most, length)
+            limit = math.ceil(schedule.unified_tokens / self.tokens_per_step)
+            length = limit if length is None else min(limit, length)
         return length
 
     def _decay_knots(self) -> list[tuple[int, int]]:
-        """(step, last step) of the journalled decay and of each change of its end."""
+        """(step, last step) of the decided decay, and of each change of its end."""
         knots: list[tuple[int, int]] = []
         for decision in self.decisions:
             if decision.kind == "decay_start":
                 knots = [(decision.step, decision.step + int(decision.value))]
             elif decision.kind == "decay_end" and knots:
-                # Decided again at an earlier step (after a rollback): it replaces the later ones.
+                # Decided again at an earlier step (after a rollback): replaces the later ones.
                 kept = [k for k in knots[1:] if k[0] < decision.step]
                 knots = [knots[0], *kept, (decision.step, int(decision.value))]
         return knots
 
 
 def _split(left: int, phase: Phase, later: Sequence[Phase]) -> int:
-    """Steps of `phase` when it and the `later` ones share `left` steps.
+    """Steps of `phase` if it and the `later` phases divide `left` steps by share.
 
-    Rounded phase by phase on what is left, so that the steps sum exactly, and so that fixing a
-    phase where it was planned to end leaves the plan of the later ones as it was. Each phase with
-    a share has at least one step where there are enough.
+    Rounded phase by phase on the steps that are left: the steps sum exactly, and deciding that a
+    phase ends where it was planned to end does not change the plan of the later ones. Each phase
+    with a share has at least one step if there are enough.
     """
     total = phase.share + sum(p.share for p in later)
     if total <= 0 or phase.share <= 0:
@@ -315,214 +310,14 @@ def _by_weight(phases: Sequence[Phase], share: float) -> dict[str, float]:
 
 
 def _decayed(knots: Sequence[tuple[int, int]], step: int, floor: float) -> float:
-    """Factor of the decay at `step`: from 1, towards `floor` at the step after the last."""
-    level = 1.0
-    for place, (begun, last) in enumerate(knots):
-        following = knots[place + 1][0] if place + 1 < len(knots) else None
-        until = step if following is None else min(step, following)
-        if until > begun:
-            passed = min(1.0, (until - begun) / (last + 1 - begun))
-            level += (floor - level) * passed
-        if following is None or step <= following:
+    """Factor of the decay at `step`: 1 before it, `floor` at the step after its last."""
+    factor = 1.0
+    for place, (start, last) in enumerate(knots):
+        next_start = knots[place + 1][0] if place + 1 < len(knots) else None
+        until = step if next_start is None else min(step, next_start)
+        if until > start:
+            progress = min(1.0, (until - start) / (last + 1 - start))
+            factor += (floor - factor) * progress
+        if next_start is None or step <= next_start:
             break
-    return level
-
-
-def due_decisions(schedule: Schedule, step: int) -> list[Decision]:
-    """What the plan itself settles after `step` steps: ends of phases, and the decay's beginning.
-
-    Journalled, they stay where they were even when a later resume has another budget.
-    """
-    settled = {int(d.value) for d in schedule.decisions if d.kind == "phase_end"}
-    due = []
-    for phase in schedule.phases:
-        last = schedule.bounds(phase)[1]
-        if phase.kind != "expert" or phase.index in settled or last is None or last > step:
-            continue
-        due.append(Decision(last, "phase_end", phase.index, "its steps are done"))
-    decay = schedule.decay
-    if decay is not None and schedule.decay_begun is None and decay[0] <= step + 1:
-        length = decay[1] - decay[0] + 1
-        due.append(Decision(decay[0] - 1, "decay_start", length, "the end of the run is near"))
-    return due
-
-
-def on_policy_decision(schedule: Schedule, step: int, run_progress: float | None) -> list[Decision]:
-    """After `step` steps: the student's own writing is learnt from when its share of the run is
-    over; where no end is known (`run_progress` None), when the unified phase begins."""
-    settings = schedule.config.schedule
-    decided = any(d.kind == "on_policy" for d in schedule.decisions)
-    if settings.on_policy_share == 0 or decided:
-        return []
-    if run_progress is not None:
-        due = run_progress >= settings.on_policy_from
-    else:
-        due = schedule.phase_at(step + 1).kind == "unified"
-    reason = "the student's own writing is learnt from"
-    return [Decision(step, "on_policy", settings.on_policy_share, reason)] if due else []
-
-
-def mix_decision(
-    schedule: Schedule, step: int, deficits: Mapping[str, float | None]
-) -> list[Decision]:
-    """With `schedule.mix = "deficits"`: the unified phase's shares after an evaluation.
-
-    An expert's share is its weight times its deficit (what the student lacks of it, such as
-    held-out KL), between half and twice its weight's share, so that none is forgotten. Nothing
-    where a deficit is not known, or was decided at this step already.
-    """
-    if schedule.config.schedule.mix != "deficits":
-        return []
-    if schedule.phase_at(step + 1).kind != "unified":
-        return []
-    if any(d.kind == "mix" and d.step == step for d in schedule.decisions):
-        return []
-    shares = schedule.weight_shares()
-    known = {name: deficits.get(name) for name in shares}
-    if any(d is None or not math.isfinite(d) or d <= 0 for d in known.values()):
-        return []
-    wanted = {name: shares[name] * float(known[name] or 0.0) for name in shares}
-    total = sum(wanted.values())
-    bounded = {
-        name: min(2 * shares[name], max(shares[name] / 2, wanted[name] / total)) for name in shares
-    }
-    total = sum(bounded.values())
-    value = ",".join(f"{name}={share / total:.4f}" for name, share in bounded.items())
-    return [Decision(step, "mix", value, "by what the student lacks of each expert")]
-
-
-def finish_decision(
-    schedule: Schedule, step: int, reason: str = "asked to finish"
-) -> list[Decision]:
-    """After `step` steps, go to the end: expert phases are over, the decay begins at the next step.
-
-    It takes `decay_share` of the steps so far (at least one; none where the share is 0), and never
-    reaches past the planned end. Nothing when the decay has begun or the run is over. Convergence
-    uses it too, with its own reason.
-    """
-    end, decay = schedule.end_step, schedule.decay
-    over = end is not None and step >= end
-    if over or (decay is not None and decay[0] <= step + 1):
-        return []
-    share = schedule.config.schedule.decay_share
-    length = max(1, round(share * step)) if share else 0
-    if end is not None:
-        length = min(length, end - step)
-    return [*_end_experts(schedule, step, reason), Decision(step, "decay_start", length, reason)]
-
-
-def _end_experts(schedule: Schedule, step: int, reason: str) -> list[Decision]:
-    ends = []
-    for phase in schedule.phases:
-        last = schedule.bounds(phase)[1]
-        if phase.kind == "expert" and (last is None or last > step):
-            ends.append(Decision(step, "phase_end", phase.index, reason))
-    return ends
-
-
-def clock_decisions(
-    schedule: Schedule,
-    step: int,
-    *,
-    elapsed: float,
-    hours: float,
-    seconds_per_step: float,
-    save_seconds: float,
-) -> list[Decision]:
-    """What `--hours` decides after `step` steps.
-
-    The time that is left, less the final save, is shared out anew at every call: the phase under
-    way ends when it has had its share of its own time and what is left. Time that went elsewhere
-    (scoring, a slower device) is thus borne by all. The decay begins when what is left is
-    `decay_share` of the training, and is cut short when it turns out too long.
-
-    elapsed: unpaused seconds of the whole run, all attempts. seconds_per_step: a recent mean,
-    evaluations included; 0 while not measured. save_seconds: kept free for the final save.
-    """
-    left = hours * 3600 - save_seconds - elapsed
-    if seconds_per_step <= 0:
-        return _out_of_time(schedule, step) if left <= 0 else []
-    affordable = max(0, math.floor(left / seconds_per_step))
-    if schedule.decay_begun is not None:
-        return _shortened_decay(schedule, step, affordable)
-    decided: list[Decision] = []
-    for phase in schedule.phases:
-        if phase.kind == "expert" and schedule.phase_at(step + 1) == phase:
-            spent, budget = _phase_clock(schedule, step, left, seconds_per_step)
-            if spent + seconds_per_step / 2 >= budget:
-                end = Decision(step, "phase_end", phase.index, "its share of the hours is over")
-                decided.append(end)
-                schedule = schedule.with_decision(end)
-    if schedule.phase_at(step + 1).kind != "unified":
-        return decided
-    planned = schedule.decay
-    wanted = math.floor(schedule.config.schedule.decay_share * (step + affordable))
-    if affordable <= wanted and (planned is None or planned[0] > step + 1):
-        end = schedule.end_step
-        length = affordable if end is None else min(affordable, end - step)
-        decided.append(Decision(step, "decay_start", length, "the hours are nearly over"))
-    return decided
-
-
-def clock_progress(
-    schedule: Schedule,
-    step: int,
-    *,
-    elapsed: float,
-    hours: float,
-    seconds_per_step: float,
-    save_seconds: float,
-) -> tuple[float | None, float | None]:
-    """Schedule.progress after `step` steps by the clock, for phases whose last step is open."""
-    left = max(0.0, hours * 3600 - save_seconds - elapsed)
-    of_run = min(1.0, elapsed / (elapsed + left)) if elapsed + left > 0 else 1.0
-    if step < 1 or schedule.phase_at(step).kind not in ("expert", "unified"):
-        return None, of_run
-    spent, budget = _phase_clock(schedule, step, left, seconds_per_step, of=step)
-    return (min(1.0, spent / budget) if budget > 0 else 1.0), of_run
-
-
-def _phase_clock(
-    schedule: Schedule, step: int, left: float, seconds_per_step: float, of: int | None = None
-) -> tuple[float, float]:
-    """Seconds spent in the phase of step `of` (default: the next), and its budget of seconds."""
-    phase = schedule.phase_at(step + 1 if of is None else of)
-    first = schedule.bounds(phase)[0]
-    spent = 0.0 if first is None else max(0, step + 1 - first) * seconds_per_step
-    coming = sum(p.share for p in schedule.phases if p.index >= phase.index)
-    return spent, (spent + left) * (phase.share / coming if coming else 0.0)
-
-
-def _out_of_time(schedule: Schedule, step: int) -> list[Decision]:
-    """The end at once: no time is left, not even for one step."""
-    end = schedule.end_step
-    if schedule.decay_begun is not None or (end is not None and step >= end):
-        return []
-    reason = "the hours are over"
-    return [*_end_experts(schedule, step, reason), Decision(step, "decay_start", 0, reason)]
-
-
-def _shortened_decay(schedule: Schedule, step: int, affordable: int) -> list[Decision]:
-    """A nearer end of the decay when the time left holds clearly fewer steps than it has left."""
-    end = schedule.end_step
-    assert end is not None, "a decay has an end"
-    missing = end - step - affordable
-    # A tenth is the noise of step times; deciding on it would journal something every few steps.
-    if missing <= 0 or (missing <= 0.1 * (end - step) and affordable > 0):
-        return []
-    return [Decision(step, "decay_end", step + affordable, "the hours are nearly over")]
-
-
-def converged(history: Sequence[tuple[int, float]], patience: int, delta: float) -> bool:
-    """Whether held-out loss has stopped falling: the last `patience` evaluations brought nothing.
-
-    history: (step, bits per byte) of the unified phase's evaluations, in order. Progress is a fall
-    of at least `delta` below the best so far; what is not a number is no progress.
-    """
-    best, stale = math.inf, 0
-    for _, value in history:
-        if value < math.inf and (best == math.inf or (value <= best - delta and value < best)):
-            best, stale = value, 0
-        else:
-            stale += 1
-    return stale >= patience
+    return factor

@@ -1,5 +1,5 @@
-"""Owns the state that a step changes and a checkpoint holds: weights, optimizer, data cursors,
-guard and best evaluation. What a step does with it is the trainer's.
+"""The state of training that steps change and checkpoints store: weights, optimizer, data cursors,
+gradient guard and evaluations.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from engine.checkpoint.train_state import (
     rng_tensors,
 )
 from engine.config import GuardsConfig, OptimizerConfig
-from engine.distill.data.packing import Cursor, cursors_from_json, cursors_to_json
+from engine.distill.data.cursors import Cursor, cursors_from_json, cursors_to_json
 from engine.distill.train.guards import GradGuard
 from engine.distill.train.on_policy import OnPolicyRound
 
 
 @dataclass
-class Progress:
-    """What changes from step to step, besides weights and optimizer."""
+class TrainingProgress:
+    """What steps change besides weights and optimizer."""
 
     step: int = 0
     tokens_seen: int = 0
@@ -38,11 +38,11 @@ class Progress:
     evaluations: list[tuple[int, float]] = field(default_factory=list)
     """(step, held-out bits per byte), in order."""
     round: OnPolicyRound | None = None
-    """What the student wrote for the on-policy round under way."""
+    """The student's answers of the current on-policy round."""
 
     @property
     def evaluated(self) -> bool:
-        """Whether the student was measured after the last step."""
+        """Whether the student was evaluated after the last step."""
         return bool(self.evaluations) and self.evaluations[-1][0] == self.step
 
 
@@ -50,8 +50,10 @@ class Session:
     """A student in training.
 
     Attributes:
-        vocabulary: digest of the student's tokenizer; a checkpoint of another one is not resumed.
-        texts: fingerprints of the streamed texts, by feed; so too.
+        vocabulary: digest of the student's tokenizer.
+        texts: fingerprints of the streamed texts, by source.
+
+    A checkpoint with another vocabulary or other texts is not resumed.
     """
 
     def __init__(
@@ -64,19 +66,25 @@ class Session:
     ) -> None:
         self.model = model
         self.optimizer = make_optimizer(model, optimizer)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self.guard = GradGuard(guards)
         self.vocabulary = vocabulary
         self.texts = dict(texts or {})
         self._guards = guards
+        self._activation_checkpointing = False
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return self.model.device
 
     @property
     def output_matrix(self) -> Tensor:
-        """(V, H), tied or not."""
+        """(V, H) output matrix, tied to the embedding or not."""
         return self.model.get_output_embeddings().weight  # type: ignore[union-attr,return-value]
 
     def state(self, training_seconds: float) -> TrainState:
-        """Everything that the next step depends on; the tensors are the session's own."""
+        """Everything that the next step depends on; the tensors are not copied."""
         p = self.progress
         return TrainState(
             step=p.step,
@@ -97,12 +105,12 @@ class Session:
         )
 
     def restore(self, state: TrainState, rollbacks: int) -> None:
-        """Goes on from a checkpoint; `rollbacks` as the journal counts them."""
-        # Tied weights are in it once, under the embedding's name.
+        """Load a checkpoint; `rollbacks` is their number in the journal."""
+        # strict=False: a tied output matrix is stored once, under the embedding's name
         self.model.load_state_dict(state.model_state, strict=False)
         load_optimizer_tensors(self.model, self.optimizer, state.optimizer)
         scalars: dict[str, Any] = state.scalars
-        self.progress = Progress(
+        self.progress = TrainingProgress(
             step=state.step,
             tokens_seen=state.tokens_seen,
             cursors=cursors_from_json(scalars["cursors"]),
@@ -114,16 +122,29 @@ class Session:
         load_rng_tensors(state.rng)
 
     def move(self, device: torch.device) -> None:
-        """Weights and optimizer to another device."""
+        """Move weights and optimizer to another device."""
         self.model.to(device)  # type: ignore[arg-type]
         for state in self.optimizer.state.values():
             for name, value in state.items():
                 if isinstance(value, Tensor):
                     state[name] = value.to(device)
 
+    def set_activation_checkpointing(self, enabled: bool) -> None:
+        """Whether activations are recomputed in the backward pass instead of being stored."""
+        if enabled == self._activation_checkpointing:
+            return
+        # transformers 5.2x renamed these methods; the former names will be removed in version 6
+        renamed = hasattr(self.model, "activation_checkpointing_enable")
+        prefix = "activation" if renamed else "gradient"
+        if enabled:
+            getattr(self.model, f"{prefix}_checkpointing_enable")({"use_reentrant": False})
+        else:
+            getattr(self.model, f"{prefix}_checkpointing_disable")()
+        self._activation_checkpointing = enabled
+
 
 def make_optimizer(model: LlamaForCausalLM, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW; matrices decay, norms do not. The learning rate is set at each step."""
+    """Fused AdamW, with weight decay for matrices only. Each step sets the learning rate."""
     parameters = list(model.parameters())
     return torch.optim.AdamW(
         [

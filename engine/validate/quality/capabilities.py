@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from engine.distill.teacher.teacher import Answer
 from engine.distill.train.capabilities import choose_measured, is_right
 from engine.events import STUDENT, CapabilitiesScored, CapabilityScore, CheckDone, RunStarted
 from engine.experts.registry import CAPABILITIES
+from engine.generation import Answer
 from engine.prompts.prompt import Prompt
 from engine.run.history import History
 from engine.validate.checks.check import row, skipped

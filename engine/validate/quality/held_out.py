@@ -2,7 +2,7 @@
 and agreement with each expert.
 
 The text and what the experts make of it come from the run's cache
-(`engine.distill.teacher.targets`); a
+(`engine.distill.teacher.target_store`); a
 model whose run is not on this machine has none, and is told so.
 """
 
@@ -18,8 +18,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from engine.checkpoint.model_record import ModelRecord
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.align.vocabulary import ByteVocabulary
-from engine.distill.teacher.targets import EncodedBlock, ShardKey, TargetBatch, TargetStore
+from engine.distill.teacher.sparse_targets import TargetBatch
+from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.distill.train.evaluation import evaluate_expert
 from engine.events import CheckDone, ExpertScore
 from engine.validate.checks.check import row, skipped
@@ -59,8 +61,8 @@ class Subset:
     def token_counts(self) -> np.ndarray:
         return self._lengths[list(self.blocks)]
 
-    def row(self, block: int) -> EncodedBlock:
-        return self._store.row(self.blocks[block])
+    def block(self, block: int) -> EncodedBlock:
+        return self._store.block(self.blocks[block])
 
     def targets(self, blocks: Sequence[int], epoch: int) -> TargetBatch:
         return self._store.targets([self.blocks[n] for n in blocks], epoch)
@@ -163,7 +165,7 @@ def _measure(
         tokens_per_batch=4096,
         device=loaded.device,
         dtype=loaded.dtype,
-        beat=serve,
+        heartbeat=serve,
     )
     own = store.teacher_bits_per_byte(list(subset.blocks))
     shape = (len(subset), len(store), store.key.temperature)

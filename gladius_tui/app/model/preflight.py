@@ -96,6 +96,7 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
     stored = stored_config(ws)
     finished = stored is not None and read_state(ws).status == "completed"
     resumable = None if stored is None or finished else (stored[0], stored[1].preset)
+    former_names: list[str] = []
     try:
         hours = _hours(form.hours)
         config = load_config(
@@ -106,6 +107,7 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
             experts=form.experts,
             data=_split("data", form.data),
             hours=hours,
+            notes=former_names,
         )
     except (GladiusError, ValueError) as error:
         return Assessment(form=form, problems=_problems(str(error)), stored=resumable)
@@ -123,7 +125,7 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
             *_student(config),
             *_length(config),
             *_machine(ws, config, specs, gpus),
-            *(Line("note", note, "note") for note in notes),
+            *(Line("note", note, "note") for note in (*former_names, *notes)),
         ),
         problems=problems,
         stored=resumable,
@@ -158,7 +160,7 @@ def _student(config: RunConfig) -> Iterator[Line]:
 
 def _length(config: RunConfig) -> Iterator[Line]:
     optimizer, schedule = config.optimizer, config.schedule
-    tokens = optimizer.rows_per_step * optimizer.max_seq_len
+    tokens = optimizer.global_batch_size * optimizer.max_seq_len
     yield Line("a step", f"{tokens:,} tokens, micro-batch {optimizer.micro_batch_size}")
     if schedule.max_steps is not None:
         yield Line("length", f"{schedule.max_steps:,} steps")

@@ -13,14 +13,10 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
+from engine.distill.align.alignment import align
 from engine.distill.align.blocks import ChatEncoder
-from engine.distill.align.projection import (
-    ProjectionTables,
-    Projector,
-    align,
-    build_tables,
-    load_tables,
-)
+from engine.distill.align.projection import Projector
+from engine.distill.align.tables import ProjectionTables, build_tables, load_tables
 from tests.distill.conftest import REAL_TEACHERS
 from tests.support.toys import (
     NASTY,
@@ -563,7 +559,7 @@ def test_tables_are_kept_and_used_again(tmp_path, trained, monkeypatch):
     arguments = (teacher.vocabulary, student.vocabulary, teacher.end_ids, student.end_ids[0])
     built = load_tables(tmp_path, *arguments)
     (path,) = tmp_path.iterdir()
-    monkeypatch.setattr("engine.distill.align.projection.build_tables", None)
+    monkeypatch.setattr("engine.distill.align.tables.build_tables", None)
     again = load_tables(tmp_path, *arguments)
     assert list(tmp_path.iterdir()) == [path]
     for name in ("phi", "order", "rank", "start", "suffix_phi", "prefix_lo", "prefix_hi"):

@@ -87,8 +87,8 @@ def test_what_looks_like_a_special_token_is_read_as_text(trained):
 
 def test_a_sentencepiece_sign_in_the_text_does_not_pass_for_a_space(trained):
     for kind in ("prepend", "metaspace"):
-        assert trained[kind].span("under▁score") is None
-    assert trained["byte_level"].span("under▁score") is not None
+        assert trained[kind].encode_span("under▁score") is None
+    assert trained["byte_level"].encode_span("under▁score") is not None
 
 
 def test_tokens_of_half_a_character_keep_their_bytes():

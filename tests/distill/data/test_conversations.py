@@ -11,9 +11,11 @@ import torch
 
 from engine.config import DataConfig
 from engine.distill.data.conversations import choose, kept_examples, write_answers
-from engine.distill.teacher.teacher import Answer, Teacher, load_teacher
+from engine.distill.teacher.loading import load_teacher
+from engine.distill.teacher.teacher import Teacher
 from engine.events import AnswersJudged, Event, Progress
 from engine.experts.registry import CAPABILITIES
+from engine.generation import Answer
 from engine.prompts.answers import answer_files
 from engine.prompts.prompt import NumberCheck, Prompt, load_prompts
 from engine.text.examples import Example, Message, read_data_file

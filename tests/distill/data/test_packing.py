@@ -12,16 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.distill.data.packing import (
-    LENGTH_STEP,
+from engine.distill.align.blocks import EncodedBlock
+from engine.distill.data.cursors import (
     Cursor,
-    Mixer,
+    StreamPosition,
     cursors_from_json,
     cursors_to_json,
-    make_batch,
-    pack,
 )
-from engine.distill.teacher.targets import EncodedBlock
+from engine.distill.data.packing import LENGTH_STEP, Mixer, make_batch, pack
+from engine.distill.data.sources import EpochBlocks
 
 MAX = 100
 block_lengths = st.lists(st.integers(1, MAX), min_size=1, max_size=60).map(
@@ -52,8 +51,21 @@ LENGTHS = {
 MIX = {"one": 0.5, "two": 0.2, "three": 0.3}
 
 
+class FixedBlocks:
+    """A source that has the same blocks in each epoch."""
+
+    def __init__(self, token_counts: np.ndarray) -> None:
+        self._token_counts = token_counts
+
+    def open_epoch(self, epoch: int, begins: StreamPosition) -> EpochBlocks:
+        return EpochBlocks(self._token_counts)
+
+    def release_before(self, epoch: int) -> None:
+        pass
+
+
 def mixer(seed: int = 0, rows: int = 4) -> Mixer:
-    return Mixer(LENGTHS, MAX, rows, seed)
+    return Mixer({name: FixedBlocks(part) for name, part in LENGTHS.items()}, MAX, rows, seed)
 
 
 def deal(dealer: Mixer, steps: int, mix=MIX, cursors=None):
@@ -70,13 +82,15 @@ def test_every_step_has_its_rows(rows):
     dealt, _ = deal(mixer(rows=rows), 30)
     assert all(len(step) == rows for step in dealt)
     assert all(
-        sum(int(LENGTHS[row.feed][n]) for n in row.blocks) <= MAX for step in dealt for row in step
+        sum(int(LENGTHS[row.source][n]) for n in row.blocks) <= MAX
+        for step in dealt
+        for row in step
     )
 
 
 def test_experts_get_their_shares():
     dealt, _ = deal(mixer(), 500)
-    counts = Counter(row.feed for step in dealt for row in step)
+    counts = Counter(row.source for step in dealt for row in step)
     for expert, share in MIX.items():
         # a share is never behind or ahead by more than a row
         assert abs(counts[expert] - 2000 * share) <= 1
@@ -84,7 +98,7 @@ def test_experts_get_their_shares():
 
 def test_an_expert_with_no_share_is_not_dealt():
     dealt, _ = deal(mixer(), 50, {"one": 0.0, "two": 1.0, "three": 0.0})
-    assert {row.feed for step in dealt for row in step} == {"two"}
+    assert {row.source for step in dealt for row in step} == {"two"}
 
 
 def test_each_epoch_has_each_block_once_in_another_order():
@@ -92,7 +106,7 @@ def test_each_epoch_has_each_block_once_in_another_order():
     seen: dict[tuple[str, int], list[int]] = {}
     for step in dealt:
         for row in step:
-            seen.setdefault((row.feed, row.epoch), []).extend(row.blocks)
+            seen.setdefault((row.source, row.epoch), []).extend(row.blocks)
     for expert, lengths in LENGTHS.items():
         assert cursors[expert].epoch >= 2
         for epoch in range(cursors[expert].epoch):
@@ -133,7 +147,7 @@ def test_a_cursor_of_the_wrong_shape_is_refused():
 def test_one_experts_rows_stand_together():
     dealt, _ = deal(mixer(rows=9), 40)
     for step in dealt:
-        names = [row.feed for row in step]
+        names = [row.source for row in step]
         assert names == sorted(names)
 
 
@@ -142,7 +156,7 @@ def test_a_mix_that_changes_goes_on_where_each_expert_stood():
     first, cursors = deal(dealer, 5, {"one": 1.0})
     assert cursors["two"] == Cursor()
     second, after = deal(dealer, 5, {"two": 0.8, "one": 0.2}, cursors)
-    rows = [row for step in first + second for row in step if row.feed == "one"]
+    rows = [row for step in first + second for row in step if row.source == "one"]
     blocks = [n for row in rows if row.epoch == 0 for n in row.blocks]
     assert len(blocks) == len(set(blocks))
     assert after["two"].row + after["two"].epoch > 0

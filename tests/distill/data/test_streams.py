@@ -12,10 +12,11 @@ import msgspec
 import pytest
 
 from engine.distill.data import corpus
-from engine.distill.data.corpus import held_by_digest
-from engine.distill.data.packing import Cursor, StreamPosition, cursors_from_json, cursors_to_json
+from engine.distill.data.corpus import is_held_out_by_digest
+from engine.distill.data.cursors import Cursor, StreamPosition, cursors_from_json, cursors_to_json
+from engine.distill.data.shuffled_text import ShuffledText, open_texts
 from engine.distill.data.sources import CachedSource
-from engine.distill.data.streams import Order, StreamSource, open_texts
+from engine.distill.data.streams import StreamSource
 from engine.errors import GladiusError, UsageError
 from engine.events import DataReady, LogLine, StepDone, Stop
 from engine.prompts.prompt import family_digest, is_reserved
@@ -49,7 +50,7 @@ def write_texts(path, count: int, seed: int = 0, **keys: Any) -> list[str]:
     return texts
 
 
-def texts_of(order: Order, place: StreamPosition, number: int, most: int = 10**9):
+def texts_of(order: ShuffledText, place: StreamPosition, number: int, most: int = 10**9):
     """The texts read in one window, and the place after them."""
     found = []
     for example, after in order.read(place, number):
@@ -68,19 +69,19 @@ def test_a_pass_has_each_example_once_and_the_next_one_in_another_order(tmp_path
         (tmp_path / f"{n}.txt").write_text("x" * 1_100_000 if n < 3 else f"text {n}")
     texts = write_texts(tmp_path / "many.jsonl", 500)
     (text,) = open_texts([str(tmp_path)], tmp_path)
-    order = Order(text, [7], print)
+    order = ShuffledText(text, [7], print)
     first, _ = texts_of(order, StreamPosition(), 0)
-    second, _ = texts_of(order, StreamPosition(turn=1), 9)
+    second, _ = texts_of(order, StreamPosition(pass_number=1), 9)
     assert Counter(first) == Counter(second) and first != second
     assert set(texts) <= set(first)
-    assert texts_of(Order(text, [8], print), StreamPosition(), 0)[0] != first
+    assert texts_of(ShuffledText(text, [8], print), StreamPosition(), 0)[0] != first
 
 
 def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
     write_texts(tmp_path / "a.jsonl", 300)
     write_texts(tmp_path / "b.jsonl", 300, seed=1)
     (text,) = open_texts([str(tmp_path)], tmp_path)
-    running = Order(text, [0], print)
+    running = ShuffledText(text, [0], print)
     place, windows = StreamPosition(), []
     for number in range(6):
         found, after = texts_of(running, place, number, 70)
@@ -88,7 +89,7 @@ def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
         place = after
     for number, (begins, found) in enumerate(windows):
         # opened anew, and by one that has read something else meanwhile
-        assert texts_of(Order(text, [0], print), begins, number, 70)[0] == found
+        assert texts_of(ShuffledText(text, [0], print), begins, number, 70)[0] == found
     texts_of(running, StreamPosition(), 0, 5)
     assert texts_of(running, windows[3][0], 3, 70)[0] == windows[3][1]
 
@@ -105,7 +106,7 @@ def test_a_place_survives_the_checkpoint():
 
 def stream_of(ws: Workspace, **fields: Any) -> StreamSource:
     _, prepared = prepare(ws, make_config(ws, **{**STREAM, **fields}))
-    (source,) = (s for s, _ in prepared["tiny"].feeds.values() if isinstance(s, StreamSource))
+    (source,) = (s for s, _ in prepared["tiny"].sources.values() if isinstance(s, StreamSource))
     return source
 
 
@@ -113,15 +114,15 @@ def test_windows_hold_all_text_but_what_is_held_out(ws):
     write_texts(ws.root / "text.jsonl", 400)
     source = stream_of(ws)
     place, seen, number = StreamPosition(), Counter[bytes](), 0
-    while place.turn == 0:
-        source.forget(number)
-        window = source.window(number, place)
-        assert window.begins == place and len(window.lengths) > 0
-        seen.update(source.row(n, number).ids.tobytes() for n in range(len(window.lengths)))
+    while place.pass_number == 0:
+        source.release_before(number)
+        window = source.open_epoch(number, place)
+        assert window.begins == place and len(window.token_counts) > 0
+        seen.update(source.block(n, number).ids.tobytes() for n in range(len(window.token_counts)))
         place, number = window.ends, number + 1
     assert number > 4 and set(seen.values()) == {1}
     keys = [corpus.example_key(e) for e in read_data_file(ws.root / "text.jsonl")]
-    held = sum(corpus.held_by_digest(key, 0.1) for key in keys)
+    held = sum(corpus.is_held_out_by_digest(key, 0.1) for key in keys)
     assert 15 < held < 80 and len(seen) == 400 - held
     assert source.counts.examples == 400
 
@@ -129,44 +130,46 @@ def test_windows_hold_all_text_but_what_is_held_out(ws):
 def test_variants_are_streamed_to_learn_from_or_to_measure_on_together(ws):
     """Of a reserved family nothing is learnt, however little is held out; of all others all is."""
     families = [f"family {n}" for n in range(160)]
-    small = {f for f in families if held_by_digest(family_digest(f), 0.02)}
+    small = {f for f in families if is_held_out_by_digest(family_digest(f), 0.02)}
     held = {f for f in families if is_reserved(f)}
     assert small < held
     lines = [{"family": f, "text": f"{f}: the {word}"} for f in families for word in WORDS[:5]]
     random.Random(0).shuffle(lines)
     (ws.root / "text.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     tokenizer, parts = prepare(ws, make_config(ws, **{**STREAM, "data__held_out": 0.02}))
-    (source,) = (s for s, _ in parts["tiny"].feeds.values() if isinstance(s, StreamSource))
+    (source,) = (s for s, _ in parts["tiny"].sources.values() if isinstance(s, StreamSource))
 
     def family_of(ids: Any) -> str:
         return re.findall(r"family \d+(?=:)", tokenizer.decode(ids))[0]
 
     place, learnt, number = StreamPosition(), Counter[str](), 0
-    while place.turn == 0:
-        source.forget(number)
-        window = source.window(number, place)
-        learnt.update(family_of(source.row(n, number).ids) for n in range(len(window.lengths)))
+    while place.pass_number == 0:
+        source.release_before(number)
+        window = source.open_epoch(number, place)
+        learnt.update(
+            family_of(source.block(n, number).ids) for n in range(len(window.token_counts))
+        )
         place, number = window.ends, number + 1
     store = parts["tiny"].held_out
-    measured = {family_of(store.row(n).ids) for n in range(len(store))}
+    measured = {family_of(store.block(n).ids) for n in range(len(store))}
     assert set(learnt) == set(families) - held and set(learnt.values()) == {5}
     assert measured and measured <= held
 
 
 def test_a_row_is_there_until_its_window_is_forgotten(ws):
     source = stream_of(ws)
-    first = source.window(0, StreamPosition())
-    source.window(1, first.ends)
-    assert len(source.row(0, 0).ids) == first.lengths[0]
-    source.forget(1)
+    first = source.open_epoch(0, StreamPosition())
+    source.open_epoch(1, first.ends)
+    assert len(source.block(0, 0).ids) == first.token_counts[0]
+    source.release_before(1)
     with pytest.raises(KeyError):
-        source.row(0, 0)
+        source.block(0, 0)
 
 
 def test_the_split_by_digest_is_stable_when_text_is_added(ws):
     keys = [corpus.example_key(e) for e in read_data_file(ws.root / "text.jsonl")]
-    held = {key for key in keys if corpus.held_by_digest(key, 0.3)}
-    assert {key for key in keys if corpus.held_by_digest(key, 0.2)} <= held
+    held = {key for key in keys if corpus.is_held_out_by_digest(key, 0.3)}
+    assert {key for key in keys if corpus.is_held_out_by_digest(key, 0.2)} <= held
     assert 0 < len(held) < len(keys)
 
 
@@ -177,14 +180,14 @@ def test_unreadable_lines_are_told_a_few_times_and_left_out(ws):
     link = KeepingLink()
     assert train(ws, make_config(ws, **STREAM, schedule__max_steps=9), link) == 0
     told = [e.text for e in link.of(LogLine) if "text.jsonl, line 4" in e.text]
-    assert len(told) == 5 and "left out: " in told[0]
-    assert any("not told one by one" in e.text for e in link.of(LogLine))
+    assert len(told) == 5 and "skipped: " in told[0]
+    assert any("further unreadable examples" in e.text for e in link.of(LogLine))
 
 
 def test_text_that_nobody_can_teach_ends_the_run_with_one_line(ws):
     write_texts(ws.root / "text.jsonl", 40)
     (ws.root / "text.jsonl").write_text('{"text": "one"}\n' + "{broken\n" * 200)
-    with pytest.raises(GladiusError, match="nothing") as raised:
+    with pytest.raises(GladiusError, match="no examples to evaluate on") as raised:
         train(ws, make_config(ws, **STREAM), KeepingLink())
     assert "\n" not in str(raised.value)
 
@@ -194,9 +197,9 @@ def test_text_that_nobody_can_teach_ends_the_run_with_one_line(ws):
 
 def test_small_files_are_cached_and_large_ones_streamed(ws):
     _, prepared = prepare(ws, make_config(ws))
-    assert isinstance(prepared["tiny"].feeds["tiny"][0], CachedSource)
+    assert isinstance(prepared["tiny"].sources["tiny"][0], CachedSource)
     _, prepared = prepare(ws, make_config(ws, **STREAM))
-    assert list(prepared["tiny"].feeds) == ["tiny/text.jsonl"]
+    assert list(prepared["tiny"].sources) == ["tiny/text.jsonl"]
 
 
 def test_answers_and_streamed_text_share_the_rows(ws):
@@ -213,7 +216,7 @@ def test_answers_and_streamed_text_share_the_rows(ws):
     trainer = make_trainer(ws, config, KeepingLink(), ws.checkpoints_dir)
     assert trainer._mix(1) == {"tiny": 0.25, "tiny/text.jsonl": 0.75}
     rows, _ = trainer.mixer.next({}, trainer._mix(1))
-    assert Counter(row.feed for row in rows) == {"tiny": 1, "tiny/text.jsonl": 3}
+    assert Counter(row.source for row in rows) == {"tiny": 1, "tiny/text.jsonl": 3}
 
 
 def test_cached_targets_of_a_large_text_need_a_bound_and_keep_to_it(ws):
@@ -245,10 +248,10 @@ def test_an_example_goes_to_the_experts_that_can_teach_it(ws):
     files = [*config.data.files, str(ws.root / "more")]
     data = msgspec.structs.replace(config.data, files=files)
     tokenizer, prepared = prepare(ws, msgspec.structs.replace(config, data=data))
-    ((source, share),) = prepared["other"].feeds.values()
+    ((source, share),) = prepared["other"].sources.values()
     assert share == 1.0 and isinstance(source, StreamSource)
-    window = source.window(0, StreamPosition())
-    read = [tokenizer.decode(source.row(n, 0).ids) for n in range(len(window.lengths))]
+    window = source.open_epoch(0, StreamPosition())
+    read = [tokenizer.decode(source.block(n, 0).ids) for n in range(len(window.token_counts))]
     assert read and all(any(t in text for t in code) for text in read)
 
 
@@ -333,7 +336,7 @@ def test_a_run_over_many_windows_and_passes_goes_on_exactly(ws, tmp_path):
     trainer = make_trainer(ws, config, whole, tmp_path / "whole")
     assert trainer.run() == "completed"
     cursor = trainer.session.progress.cursors["tiny/text.jsonl"]
-    assert cursor.epoch > 8 and cursor.place.turn >= 2
+    assert cursor.epoch > 8 and cursor.position.pass_number >= 2
 
     links = []
     for attempt, stop_at in enumerate((13, 29, None)):

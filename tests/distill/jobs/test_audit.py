@@ -18,7 +18,7 @@ from engine.distill.jobs.audit import (
     tokenizer_encoder,
 )
 from engine.distill.student import student_encoder
-from engine.distill.teacher.teacher import load_teacher
+from engine.distill.teacher.loading import load_teacher
 from engine.errors import MissingError
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import read_data_file

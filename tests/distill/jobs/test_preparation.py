@@ -9,8 +9,12 @@ import pytest
 import torch
 
 from engine.config import RunConfig
-from engine.distill.data.sources import CachedSource, OnlineSource, Source
-from engine.distill.jobs.preparation import Preparation, TeacherPool, device_and_dtype
+from engine.distill.data.sources import CachedSource, FixedSource, OnlineSource
+from engine.distill.device import device_and_dtype
+from engine.distill.jobs.preparation import prepare_run
+from engine.distill.jobs.run_texts import RunTexts, read_texts, student_tokenizer
+from engine.distill.jobs.setup import RunSetup
+from engine.distill.teacher.pool import TeacherPool
 from engine.errors import UsageError
 from engine.events import DataReady, Progress, Stop
 from engine.experts.registry import load_experts
@@ -24,6 +28,9 @@ def ws(tmp_path) -> Workspace:
     return make_root(tmp_path)
 
 
+NO_TEXTS = RunTexts(fixed={}, streamed=None)
+
+
 class Counting(TeacherPool):
     """Counts how often an expert is loaded."""
 
@@ -35,25 +42,24 @@ class Counting(TeacherPool):
         return super().get(spec)
 
 
-def make(ws: Workspace, config: RunConfig, link: Any) -> Preparation:
+def make(ws: Workspace, config: RunConfig, link: Any) -> RunSetup:
     ctx = JobContext(link)
     pool = Counting(ws, ctx, CPU, torch.float32, keep_all=config.targets.source == "online")
     experts = [load_experts(ws)[name] for name in config.experts.names]
-    return Preparation(ws, config, experts, ctx, pool, torch.float32)
+    return RunSetup(ws, config, experts, ctx, pool, torch.float32)
 
 
 def prepared(ws: Workspace, config: RunConfig, link: Any = None):
-    """(preparation, tiny's source, tiny's held-out store)"""
-    preparation = make(ws, config, link or KeepingLink())
-    texts = preparation.texts()
-    part = preparation.prepare(texts, preparation.tokenizer(texts))["tiny"]
-    source, share = part.feeds["tiny"]
+    """(setup, tiny's source, tiny's held-out store)"""
+    setup = make(ws, config, link or KeepingLink())
+    expert = prepare_run(setup).experts["tiny"]
+    source, share = expert.sources["tiny"]
     assert share == 1.0
-    return preparation, source, part.held_out
+    return setup, source, expert.held_out
 
 
-def rows(source: Source) -> list[bytes]:
-    return [source.row(n).ids.tobytes() for n in range(len(source.token_counts()))]
+def rows(source: FixedSource) -> list[bytes]:
+    return [source.block(n).ids.tobytes() for n in range(len(source.token_counts()))]
 
 
 def test_what_was_prepared_is_found_again_without_loading_the_expert(ws):
@@ -112,32 +118,31 @@ def test_an_interrupted_scoring_goes_on_to_the_same_targets(ws, tmp_path):
     _, expected, _ = prepared(make_root(other), make_config(make_root(other)))
     assert rows(source) == rows(expected)
     blocks = range(len(rows(source)))
-    one, two = source.soft(blocks, 0, CPU), expected.soft(blocks, 0, CPU)
+    one, two = source.soft_targets(blocks, 0, CPU), expected.soft_targets(blocks, 0, CPU)
     assert torch.equal(one.ids, two.ids) and torch.equal(one.mass, two.mass)
 
 
 def test_online_keeps_the_expert_and_scores_only_what_is_held_out(ws):
-    preparation, source, held_out = prepared(ws, make_config(ws, targets__source="online"))
+    setup, source, held_out = prepared(ws, make_config(ws, targets__source="online"))
     assert isinstance(source, OnlineSource) and len(held_out) > 0
-    assert source.soft([0], 0, CPU).output is not None
-    assert preparation.pool.loads == 1
+    assert source.soft_targets([0], 0, CPU).output is not None
+    assert setup.pool.loads == 1
     _, cached, _ = prepared(ws, make_config(ws))
     assert rows(source) == rows(cached)
 
 
 def test_held_out_text_is_never_trained_on(ws):
     _, source, held_out = prepared(ws, make_config(ws, data__held_out=0.3))
-    held = {held_out.row(n).ids.tobytes() for n in range(len(held_out))}
+    held = {held_out.block(n).ids.tobytes() for n in range(len(held_out))}
     assert held and held.isdisjoint(rows(source))
 
 
 def test_the_trained_tokenizer_is_kept_beside_the_checkpoints(ws):
-    preparation = make(ws, make_config(ws), KeepingLink())
-    texts = preparation.texts()
-    tokenizer = preparation.tokenizer(texts)
+    setup = make(ws, make_config(ws), KeepingLink())
+    tokenizer = student_tokenizer(setup, read_texts(setup))
     kept = ws.checkpoints_dir / "tokenizer" / "tokenizer.json"
     before = kept.read_bytes()
-    again = make(ws, make_config(ws), KeepingLink()).tokenizer({})
+    again = student_tokenizer(make(ws, make_config(ws), KeepingLink()), NO_TEXTS)
     assert kept.read_bytes() == before
     assert again("the river").input_ids == tokenizer("the river").input_ids
 
@@ -145,7 +150,7 @@ def test_the_trained_tokenizer_is_kept_beside_the_checkpoints(ws):
 def test_an_experts_or_a_folders_tokenizer_can_be_borrowed(ws):
     for wanted in ("tiny", str(ws.root / "tiny")):
         config = make_config(ws, student__tokenizer=wanted)
-        tokenizer = make(ws, config, KeepingLink()).tokenizer({})
+        tokenizer = student_tokenizer(make(ws, config, KeepingLink()), NO_TEXTS)
         assert len(tokenizer) <= 320 and tokenizer.eos_token == "<|im_end|>"
 
 
@@ -161,12 +166,12 @@ def test_the_experts_answers_are_written_once(ws):
         data__keep_answers="all",
     )
     first = make(ws, config, KeepingLink())
-    texts = first.texts()["tiny"]
-    given = make(ws, make_config(ws), KeepingLink()).texts()["tiny"]
+    texts = read_texts(first).fixed["tiny"]
+    given = read_texts(make(ws, make_config(ws), KeepingLink())).fixed["tiny"]
     assert texts[-len(given) :] == given and 0 < len(texts) - len(given) <= 3
     assert first.pool.loads == 1
     again = make(ws, config, KeepingLink())
-    assert again.texts()["tiny"] == texts and again.pool.loads == 0
+    assert read_texts(again).fixed["tiny"] == texts and again.pool.loads == 0
 
 
 def test_a_text_too_short_for_training_and_evaluation_is_told(ws):

@@ -1,4 +1,4 @@
-"""A training job from start to end, in this process: what it says, answers, refuses and leaves."""
+"""A training job from start to end, in this process: events, commands, refusals and files."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def losses(*links: KeepingLink) -> dict[int, str]:
     }
 
 
-def test_a_run_tells_what_it_does_and_leaves_a_model_and_a_checkpoint(ws):
+def test_a_run_reports_its_progress_and_saves_a_model_and_a_checkpoint(ws):
     config = make_config(ws, schedule__eval_interval=5)
     link = KeepingLink()
     assert train(ws, config, link) == 0
@@ -86,13 +86,13 @@ def test_a_run_tells_what_it_does_and_leaves_a_model_and_a_checkpoint(ws):
     assert sum(p.numel() for p in model.parameters()) == count
 
 
-def test_stopped_and_resumed_anywhere_it_is_the_same_run(ws, tmp_path):
+def test_a_run_stopped_and_resumed_anywhere_gives_the_same_numbers(ws, tmp_path):
     """Also between two micro-batches, before an evaluation and before the first step."""
     other = tmp_path / "other"
     other.mkdir()
     fields = {"optimizer__micro_batch_size": 1, "schedule__eval_interval": 3}
-    undisturbed = KeepingLink()
-    assert train(make_root(other), make_config(make_root(other), **fields), undisturbed) == 0
+    uninterrupted = KeepingLink()
+    assert train(make_root(other), make_config(make_root(other), **fields), uninterrupted) == 0
 
     config = make_config(ws, **fields)
     links = [KeepingLink(when(EvalDone, 0, Stop()))]
@@ -112,17 +112,17 @@ def test_stopped_and_resumed_anywhere_it_is_the_same_run(ws, tmp_path):
     links.append(KeepingLink())
     assert train(ws, config, links[-1], resume=True) == 0
     assert ended(links[-1]).status == "completed"
-    assert losses(*links) == losses(undisturbed)
+    assert losses(*links) == losses(uninterrupted)
     values = {e.step: e.bits_per_byte for link in links for e in link.of(EvalDone)}
-    assert values == {e.step: e.bits_per_byte for e in undisturbed.of(EvalDone)}
+    assert values == {e.step: e.bits_per_byte for e in uninterrupted.of(EvalDone)}
     for name in ("model.safetensors", "optimizer.safetensors"):
         paths = [r / f"tmp/checkpoints/step-000000012/{name}" for r in (ws.root, other)]
         assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
 class StoppedInside(KeepingLink):
-    """Asks to end at the n-th time that commands are read after a step was done: the first is
-    between the steps, the next ones are inside an evaluation or the next step."""
+    """Sends a stop at the n-th time that commands are read after a step: the first is between the
+    steps, the next ones are inside an evaluation or the next step."""
 
     def __init__(self, step: int, times: int) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class StoppedInside(KeepingLink):
         return [Stop()] if self._polls == self._times else super().poll()
 
 
-def test_a_paused_run_stands_still_saves_when_asked_and_goes_on(ws):
+def test_a_paused_run_saves_a_checkpoint_on_request_and_resumes(ws):
     def react(event):
         if isinstance(event, StepDone) and event.step == 4:
             return [Pause(), CheckpointCommand()]
@@ -184,20 +184,20 @@ def test_two_experts_have_a_phase_each(ws):
     assert [score.expert for score in end.scores] == ["tiny", "other"]
 
 
-def test_a_checkpoint_asked_for_before_the_first_step_can_be_resumed(ws):
+def test_a_checkpoint_requested_before_the_first_step_can_be_resumed(ws):
     def react(event):
         if isinstance(event, DataReady):
             return [CheckpointCommand()]
         return [Stop()] if isinstance(event, CheckpointSaved) else []
 
-    undisturbed = KeepingLink()
-    assert train(ws, make_config(ws), undisturbed) == 0
+    uninterrupted = KeepingLink()
+    assert train(ws, make_config(ws), uninterrupted) == 0
     first = KeepingLink(react)
     assert train(ws, make_config(ws), first, fresh=True) == 0
     assert next((e.step, e.reason) for e in first.of(CheckpointSaved)) == (0, "asked")
     second = KeepingLink()
     assert train(ws, make_config(ws), second, resume=True) == 0
-    assert losses(first, second) == losses(undisturbed)
+    assert losses(first, second) == losses(uninterrupted)
 
 
 def test_a_run_without_a_budget_ends_when_held_out_loss_stops_falling(ws):
@@ -212,16 +212,16 @@ def test_a_run_without_a_budget_ends_when_held_out_loss_stops_falling(ws):
     )
     assert train(ws, config, link) == 0
     assert ended(link).status == "completed"
-    # unified from step 5: measured at 5, 10 and 15; two of them brought nothing
+    # unified from step 5: evaluated at 5, 10 and 15, two of them without progress
     assert 15 < link.steps()[-1] <= 20
     rates = [e.lr for e in link.of(StepDone)]
     assert rates[14] == max(rates) > rates[-1]
 
 
-# Beginning, going on, beginning anew
+# Starting, resuming, starting over
 
 
-def test_a_run_stopped_before_its_first_step_goes_on_with_what_it_prepared(ws):
+def test_a_run_stopped_before_its_first_step_resumes_with_what_it_prepared(ws):
     config = make_config(ws)
     first = KeepingLink(lambda event: [Stop()] if isinstance(event, DataReady) else [])
     assert train(ws, config, first) == 0
@@ -230,7 +230,7 @@ def test_a_run_stopped_before_its_first_step_goes_on_with_what_it_prepared(ws):
     assert second.steps() == list(range(1, 13))
 
 
-def test_beginning_anew_does_not_take_over_another_runs_tokenizer(ws):
+def test_a_new_run_does_not_use_the_tokenizer_of_another_run(ws):
     first = KeepingLink(when(PhaseStarted, 0, Stop()))
     assert train(ws, make_config(ws, student__vocab_size=400), first) == 0
     config = make_config(ws, student__vocab_size=320)
@@ -238,7 +238,7 @@ def test_beginning_anew_does_not_take_over_another_runs_tokenizer(ws):
     assert AutoModelForCausalLM.from_pretrained(ws.model_dir).config.vocab_size == 320
 
 
-def test_fresh_moves_a_former_run_aside_and_plain_train_refuses_it(ws):
+def test_fresh_moves_the_previous_run_aside_and_plain_train_refuses_it(ws):
     config = make_config(ws, checkpoint__interval_steps=4)
     train(ws, config, KeepingLink())
     with pytest.raises(UsageError, match=r"holds checkpoints.*--fresh"):
@@ -259,7 +259,7 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_field_named(ws):
         train(ws, other, KeepingLink(), resume=True)
 
 
-def test_another_tokenizer_under_a_checkpoint_is_refused(ws):
+def test_a_checkpoint_with_another_tokenizer_is_refused(ws):
     config = make_config(ws)
     train(ws, config, KeepingLink(when(StepDone, 4, Stop())))
     path = ws.checkpoints_dir / "tokenizer" / "tokenizer.json"
@@ -271,8 +271,8 @@ def test_another_tokenizer_under_a_checkpoint_is_refused(ws):
         train(ws, config, KeepingLink(), resume=True)
 
 
-def test_no_checkpoint_that_verifies_ends_the_resume_every_time(ws):
-    """Neither a later attempt nor a later resume begins at step 0 unasked."""
+def test_a_resume_without_a_valid_checkpoint_fails_every_time(ws):
+    """Neither a later attempt nor a later resume starts at step 0 without a request."""
     config = make_config(ws, checkpoint__interval_steps=3)
     train(ws, config, KeepingLink(when(StepDone, 7, Stop())))
     saved = sorted(ws.checkpoints_dir.glob("step-*"))
@@ -287,7 +287,7 @@ def test_no_checkpoint_that_verifies_ends_the_resume_every_time(ws):
     assert train(ws, config, KeepingLink(), fresh=True) == 0
 
 
-def test_a_finished_run_with_more_to_do_goes_on_from_before_its_decay(ws, tmp_path):
+def test_a_finished_run_with_more_steps_resumes_from_before_its_decay(ws, tmp_path):
     train(ws, make_config(ws, schedule__max_steps=20), KeepingLink())
     link = KeepingLink()
     assert train(ws, make_config(ws, schedule__max_steps=40), link, resume=True) == 0
@@ -298,7 +298,7 @@ def test_a_finished_run_with_more_to_do_goes_on_from_before_its_decay(ws, tmp_pa
     assert ended(link).status == "completed"
 
 
-def test_a_finished_run_with_nothing_more_to_do_saves_its_model_again(ws):
+def test_a_resumed_finished_run_saves_its_model_again(ws):
     config = make_config(ws)
     train(ws, config, KeepingLink())
     before = (ws.model_dir / "model.safetensors").read_bytes()
@@ -312,7 +312,7 @@ def test_a_finished_run_with_nothing_more_to_do_saves_its_model_again(ws):
 # Memory
 
 
-def test_a_student_too_large_is_refused_before_anything_is_allocated(ws, monkeypatch):
+def test_a_student_that_is_too_large_is_refused_before_anything_is_allocated(ws, monkeypatch):
     config = make_config(
         ws,
         student__hidden_size=2048,
@@ -324,18 +324,20 @@ def test_a_student_too_large_is_refused_before_anything_is_allocated(ws, monkeyp
     )
     assert parameter_count(config.student).total == 1_147_766_784
     monkeypatch.setattr(worker_module.hardware, "available_ram", lambda: 8 * GIB)
-    monkeypatch.setattr(worker_module, "Preparation", lambda *_: pytest.fail("it was begun"))
+    monkeypatch.setattr(worker_module, "prepare_run", lambda *_: pytest.fail("it was prepared"))
     monkeypatch.setattr(worker_module, "build_student", lambda *_: pytest.fail("it was built"))
     with pytest.raises(GladiusError, match=r"needs .* GiB .*17\.1.*8\.0 GiB.*--preset nano"):
         train(ws, config, KeepingLink())
 
 
-def test_what_does_not_fit_is_stepped_down_until_it_does(ws, monkeypatch):
+def test_memory_settings_are_reduced_until_training_fits(ws, monkeypatch):
     config = make_config(ws, schedule__max_steps=3)
 
-    def need(micro: int, again: bool) -> int:
+    def need(micro_batch_size: int, checkpointing: bool) -> int:
         optimizer = msgspec.structs.replace(
-            config.optimizer, micro_batch_size=micro, activation_checkpointing=again
+            config.optimizer,
+            micro_batch_size=micro_batch_size,
+            activation_checkpointing=checkpointing,
         )
         return training_memory(msgspec.structs.replace(config, optimizer=optimizer), False).total
 
@@ -354,13 +356,13 @@ def test_what_does_not_fit_is_stepped_down_until_it_does(ws, monkeypatch):
         "micro batch is 1",
         "activation checkpointing is True",
     ]
-    # journalled: a resume does the same without deciding again
+    # from the journal: a resume has the same settings without new decisions
     link = KeepingLink()
     assert train(ws, config, link, resume=True) == 0
     assert link.of(GuardTripped) == []
 
 
-def test_threads_are_the_checkpoints_own(ws):
+def test_the_number_of_threads_is_stored_in_the_checkpoint(ws):
     train(ws, make_config(ws), KeepingLink(when(StepDone, 4, Stop())))
     config = make_config(ws)
     assert torch.get_num_threads() == config.device.threads == 1
@@ -368,7 +370,7 @@ def test_threads_are_the_checkpoints_own(ws):
     assert manifest["threads"] == 1
 
 
-def test_an_expert_that_is_gone_is_named(ws):
+def test_a_missing_expert_is_named(ws):
     config = make_config(ws)
     (ws.root / "tiny" / "config.json").unlink()
     with pytest.raises(MissingError, match=r"not ready: tiny"):

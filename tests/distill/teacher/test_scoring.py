@@ -11,10 +11,12 @@ from engine.distill.align.blocks import TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.data.sources import CachedSource, OnlineSource
 from engine.distill.teacher import scoring
+from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import score_blocks, teacher_encoder, teacher_forward
 from engine.distill.teacher.soft_targets import SoftTargets
-from engine.distill.teacher.targets import BlockTargets, ShardKey, TargetStore, temper
-from engine.distill.teacher.teacher import Teacher, load_teacher
+from engine.distill.teacher.sparse_targets import BlockTargets, temper
+from engine.distill.teacher.target_store import ShardKey, TargetStore
+from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.losses import distillation_loss
 from tests.support.tiny_expert import SPEC, make_expert
 from tests.support.toys import PROSE, block_of, chat, document, project_all, projector_of
@@ -95,7 +97,7 @@ def test_a_softcap_and_a_bias_of_the_head_are_heard(teacher, blocks):
 def test_what_the_expert_itself_makes_of_the_text_is_its_own_cross_entropy(
     teacher, projector, blocks, tmp_path
 ):
-    scored = score(teacher, projector, blocks, own_nats=True)
+    scored = score(teacher, projector, blocks, with_teacher_nats=True)
     total = 0.0
     for part, block in zip(scored, blocks, strict=True):
         ids = torch.from_numpy(block.alignment.teacher_ids)
@@ -117,7 +119,7 @@ def test_what_the_expert_itself_makes_of_the_text_is_its_own_cross_entropy(
 
 
 def score(
-    teacher, projector, blocks, top_k: int = 8, seed: int = 0, own_nats: bool = False
+    teacher, projector, blocks, top_k: int = 8, seed: int = 0, with_teacher_nats: bool = False
 ) -> list[BlockTargets]:
     return score_blocks(
         teacher,
@@ -128,8 +130,8 @@ def score(
         draws=4,
         epochs=2,
         generator=torch.Generator().manual_seed(seed),
-        beat=lambda doing: None,
-        own_nats=own_nats,
+        heartbeat=lambda doing: None,
+        with_teacher_nats=with_teacher_nats,
     )
 
 
@@ -172,10 +174,10 @@ def test_online_and_cached_targets_give_the_same_loss(
     for n in range(len(blocks)):
         for name in ("ids", "scored", "is_end", "text_bytes"):
             np.testing.assert_array_equal(
-                getattr(cached.row(n), name), getattr(online.row(n), name)
+                getattr(cached.block(n), name), getattr(online.block(n), name)
             )
     order = [2, 0, 4]
-    labels = np.concatenate([cached.row(n).ids[cached.row(n).scored] for n in order])
+    labels = np.concatenate([cached.block(n).ids[cached.block(n).scored] for n in order])
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(len(labels), 12, generator=generator).requires_grad_()
     weight = torch.randn(size, 12, generator=generator)
@@ -185,7 +187,7 @@ def test_online_and_cached_targets_give_the_same_loss(
             hidden,
             weight,
             torch.from_numpy(labels),
-            source.soft(order, 0, torch.device("cpu")),
+            source.soft_targets(order, 0, torch.device("cpu")),
             alpha=0.5,
             temperature=TEMPERATURE,
             denominator=len(labels),
@@ -193,7 +195,7 @@ def test_online_and_cached_targets_give_the_same_loss(
         )
         results.append((parts, torch.autograd.grad(parts.loss, hidden)[0]))
     (one, one_gradient), (two, two_gradient) = results
-    for name in ("loss", "kl", "ce", "weight"):
+    for name in ("loss", "divergence", "ce", "teacher_weight"):
         torch.testing.assert_close(getattr(two, name), getattr(one, name), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(two_gradient, one_gradient, rtol=1e-3, atol=1e-6)
 
@@ -203,7 +205,9 @@ def test_online_targets_cover_each_position_once(teacher, projector, blocks):
     count = sum(len(block.alignment) for block in blocks)
     for size in (1, 7, 10_000):
         covered = np.zeros(count, dtype=int)
-        for span, part in online.soft(range(len(blocks)), 0, torch.device("cpu")).chunks(size):
+        for span, part in online.soft_targets(range(len(blocks)), 0, torch.device("cpu")).chunks(
+            size
+        ):
             covered[span] += 1
             assert isinstance(part, SoftTargets)
             assert part.dense is not None

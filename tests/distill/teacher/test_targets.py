@@ -12,14 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.distill.teacher.targets import (
-    BlockTargets,
-    ShardKey,
-    TargetStore,
-    collect,
-    sparsify,
-    temper,
-)
+from engine.distill.teacher.sparse_targets import BlockTargets, collect_columns, sparsify, temper
+from engine.distill.teacher.target_store import ShardKey, TargetStore
 from tests.support.toys import PROSE, block_of, chat, project_all, projector_of, random_logits
 
 KEY = ShardKey(
@@ -120,7 +114,7 @@ def scored_blocks(trained, texts: list[str], seed: int = 0) -> list[BlockTargets
         projected = project_all(projector, logits, block)
         q_t = temper(projected.q.clone(), KEY.temperature)
         kept = sparsify(q_t, KEY.top_k, KEY.draws, KEY.epochs, generator(seed + n))
-        columns = collect([(projected, kept)], len(block.alignment))
+        columns = collect_columns([(projected, kept)], len(block.alignment))
         found.append(BlockTargets(block=block, **columns))
     return found
 
@@ -156,7 +150,7 @@ def check_content(store: TargetStore, blocks: list[BlockTargets]) -> None:
     lengths = [len(part.block.student_ids) for part in blocks]
     assert store.token_counts().tolist() == lengths
     for n, part in enumerate(blocks):
-        row = store.row(n)
+        row = store.block(n)
         np.testing.assert_array_equal(row.ids, part.block.student_ids)
         np.testing.assert_array_equal(row.scored, part.block.student_scored)
         np.testing.assert_array_equal(row.is_end, part.block.is_end)

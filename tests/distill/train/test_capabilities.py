@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.distill.teacher.teacher import Answer, Teacher, load_teacher
+from engine.distill.teacher.loading import load_teacher
+from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.capabilities import choose_measured, is_right, score, score_expert
 from engine.events import CapabilitiesScored, StepDone
+from engine.generation import Answer
 from engine.prompts.prompt import (
     CodeCheck,
     FormatCheck,
@@ -123,7 +125,7 @@ def test_student_and_expert_are_scored_and_training_is_not_disturbed(ws: Workspa
         config = make_config(ws, **{**FIELDS, "schedule__capability_prompts": count})
         trainer = make_trainer(ws, config, link, ws.root / f"checkpoints-{count}")
         if count:
-            assert trainer.parts.measured
+            assert trainer.evaluator.data.capability_prompts
         assert trainer.run() == "completed"
         losses[count] = [(e.loss, e.grad_norm) for e in link.of(StepDone)]
         rows = link.of(CapabilitiesScored)

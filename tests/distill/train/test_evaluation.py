@@ -1,4 +1,4 @@
-"""Evaluation: the chunked, packed, sorted measurements are those of plain formulas."""
+"""Evaluation in chunks of packed, sorted blocks gives the numbers of plain formulas."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ def measure(model, store, tokens_per_batch: int):
         tokens_per_batch=tokens_per_batch,
         device=CPU,
         dtype=torch.float32,
-        beat=lambda doing: None,
+        heartbeat=lambda activity: None,
     )
 
 
-def test_bits_per_byte_kl_and_agreement_are_those_of_the_dense_formulas(parts):
+def test_bits_per_byte_kl_and_agreement_equal_the_dense_formulas(parts):
     model, _, store = parts
     done = measure(model, store, 512)
     nats = kl = 0.0
-    text_bytes = heard = agreed = positions = 0
+    text_bytes = with_target = agreed = positions = 0
     for n in range(len(store)):  # one block at a time, in fp64, without mask or packing
-        row = store.row(n)
+        row = store.block(n)
         with torch.no_grad():
             logits = model.eval()(torch.from_numpy(row.ids).long()[None]).logits[0].double()
         model.train()
@@ -59,13 +59,13 @@ def test_bits_per_byte_kl_and_agreement_are_those_of_the_dense_formulas(parts):
         log_p = F.log_softmax(z / 2.0, dim=1)
         each = (torch.special.xlogy(q, q) - q * log_p).sum(1)
         kl += float(each[soft].sum())
-        heard += int(soft.sum())
+        with_target += int(soft.sum())
         agreed += int((z.argmax(1) == q.argmax(1))[soft].sum())
     (score,) = done.scores
     assert done.bits_per_byte == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
     assert score.bits_per_byte == done.bits_per_byte
-    assert score.kl == pytest.approx(kl / heard, rel=2e-3)
-    assert score.agreement == pytest.approx(agreed / heard, abs=1 / heard + 1e-9)
+    assert score.kl == pytest.approx(kl / with_target, rel=2e-3)
+    assert score.agreement == pytest.approx(agreed / with_target, abs=1 / with_target + 1e-9)
     assert score.positions == positions
 
 

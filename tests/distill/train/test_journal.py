@@ -116,7 +116,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_the_journal_whole(journal: Jou
     before = journal.path.read_bytes()
     done = append_in_a_process(journal, limit=len(before) + 10)
     assert done.returncode == 1
-    assert "make room" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert "free some disk space" in done.stderr and len(done.stderr.splitlines()) == 1
     assert journal.path.read_bytes() == before
 
 
@@ -130,9 +130,9 @@ def test_a_replayed_rollback_lowers_the_rate_from_its_checkpoint_on_and_not_befo
 
     config = RunConfig(schedule=ScheduleConfig(max_steps=100, warmup_steps=0))
     phases = plan_phases(config, [Expert()])
-    undisturbed = Schedule(config, phases, 10)
+    undisturbed = Schedule(config, phases)
     journal.append(Decision(30, "rollback", 0.5, "3 steps were not finite"))
-    resumed = Schedule(config, phases, 10, journal.read())
+    resumed = Schedule(config, phases, journal.read())
     for step in range(1, 101):
         factor = 1.0 if step <= 30 else 0.5
         assert resumed.lr_at(step) == undisturbed.lr_at(step) * factor

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.distill.data.packing import Cursor
+from engine.distill.data.cursors import Cursor
 from engine.distill.teacher.soft_targets import OnPolicyTargets, SoftTargets
 from engine.distill.train.losses import distillation_loss
 from engine.distill.train.on_policy import PASSES, OnPolicySource
@@ -24,6 +24,7 @@ from tests.support.small_run import (
     make_config,
     make_root,
     make_trainer,
+    on_policy_rounds,
     prepare,
     train,
     weights,
@@ -46,8 +47,10 @@ def ws(tmp_path) -> Workspace:
 
 
 def wrote(link: KeepingLink) -> list[int]:
-    """Steps after which the student wrote."""
-    return [e.step for e in link.of(LogLine) if e.text.startswith("the student wrote")]
+    """Steps after which the student wrote a round."""
+    return [
+        e.step for e in link.of(LogLine) if e.text.startswith("on-policy round: the student wrote")
+    ]
 
 
 def losses(link: KeepingLink) -> dict[int, str]:
@@ -106,45 +109,47 @@ def test_rounds_begin_at_their_share_with_each_phase_and_interval(ws, source):
     link = KeepingLink()
     trainer = make_trainer(ws, make_config(ws, **OWN, targets__source=source), link, ws.root / "c")
     shares: dict[int, float] = {}
-    deal = trainer.mixer.next
+    mixer = trainer.batches.mixer
+    choose_rows = mixer.next
 
     def counting(cursors: Any, mix: Any) -> Any:
-        rows, after = deal(cursors, mix)
-        own = sum("/own@" in row.feed for row in rows)
+        rows, after = choose_rows(cursors, mix)
+        own = sum("/own@" in row.source for row in rows)
         shares[trainer.session.progress.step + 1] = own / len(rows)
         return rows, after
 
-    trainer.mixer.next = counting  # type: ignore[method-assign]
+    mixer.next = counting  # type: ignore[method-assign]
     assert trainer.run() == "completed"
     # a quarter of 24 steps; the unified phase begins at step 15
     assert wrote(link) == [6, 12, 14, 20]
     assert all(shares[step] == 0 for step in range(1, 7))
     assert shares[7] == 0.5
     assert all(
-        isinstance(s, OnPolicySource) or "/own@" not in n for n, s in trainer.sources.items()
+        isinstance(s, OnPolicySource) or "/own@" not in n
+        for n, s in trainer.batches.sources.items()
     )
-    feeds = Counter("/own@" in name for name in trainer.session.progress.cursors)
-    assert feeds[True] <= 1 and feeds[False] == 1
+    on_policy = Counter("/own@" in name for name in trainer.session.progress.cursors)
+    assert on_policy[True] <= 1 and on_policy[False] == 1
 
 
 def test_a_rounds_rows_are_learnt_from_at_most_twice(ws):
     config = make_config(ws, **{**OWN, "schedule__on_policy_interval": 20})
     trainer = make_trainer(ws, config, KeepingLink(), ws.root / "c")
     assert trainer.run() == "completed"
-    trainer._enter_round(24)
-    ((feed, source),) = trainer._own["tiny"].items()
-    assert 0 < len(source.blocks) <= 6
+    batches = trainer.batches
+    batches.rounds.enter(trainer.schedule, 24)
+    ((name, source),) = batches.rounds.by_expert["tiny"].items()
+    assert 0 < len(source.token_counts()) <= 6
     cursors = trainer.session.progress.cursors
-    trainer.session.progress.cursors = {**cursors, feed: Cursor(epoch=PASSES - 1)}
-    assert trainer._mix(24) == {"tiny": 0.5, feed: 0.5}
-    trainer.session.progress.cursors = {**cursors, feed: Cursor(epoch=PASSES)}
-    assert trainer._mix(24) == {"tiny": 1.0}
+    trainer.session.progress.cursors = {**cursors, name: Cursor(epoch=PASSES - 1)}
+    assert batches.mix(trainer.schedule, 24) == {"tiny": 0.5, name: 0.5}
+    trainer.session.progress.cursors = {**cursors, name: Cursor(epoch=PASSES)}
+    assert batches.mix(trainer.schedule, 24) == {"tiny": 1.0}
 
 
 def test_what_the_student_writes_follows_from_its_weights_seed_and_step(ws):
     trainer = make_trainer(ws, make_config(ws, **OWN), KeepingLink(), ws.root / "c")
-    rounds = trainer.parts.rounds
-    assert rounds is not None
+    rounds = on_policy_rounds(ws, make_config(ws, **OWN))
     one = rounds.write(trainer.session.model, 7, {"tiny": 1.0})
     assert rounds.write(trainer.session.model, 7, {"tiny": 1.0}) == one
     assert rounds.write(trainer.session.model, 8, {"tiny": 1.0}) != one
@@ -152,10 +157,10 @@ def test_what_the_student_writes_follows_from_its_weights_seed_and_step(ws):
     for example in one.answers["tiny"]:
         assert example.messages is not None and example.messages[-1].role == "assistant"
         assert example.messages[0].content == "Tell of the river."
-    source = rounds.open(one)["tiny"][one.feed("tiny")]
-    again = rounds.open(one)["tiny"][one.feed("tiny")]
+    source = rounds.open(one)["tiny"][one.source_name("tiny")]
+    again = rounds.open(one)["tiny"][one.source_name("tiny")]
     for epoch in range(PASSES):
-        a, b = (list(s.soft([0, 1], epoch, CPU).chunks(64)) for s in (source, again))
+        a, b = (list(s.soft_targets([0, 1], epoch, CPU).chunks(64)) for s in (source, again))
         assert all(torch.equal(x[1].mass, y[1].mass) for x, y in zip(a, b, strict=True))
         assert all(torch.equal(x[1].ids, y[1].ids) for x, y in zip(a, b, strict=True))
         assert all(x[1].text_weight == 0.0 for x in a)
@@ -171,7 +176,7 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
                 messages = [{"role": role, "content": text} for role, text in turns]
                 file.write(json.dumps({"family": family, "messages": messages}) + "\n")
     _, parts = prepare(ws, make_config(ws, **OWN))
-    asked = Counter(p[0].content.partition(",")[0] for p in parts["tiny"].judge.prompts)
+    asked = Counter(p[0].content.partition(",")[0] for p in parts["tiny"].on_policy.prompts)
     assert len(asked) > 120 and set(asked.values()) == {3}
     assert not any(is_reserved(family) for family in asked)
 
@@ -181,7 +186,7 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
     with open(ws.root / "text.jsonl", "a") as file:
         file.writelines(json.dumps({"text": f"The river {n} " * 5}) + "\n" for n in range(30))
     _, parts = prepare(ws, config)
-    prompts = set(parts["tiny"].judge.prompts)
+    prompts = set(parts["tiny"].on_policy.prompts)
     assert reserved and prompts and reserved.isdisjoint(prompts)
 
 
@@ -191,8 +196,8 @@ def test_the_student_is_asked_nothing_of_what_is_held_out(ws):
 def test_a_run_interrupted_around_its_rounds_goes_on_exactly(ws, tmp_path, source, stops):
     config = make_config(ws, **OWN, targets__source=source)
     whole = KeepingLink()
-    undisturbed = make_trainer(ws, config, whole, tmp_path / "whole")
-    assert undisturbed.run() == "completed"
+    uninterrupted = make_trainer(ws, config, whole, tmp_path / "whole")
+    assert uninterrupted.run() == "completed"
 
     taken: dict[int, str] = {}
     for attempt, stop_at in enumerate((*stops, None)):
@@ -205,13 +210,14 @@ def test_a_run_interrupted_around_its_rounds_goes_on_exactly(ws, tmp_path, sourc
         part.run()
         taken |= losses(link)
     assert taken == losses(whole)
-    theirs, ours = weights(undisturbed), weights(part)
+    theirs, ours = weights(uninterrupted), weights(part)
     assert all((theirs[name] == ours[name]).all() for name in theirs)
 
 
 def resume(trainer: Any, folder: Path) -> None:
-    for decision in trainer.parts.journal.read():
-        trainer.schedule = trainer.schedule.with_decision(decision)
-    loaded = trainer.parts.checkpoints.load_newest(trainer.reject)
+    """Load the journal's decisions and the newest checkpoint."""
+    for decision in trainer.plan.journal.read():
+        trainer.plan.schedule = trainer.schedule.with_decision(decision)
+    loaded = trainer.checkpoints.store.load_newest(lambda *_: None)
     assert loaded is not None
     trainer.restore(loaded[0])

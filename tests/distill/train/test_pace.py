@@ -31,7 +31,7 @@ def ws(tmp_path_factory):
 
 def schedule_of(ws, **fields) -> Schedule:
     config = make_config(ws, **fields)
-    return Schedule(config, plan_phases(config, [load_experts(ws)["tiny"]]), 512)
+    return Schedule(config, plan_phases(config, [load_experts(ws)["tiny"]]))
 
 
 def test_time_is_of_all_attempts_without_the_pauses(clock):

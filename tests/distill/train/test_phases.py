@@ -13,9 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from engine.config import ExpertsConfig, OptimizerConfig, RunConfig, ScheduleConfig
-from engine.distill.train.phases import (
-    Decision,
-    Schedule,
+from engine.distill.train.decisions import (
     clock_decisions,
     clock_progress,
     converged,
@@ -23,8 +21,8 @@ from engine.distill.train.phases import (
     finish_decision,
     mix_decision,
     on_policy_decision,
-    plan_phases,
 )
+from engine.distill.train.phases import Decision, Schedule, plan_phases
 
 TOKENS = 1000  # student tokens of a step
 LR = 3e-4
@@ -48,8 +46,9 @@ def make_schedule(
     *, experts: tuple[Expert, ...] = FOUR, decisions: tuple[Decision, ...] = (), **fields: Any
 ) -> Schedule:
     fields = {"warmup_steps": 0, **fields}
-    config = RunConfig(optimizer=OptimizerConfig(lr=LR), schedule=ScheduleConfig(**fields))
-    return Schedule(config, plan_phases(config, experts), TOKENS, decisions)
+    optimizer = OptimizerConfig(lr=LR, global_batch_size=1, max_seq_len=TOKENS)
+    config = RunConfig(optimizer=optimizer, schedule=ScheduleConfig(**fields))
+    return Schedule(config, plan_phases(config, experts), decisions)
 
 
 def run_by_plan(schedule: Schedule, steps: int) -> Schedule:

@@ -17,7 +17,7 @@ def ws(tmp_path_factory):
 
 
 @pytest.mark.parametrize("tied", ["true", "false"])
-def test_a_restored_session_goes_on_exactly(ws, tmp_path, tied):
+def test_a_restored_session_continues_exactly(ws, tmp_path, tied):
     config = make_config(
         ws,
         schedule__max_steps=8,
@@ -27,9 +27,9 @@ def test_a_restored_session_goes_on_exactly(ws, tmp_path, tied):
     )
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()
-    undisturbed = make_trainer(ws, config, KeepingLink(), tmp_path / "one")
-    undisturbed.run()
-    state, _ = undisturbed.parts.checkpoints.load(4)
+    uninterrupted = make_trainer(ws, config, KeepingLink(), tmp_path / "one")
+    uninterrupted.run()
+    state, _ = uninterrupted.checkpoints.store.load(4)
 
     link = KeepingLink()
     resumed = make_trainer(ws, config, link, tmp_path / "two")
@@ -37,14 +37,14 @@ def test_a_restored_session_goes_on_exactly(ws, tmp_path, tied):
     assert resumed.session.progress.step == 4
     resumed.run()
     assert link.steps() == [5, 6, 7, 8]
-    expected = weights(undisturbed)
+    expected = weights(uninterrupted)
     for name, value in weights(resumed).items():
         assert torch.equal(value, expected[name]), name
-    assert resumed.session.progress == undisturbed.session.progress
-    assert resumed.session.guard.state == undisturbed.session.guard.state
+    assert resumed.session.progress == uninterrupted.session.progress
+    assert resumed.session.guard.state == uninterrupted.session.guard.state
 
 
-def test_tied_weights_are_kept_once_and_stay_tied(ws):
+def test_tied_weights_are_stored_once_and_stay_tied(ws):
     config = make_config(ws)
     tokenizer = byte_level()
     one = Session(build_student(config.student, tokenizer, 0), config.optimizer, config.guards, "t")
@@ -58,7 +58,7 @@ def test_tied_weights_are_kept_once_and_stay_tied(ws):
     assert two.guard.rollbacks == 1
 
 
-def test_matrices_decay_and_norms_do_not(ws):
+def test_only_matrices_have_weight_decay(ws):
     config = make_config(ws, optimizer__weight_decay=0.3)
     model = build_student(config.student, byte_level(), 0)
     optimizer = make_optimizer(model, config.optimizer)

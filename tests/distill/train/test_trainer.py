@@ -1,4 +1,4 @@
-"""The loop: what a step does, and what becomes of bad numbers and a full memory."""
+"""The training loop: steps, non-finite numbers, out-of-memory errors and checkpoints."""
 
 from __future__ import annotations
 
@@ -45,29 +45,28 @@ def make(ws, tmp_path) -> Callable[..., tuple[Trainer, KeepingLink]]:
     return make
 
 
-def bend_loss(monkeypatch, factor_at: Callable[[int], float]) -> None:
+def scale_loss(monkeypatch, factor_at: Callable[[int], float]) -> None:
     """Multiplies the loss of the n-th micro-batch (from 1), and so its gradient, by a factor."""
     real = trainer_module.distillation_loss
     calls = itertools.count(1)
 
-    def bent(*args, **kwargs):
+    def scaled(*args, **kwargs):
         parts = real(*args, **kwargs)
         factor = factor_at(next(calls))
         return parts if factor == 1 else replace(parts, loss=parts.loss * factor)
 
-    monkeypatch.setattr(trainer_module, "distillation_loss", bent)
+    monkeypatch.setattr(trainer_module, "distillation_loss", scaled)
 
 
 def snapshots(trainer: Trainer, link: KeepingLink) -> dict[int, dict[str, torch.Tensor]]:
     """The weights after each step, filled while the trainer runs."""
     kept = {0: weights(trainer)}
 
-    def emit(event) -> None:
-        KeepingLink.emit(link, event)
+    def keep(event) -> None:
         if isinstance(event, StepDone):
             kept[event.step] = weights(trainer)
 
-    trainer.emit = emit
+    link.on_event(keep)
     return kept
 
 
@@ -94,7 +93,7 @@ def test_the_loss_falls_over_30_steps(make):
     assert [e.name for e in link.of(PhaseStarted)] == ["Tiny", "All experts"]
 
 
-def test_the_reported_loss_is_made_of_its_parts(make):
+def test_the_reported_loss_is_the_weighted_sum_of_its_parts(make):
     """L = mean(alpha w T^2 KL + (1 - alpha w) CE); with w near 1 that is the parts' mixture."""
     trainer, link = make(schedule__max_steps=2)
     trainer.run()
@@ -103,7 +102,7 @@ def test_the_reported_loss_is_made_of_its_parts(make):
         assert event.loss == pytest.approx(0.5 * 4 * event.kl + ce_share * event.ce, rel=0.05)
 
 
-def test_four_micro_batches_of_one_row_are_one_of_four(make):
+def test_four_micro_batches_of_one_row_equal_one_of_four(make):
     runs = []
     for size in (1, 4):
         trainer, link = make(optimizer__micro_batch_size=size, schedule__max_steps=4)
@@ -112,25 +111,25 @@ def test_four_micro_batches_of_one_row_are_one_of_four(make):
     assert_nearly_the_same_run(*runs)
 
 
-def test_without_soft_targets_no_expert_is_asked(make, monkeypatch):
+def test_with_alpha_0_no_targets_are_read(make, monkeypatch):
     trainer, link = make(loss__alpha=0.0, schedule__max_steps=3)
-    source = trainer.sources["tiny"]
-    monkeypatch.setattr(type(source), "soft", lambda *_: pytest.fail("targets were read"))
+    source = trainer.batches.sources["tiny"]
+    monkeypatch.setattr(type(source), "soft_targets", lambda *_: pytest.fail("targets were read"))
     assert trainer.run() == "completed"
     for event in link.of(StepDone):
         assert event.loss == pytest.approx(event.ce, rel=1e-6)
 
 
-def test_every_block_is_trained_on_once_before_any_is_again(make, monkeypatch):
+def test_every_block_is_trained_on_once_per_epoch(make, monkeypatch):
     trainer, _ = make(schedule__max_steps=12)
-    source = trainer.sources["tiny"]
-    real, seen = type(source).soft, []
+    source = trainer.batches.sources["tiny"]
+    real, seen = type(source).soft_targets, []
 
-    def soft(self, blocks, epoch, device):
+    def soft_targets(self, blocks, epoch, device):
         seen.extend((epoch, n) for n in blocks)
         return real(self, blocks, epoch, device)
 
-    monkeypatch.setattr(type(source), "soft", soft)
+    monkeypatch.setattr(type(source), "soft_targets", soft_targets)
     trainer.run()
     count = len(source.token_counts())
     assert len(seen) > count  # the second epoch was begun
@@ -138,7 +137,7 @@ def test_every_block_is_trained_on_once_before_any_is_again(make, monkeypatch):
     assert len(set(seen)) == len(seen)
 
 
-def test_online_targets_train_as_cached_ones_of_the_whole_vocabulary_do(make):
+def test_online_targets_equal_cached_targets_of_the_whole_vocabulary(make):
     runs = []
     for source in ("cached", "online"):
         trainer, link = make(targets__source=source, targets__top_k=320, schedule__max_steps=4)
@@ -153,9 +152,9 @@ def test_online_targets_train_as_cached_ones_of_the_whole_vocabulary_do(make):
 # Bad numbers
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make, monkeypatch):
+def test_a_non_finite_step_changes_no_weight_and_is_counted(make, monkeypatch):
     trainer, link = make(optimizer__micro_batch_size=2, schedule__max_steps=5)
-    bend_loss(monkeypatch, lambda n: math.nan if n == 6 else 1)  # of step 3, the second half
+    scale_loss(monkeypatch, lambda n: math.nan if n == 6 else 1)  # of step 3, the second half
     kept = snapshots(trainer, link)
     assert trainer.run() == "completed"
     assert_same_weights(kept[2], kept[3])
@@ -170,54 +169,52 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(make, monkeypa
         assert all(torch.isfinite(value).all() for value in state.values())
 
 
-def test_three_bad_steps_in_a_row_go_back_to_the_checkpoint_with_a_lower_rate(make, monkeypatch):
+def test_three_non_finite_steps_in_a_row_roll_back_with_a_lower_learning_rate(make, monkeypatch):
     trainer, link = make(
         optimizer__micro_batch_size=4, schedule__max_steps=30, checkpoint__interval_steps=2
     )
-    # step 6 is saved in the midst of them: going back there would lead to the same numbers
-    bend_loss(monkeypatch, lambda n: math.nan if 5 <= n <= 7 else 1)
+    # the checkpoint of step 6 is among them: from there the same numbers would come again
+    scale_loss(monkeypatch, lambda n: math.nan if 5 <= n <= 7 else 1)
     kept = snapshots(trainer, link)
     at_checkpoint: dict[str, torch.Tensor] = {}
-    emit = trainer.emit
 
     def watch(event) -> None:
-        emit(event)
         if isinstance(event, CheckpointSaved) and event.step == 4:
             at_checkpoint.update(kept[4])
         if isinstance(event, GuardTripped) and event.guard == "rollback":
             assert_same_weights(at_checkpoint, weights(trainer))
 
-    trainer.emit = watch
+    link.on_event(watch)
     assert trainer.run() == "completed"
     assert guards(link) == ["non_finite", "non_finite", "rollback"]
     assert link.of(GuardTripped)[-1].step == 4
     assert link.steps() == [*range(1, 7), *range(5, 31)]
     rates = {event.step: event.lr for event in link.of(StepDone)}
     assert rates[5] == pytest.approx(rates[4] / 2)
-    kinds = [decision.kind for decision in trainer.parts.journal.read()]
+    kinds = [decision.kind for decision in trainer.plan.journal.read()]
     assert kinds.count("rollback") == 1
 
 
-def test_when_lower_rates_do_not_help_the_run_ends_and_its_checkpoint_stands(make, monkeypatch):
+def test_the_run_ends_after_max_rollbacks_and_its_checkpoint_stays_valid(make, monkeypatch):
     trainer, link = make(schedule__max_steps=30, checkpoint__interval_steps=5)
-    bend_loss(monkeypatch, lambda n: math.nan if n >= 7 else 1)
+    scale_loss(monkeypatch, lambda n: math.nan if n >= 7 else 1)
     with pytest.raises(GladiusError, match=r"lower learning rates did not help.*--fresh"):
         trainer.run()
     assert guards(link).count("rollback") == trainer.config.guards.max_rollbacks == 2
-    state, _ = trainer.parts.checkpoints.load(5)
+    state, _ = trainer.checkpoints.store.load(5)
     assert all(torch.isfinite(tensor).all() for tensor in state.model_state.values())
 
 
-def test_bad_numbers_before_the_first_checkpoint_end_the_run(make, monkeypatch):
+def test_non_finite_steps_before_the_first_checkpoint_end_the_run(make, monkeypatch):
     trainer, _ = make()
-    bend_loss(monkeypatch, lambda n: math.inf)
+    scale_loss(monkeypatch, lambda n: math.inf)
     with pytest.raises(GladiusError, match=r"before the first checkpoint; lower optimizer.lr"):
         trainer.run()
 
 
 def test_a_gradient_spike_is_skipped(make, monkeypatch):
     trainer, link = make(guards__spike_window=16, schedule__max_steps=12)
-    bend_loss(monkeypatch, lambda n: 100.0 if n == 8 else 1)
+    scale_loss(monkeypatch, lambda n: 100.0 if n == 8 else 1)
     kept = snapshots(trainer, link)
     assert trainer.run() == "completed"
     (guard,) = link.of(GuardTripped)
@@ -229,10 +226,10 @@ def test_a_gradient_spike_is_skipped(make, monkeypatch):
 # Memory
 
 
-def test_out_of_memory_halves_the_micro_batch_and_changes_no_number(make, monkeypatch):
-    undisturbed, link = make(schedule__max_steps=6)
-    undisturbed.run()
-    expected = link.of(StepDone), weights(undisturbed)
+def test_out_of_memory_halves_the_micro_batch_without_changing_the_numbers(make, monkeypatch):
+    uninterrupted, link = make(schedule__max_steps=6)
+    uninterrupted.run()
+    expected = link.of(StepDone), weights(uninterrupted)
 
     trainer, link = make(schedule__max_steps=6)
     memory_for(monkeypatch, rows=2, from_step=3, trainer=trainer)
@@ -241,14 +238,14 @@ def test_out_of_memory_halves_the_micro_batch_and_changes_no_number(make, monkey
     assert guard.guard == "out_of_memory" and "micro batch is now 2" in guard.action
     assert link.steps() == [1, 2, 3, 4, 5, 6]
     assert_nearly_the_same_run((link.of(StepDone), weights(trainer)), expected)
-    decision = trainer.parts.journal.read()[0]
+    decision = trainer.plan.journal.read()[0]
     assert (decision.kind, decision.step, decision.value) == ("micro_batch", 2, 2)
 
 
-def test_after_the_smallest_micro_batch_activations_are_made_again(make, monkeypatch):
-    undisturbed, link = make(schedule__max_steps=6)
-    undisturbed.run()
-    expected = link.of(StepDone), weights(undisturbed)
+def test_out_of_memory_with_micro_batch_1_enables_activation_checkpointing(make, monkeypatch):
+    uninterrupted, link = make(schedule__max_steps=6)
+    uninterrupted.run()
+    expected = link.of(StepDone), weights(uninterrupted)
 
     trainer, link = make(schedule__max_steps=6)
     memory_for(monkeypatch, rows=0, from_step=3, trainer=trainer)
@@ -263,7 +260,7 @@ def test_after_the_smallest_micro_batch_activations_are_made_again(make, monkeyp
     assert_nearly_the_same_run((link.of(StepDone), weights(trainer)), expected)
 
 
-def test_a_memory_too_small_for_all_that_ends_the_run_with_a_remedy(make, monkeypatch):
+def test_out_of_memory_with_all_settings_reduced_ends_the_run_with_a_remedy(make, monkeypatch):
     trainer, _ = make()
     monkeypatch.setattr(
         trainer_module, "hidden_states", lambda *_: (_ for _ in ()).throw(MemoryError())
@@ -295,10 +292,10 @@ def assert_nearly_the_same_run(one, two) -> None:
         torch.testing.assert_close(value, two[1][name], rtol=1e-3, atol=1e-4)
 
 
-def test_checkpoints_come_at_their_interval_at_the_ends_of_phases_and_before_the_decay(make):
+def test_checkpoints_at_intervals_ends_of_phases_and_before_the_decay(make):
     trainer, link = make(schedule__max_steps=20, checkpoint__interval_steps=6)
     trainer.run()
     saved = [(event.step, event.reason) for event in link.of(CheckpointSaved) if not event.best]
     assert saved == [(6, "interval"), (12, "phase"), (17, "decay"), (18, "interval")]
-    folder: Path = trainer.parts.checkpoints.folder
+    folder: Path = trainer.checkpoints.store.folder
     assert (folder / "step-000000017" / "protected").exists()

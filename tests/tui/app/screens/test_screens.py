@@ -183,7 +183,7 @@ async def test_train_tells_the_command_and_what_it_comes_to(root):
         screen = app.screen
         await until(pilot, lambda: "6,524,160 parameters" in text_of(screen))
         assert screen.command_line() == ["train", "--preset", "nano"]
-        assert "fetch with: gladius_train download smollm2" in said_problems(screen)
+        assert "download with: gladius_train download smollm2" in said_problems(screen)
         screen.query_one("#preset", Select).value = "1b"
         await until(pilot, lambda: "1,147,766,784 parameters" in text_of(screen))
         assert screen.query_one(ExpertList).marked == ("qwen", "llama", "phi", "tinyllama")

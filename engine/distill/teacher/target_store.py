@@ -1,16 +1,16 @@
-"""Owns sparse soft targets in the student's vocabulary: how they are drawn from a projection, and
-the shards on disk that hold them.
+"""Shards on disk that hold text blocks with their sparse soft targets, and the manifest over them.
 
-It does not own the projection (`projection`) nor which text is scored (`corpus`).
+The manifest carries the ShardKey: shards that were made for another corpus, expert, tokenizer or
+setting are never reused.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,93 +19,16 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
 
-from engine.distill.align.blocks import TextBlock
-from engine.distill.align.projection import Projected
+from engine.distill.align.blocks import EncodedBlock
+from engine.distill.teacher.sparse_targets import BlockTargets, TargetBatch
 from engine.workspace import fsync_dir, sha256_file, write_json
 
 SHARD_VERSION = 1
 
 
-@dataclass
-class TargetBatch:
-    """Soft targets of N scored positions: sum over the entries of `mass` is 1 where weight > 0.
-
-    Attributes:
-        ids: (N, K) int64 student tokens; one token may stand several times (draws).
-        mass: (N, K) float32, q_T of the top entries, tail mass / m for each draw.
-        weight: (N,) float32, w; 0 where there is no soft target.
-        entropy: (N,) float32, of q_T in nats.
-    """
-
-    ids: Tensor
-    mass: Tensor
-    weight: Tensor
-    entropy: Tensor
-
-    def to(self, device: torch.device) -> TargetBatch:
-        return TargetBatch(*(getattr(self, name).to(device) for name in self.__annotations__))
-
-
-def temper(q: Tensor, temperature: float) -> Tensor:
-    """q_T proportional to q^(1/T) along the first axis; columns of zeros stay zeros."""
-    if temperature == 1.0:
-        return q
-    powered = q.sqrt() if temperature == 2.0 else q.pow(1.0 / temperature)
-    return powered.div_(powered.sum(0, keepdim=True).clamp_min(1e-30))
-
-
-@dataclass(frozen=True)
-class SparseTargets:
-    """What a shard keeps of a chunk of positions, (n, ...): see TargetStore for the fields."""
-
-    top_ids: Tensor
-    top_mass: Tensor
-    tail: Tensor
-    draws: Tensor
-    entropy: Tensor
-
-
-def sparsify(
-    q_t: Tensor, top_k: int, draws: int, epochs: int, generator: torch.Generator
-) -> SparseTargets:
-    """Keeps the top_k entries of q_T exactly and draws from the rest in proportion to it.
-
-    Args:
-        q_t: (V_s, n) tempered distribution in columns.
-        draws, epochs: draws per epoch, and epochs whose draws are kept.
-
-    The draws of an epoch are stratified (one in each of `draws` equal slices of the tail's mass),
-    so that each token's expected count is draws * q_T / tail and the noise is smaller than that of
-    independent draws (sparse logit sampling: arXiv 2503.16870).
-    """
-    rows = q_t.t().contiguous()
-    n, size = rows.shape
-    k = min(top_k, size)
-    top_mass, top_ids = rows.topk(k, dim=1)
-    entropy = -torch.special.xlogy(rows, rows).sum(1)
-    rest = rows.scatter(1, top_ids, 0.0)
-    cumulative = rest.cumsum(1, dtype=torch.float32)
-    tail = cumulative[:, -1].clone()
-    noise = torch.rand((n, epochs, draws), generator=generator, device="cpu").to(rows.device)
-    slices = (torch.arange(draws, device=rows.device) + noise) / draws
-    levels = (slices * tail[:, None, None]).reshape(n, epochs * draws)
-    picked = torch.searchsorted(cumulative, levels, right=True).clamp_max(size - 1)
-    # rounding may land a draw past the last token that has mass
-    last = (rest > 0).long().mul_(torch.arange(size, device=rows.device)).amax(1, keepdim=True)
-    picked = torch.minimum(picked, last)
-    return SparseTargets(
-        top_ids=top_ids,
-        top_mass=top_mass,
-        tail=tail,
-        draws=picked.reshape(n, epochs, draws),
-        entropy=entropy,
-    )
-
-
 class ShardKey(msgspec.Struct, frozen=True):
-    """What a folder of shards depends on; one that does not match is made anew, never reused."""
+    """Everything that the content of a folder of shards depends on."""
 
     corpus: str
     expert: str
@@ -121,68 +44,23 @@ class ShardKey(msgspec.Struct, frozen=True):
     precision: str
     version: int = SHARD_VERSION
 
+    @property
+    def digest(self) -> str:
+        """Name of the folder of these shards (16 hex digits)."""
+        text = "\n".join(f"{field}={getattr(self, field)}" for field in self.__struct_fields__)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
 
 class ShardInfo(msgspec.Struct, frozen=True):
-    """One shard in the manifest."""
+    """One shard as the manifest lists it."""
 
     file: str
     blocks: int
     sha256: str
 
 
-@dataclass
-class BlockTargets:
-    """A scored block, in host memory, as the shards keep it (N positions)."""
-
-    block: TextBlock
-    weight: np.ndarray
-    residual: np.ndarray
-    entropy: np.ndarray
-    tail: np.ndarray
-    top_ids: np.ndarray
-    top_mass: np.ndarray
-    draws: np.ndarray
-    teacher_nats: float | None = None
-    """-log p of the text by the expert in its own tokens, without ends of turn; None: not kept."""
-
-
-def collect(
-    parts: Sequence[tuple[Projected, SparseTargets]], positions: int
-) -> dict[str, np.ndarray]:
-    """The chunks of a projection put back in the order of the text, as arrays of N rows."""
-    index = torch.cat([projected.index for projected, _ in parts]).cpu()
-    order = torch.empty_like(index)
-    order[index] = torch.arange(positions)
-    columns = {
-        "weight": [p.weight for p, _ in parts],
-        "residual": [p.residual for p, _ in parts],
-        "entropy": [s.entropy for _, s in parts],
-        "tail": [s.tail for _, s in parts],
-        "top_ids": [s.top_ids for _, s in parts],
-        "top_mass": [s.top_mass for _, s in parts],
-        "draws": [s.draws for _, s in parts],
-    }
-    return {name: torch.cat(c).cpu()[order].numpy() for name, c in columns.items()}
-
-
-def in_memory_targets(parts: Sequence[BlockTargets], epoch: int) -> TargetBatch:
-    """Targets of the blocks' scored positions, one block after the other, as a shard gives them."""
-    ids, mass = [], []
-    for part in parts:
-        draws = part.draws[:, epoch % part.draws.shape[1]]
-        each = np.repeat(part.tail[:, None] / draws.shape[1], draws.shape[1], axis=1)
-        ids.append(np.concatenate([part.top_ids, draws], axis=1).astype(np.int64))
-        mass.append(np.concatenate([part.top_mass, each], axis=1).astype(np.float32))
-    return TargetBatch(
-        ids=torch.from_numpy(np.concatenate(ids)),
-        mass=torch.from_numpy(np.concatenate(mass)),
-        weight=torch.from_numpy(np.concatenate([p.weight for p in parts]).astype(np.float32)),
-        entropy=torch.from_numpy(np.concatenate([p.entropy for p in parts]).astype(np.float32)),
-    )
-
-
 def write_shard(path: Path, scored: Sequence[BlockTargets], student_size: int) -> ShardInfo:
-    """Writes a shard durably: temporary file, fsync, rename."""
+    """Write a shard durably: temporary file, fsync, rename."""
     blocks = [part.block for part in scored]
     ids_type = np.uint16 if student_size <= 1 << 16 else np.int32
     arrays = {
@@ -214,25 +92,16 @@ def write_shard(path: Path, scored: Sequence[BlockTargets], student_size: int) -
     return info
 
 
-@dataclass(frozen=True)
-class EncodedBlock:
-    """A block as the trainer reads it, targets still on disk or in a mapped file.
-
-    Attributes:
-        ids: (S,) int64; scored: (N,) indices of the scored tokens; is_end: (N,) bool.
-    """
-
-    ids: np.ndarray
-    scored: np.ndarray
-    is_end: np.ndarray
-    text_bytes: int
-
-
 class TargetStore:
     """Scored blocks in a folder of shards, with a manifest.
 
-    Shards are written one by one and registered in the manifest, so that an interrupted scoring
-    goes on at the shard where it stopped. Reading maps the files: only what a batch needs is read.
+    Shards are written one by one and listed in the manifest, so that an interrupted scoring
+    resumes at the next shard. Files are memory-mapped: a batch reads only its own blocks.
+
+    Attributes:
+        shards: the shards that can be used.
+        complete: whether all of the corpus is scored.
+        meta: statistics of the text, stored when it is complete.
     """
 
     def __init__(self, folder: Path, key: ShardKey) -> None:
@@ -246,9 +115,9 @@ class TargetStore:
         self.meta: dict[str, Any] = {}
 
     def open(self) -> int:
-        """Reads what is there and verifies it; returns the number of shards that can be used.
+        """Read and verify the manifest and its shards; returns the number of usable shards.
 
-        What a killed writer left behind is removed.
+        Removes temporary files of a killed writer.
         """
         self.shards, self.complete, self.meta = [], False, {}
         for leftover in self.folder.glob(".tmp-*"):
@@ -264,26 +133,26 @@ class TargetStore:
         for info in shards:
             path = self.folder / Path(info.file).name
             if not path.is_file() or sha256_file(path) != info.sha256:
-                return self._use()
+                return self._map_files()
             self.shards.append(info)
         self.complete = bool(manifest.get("complete"))
         self.meta = manifest.get("meta", {})
-        return self._use()
+        return self._map_files()
 
     def add(self, scored: Sequence[BlockTargets], student_size: int) -> None:
-        """Writes the next shard and registers it."""
+        """Write the next shard and list it in the manifest."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"shard-{len(self.shards):05d}.safetensors"
         self.shards.append(write_shard(path, scored, student_size))
         self._save()
 
     def finish(self, meta: Mapping[str, Any]) -> None:
-        """Says that all of the corpus is scored, keeps `meta` with it, and opens the shards."""
+        """Mark the corpus as completely scored, store `meta`, and open the shards."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.complete = True
         self.meta = dict(meta)
         self._save()
-        self._use()
+        self._map_files()
 
     def _save(self) -> None:
         write_json(
@@ -296,7 +165,7 @@ class TargetStore:
             },
         )
 
-    def _use(self) -> int:
+    def _map_files(self) -> int:
         try:
             self._files = [_Shard(self.folder / info.file) for info in self.shards]
         except (OSError, SafetensorError):
@@ -312,9 +181,10 @@ class TargetStore:
         shard = int(np.searchsorted(self._first, block, side="right")) - 1
         return self._files[shard], block - int(self._first[shard])
 
-    def row(self, block: int) -> EncodedBlock:
-        shard, at = self._locate(block)
-        return shard.row(at)
+    def block(self, index: int) -> EncodedBlock:
+        """The student's tokens of a block."""
+        shard, at = self._locate(index)
+        return shard.block(at)
 
     def token_counts(self) -> np.ndarray:
         """Student tokens of each block, (blocks,) int64."""
@@ -323,7 +193,7 @@ class TargetStore:
     def targets(self, blocks: Sequence[int], epoch: int) -> TargetBatch:
         """Targets of the blocks' scored positions, one block after the other.
 
-        Another slice of the draws is used each epoch.
+        Each epoch uses its own slice of the draws.
         """
         ids, mass, weight, entropy = [], [], [], []
         for block in blocks:
@@ -336,48 +206,57 @@ class TargetStore:
             mass=torch.from_numpy(np.concatenate(mass)),
             weight=torch.from_numpy(np.concatenate(weight)),
             entropy=torch.from_numpy(np.concatenate(entropy)),
+            top_k=ids[0].shape[1] - self.key.draws,
         )
 
     def teacher_bits_per_byte(self, blocks: Sequence[int] | None = None) -> float | None:
-        """The expert's own bits per byte on these blocks (None: all); None: a shard can't tell."""
+        """The expert's bits per byte on these blocks (None: all); None where a shard lacks them."""
         nats, text_bytes = 0.0, 0
         for block in range(len(self)) if blocks is None else blocks:
             shard, at = self._locate(block)
             if shard.teacher_nats is None:
                 return None
             nats += float(shard.teacher_nats[at])
-            text_bytes += shard.row(at).text_bytes
+            text_bytes += shard.block(at).text_bytes
         return nats / math.log(2) / text_bytes if text_bytes else None
 
     def column(self, name: str) -> Iterator[np.ndarray]:
-        """A whole per-position column, shard by shard (for the run's metrics)."""
+        """A per-position column, shard by shard (for metrics)."""
         for file in self._files:
-            yield file.whole(name)
+            yield file.column(name)
+
+
+_SLICED = (
+    "student_ids",
+    "scored",
+    "is_end",
+    "weight",
+    "entropy",
+    "tail",
+    "top_ids",
+    "top_mass",
+    "draws",
+)
+"""Arrays of a shard that are read block by block."""
 
 
 class _Shard:
-    """One shard file, mapped."""
+    """One memory-mapped shard file."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="np")
-        self.block_tokens = self.whole("block_tokens")
-        self._bytes = self.whole("block_bytes")
+        self.block_tokens = self.column("block_tokens")
+        self._bytes = self.column("block_bytes")
         name = "block_teacher_nats"
-        self.teacher_nats = self.whole(name) if name in self._file.keys() else None  # noqa: SIM118
+        self.teacher_nats = self.column(name) if name in self._file.keys() else None  # noqa: SIM118
         self._tokens = np.cumsum([0, *self.block_tokens])
-        self._positions = np.cumsum([0, *self.whole("block_positions")])
-        self._slices = {
-            name: self._file.get_slice(name)
-            for name in (
-                *("student_ids", "scored", "is_end"),
-                *("weight", "entropy", "tail", "top_ids", "top_mass", "draws"),
-            )
-        }
+        self._positions = np.cumsum([0, *self.column("block_positions")])
+        self._slices = {name: self._file.get_slice(name) for name in _SLICED}
 
-    def whole(self, name: str) -> np.ndarray:
+    def column(self, name: str) -> np.ndarray:
         return self._file.get_tensor(name)
 
-    def row(self, block: int) -> EncodedBlock:
+    def block(self, block: int) -> EncodedBlock:
         a, b = self._tokens[block : block + 2]
         c, d = self._positions[block : block + 2]
         return EncodedBlock(

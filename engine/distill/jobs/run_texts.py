@@ -1,0 +1,123 @@
+"""First stages of a run's preparation: each expert's text, and the student's tokenizer."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import msgspec
+from transformers import PreTrainedTokenizerFast
+
+from engine.budget import streamed_files
+from engine.distill.data import corpus
+from engine.distill.data.conversations import (
+    chosen_prompts,
+    expert_commit,
+    kept_examples,
+    write_answers,
+)
+from engine.distill.data.streamed_text import StreamedText, open_streams
+from engine.distill.jobs.setup import RunSetup
+from engine.distill.student import load_tokenizer, tokenizer_path, train_tokenizer
+from engine.distill.teacher.loading import expert_digest
+from engine.experts.registry import ExpertSpec
+from engine.prompts.checkers import VERSION as CHECKS_VERSION
+from engine.text.examples import Example, encode_example, read_data_file
+from engine.workspace import write_bytes
+
+
+@dataclass(frozen=True)
+class RunTexts:
+    """The text of a run, before it is encoded.
+
+    Attributes:
+        fixed: text in memory, by expert: its own answers, then its share of the files.
+        streamed: text that is read while the student trains; None where there is none.
+    """
+
+    fixed: dict[str, list[Example]]
+    streamed: StreamedText | None
+
+
+def read_texts(setup: RunSetup) -> RunTexts:
+    """Read the files, open the streams, and let the experts write their answers.
+
+    Where targets are cached, streamed text is sampled up to `data.max_teacher_tokens` and added to
+    the text in memory.
+    """
+    data = setup.config.data
+    with setup.ctx.busy("opening the text"):
+        streamed_names = streamed_files(data)
+        files = [source for source in data.files if source not in streamed_names]
+        from_files = corpus.assign_to_experts(corpus.read_files(files), setup.experts)
+        streamed = StreamedText(
+            setup.config,
+            setup.experts,
+            open_streams(setup.config, setup.experts, setup.workspace.cache_dir),
+            heartbeat=setup.ctx.checkpoint_point,
+            log=setup.ctx.log,
+        )
+    cached = setup.config.targets.source == "cached"
+    if cached:
+        for spec in setup.experts:
+            from_files[spec.name] += streamed.sample_to_score(spec)
+    fixed: dict[str, list[Example]] = {}
+    for spec in setup.experts:
+        writes = data.generate and data.max_answers != 0
+        answers = expert_answers(setup, spec) if writes else []
+        fixed[spec.name] = answers + from_files[spec.name]
+    return RunTexts(fixed, streamed if streamed and not cached else None)
+
+
+def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
+    """The expert's answers to its prompts; once complete they are read without loading it."""
+    config = setup.config
+    with setup.ctx.busy("choosing prompts"):
+        chosen = chosen_prompts(spec, config)
+    path = setup.expert_path(spec)
+    identity = expert_digest(path, spec)
+    settings = [CHECKS_VERSION, chosen, config.data, config.seed, str(setup.dtype), identity]
+    digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:16]
+    complete_file = setup.cache_dir(spec) / f"text-{digest}.jsonl"
+    if complete_file.is_file():
+        return list(read_data_file(complete_file))
+    judged = write_answers(
+        setup.pool.get(spec),
+        chosen,
+        setup.workspace.experts_cache_dir,
+        config.data,
+        config.seed,
+        emit=setup.ctx.emit,
+        heartbeat=setup.ctx.checkpoint_point,
+        commit=expert_commit(path, spec),
+    )
+    answers = kept_examples(judged, spec.name)
+    if answers:
+        write_bytes(complete_file, b"".join(encode_example(a) + b"\n" for a in answers))
+    return answers
+
+
+def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFast:
+    """The student's tokenizer; a trained one is stored beside the checkpoints."""
+    size = setup.config.student.vocab_size
+    path = tokenizer_path(setup.workspace, setup.config)
+    if setup.config.student.tokenizer != "train" or (path / "tokenizer.json").is_file():
+        return load_tokenizer(path, size)
+    with setup.ctx.busy("training the student's tokenizer"):
+        sampled = texts.streamed.sample_for_tokenizer() if texts.streamed else []
+        unique = dict.fromkeys(
+            text
+            for part in (*texts.fixed.values(), sampled)
+            for example in part
+            for text in _texts_of(example)
+        )
+        tokenizer = train_tokenizer(unique, size)
+        tokenizer.save_pretrained(path)
+    setup.ctx.log(f"trained a tokenizer of {size:,} tokens on the run's own text")
+    return load_tokenizer(path, size)
+
+
+def _texts_of(example: Example) -> list[str]:
+    if example.messages is None:
+        return [example.text or ""]
+    return [message.content for message in example.messages]

@@ -1,0 +1,123 @@
+"""When a run saves a checkpoint, and why."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from engine.checkpoint.errors import CheckpointError
+from engine.checkpoint.store import CheckpointStore, SavedInfo
+from engine.config import RunConfig, digest, to_json
+from engine.distill.train.pace import Pace
+from engine.distill.train.session import Session
+from engine.events import CheckpointSaved, LogLine
+from engine.run.job import JobContext
+
+Reason = Literal["interval", "asked", "stop", "best", "decay", "final", "phase"]
+
+
+class CheckpointPolicy:
+    """Saves checkpoints of the session: at intervals, at the ends of phases, before the decay, on
+    request, and the weights of the best evaluation."""
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        config: RunConfig,
+        session: Session,
+        pace: Pace,
+        ctx: JobContext,
+    ) -> None:
+        self.store = store
+        self._config = config
+        self._config_json = to_json(config)
+        self._config_digest = digest(config)
+        self._session = session
+        self._pace = pace
+        self._ctx = ctx
+        self._last_save = time.monotonic()
+        self._saved_step: int | None = None
+
+    def restored(self, step: int) -> None:
+        """The session was loaded from the checkpoint of this step."""
+        self._saved_step = step
+
+    def save_if_due(self, *, ends_phase: bool, ends_run: bool, before_decay: bool) -> None:
+        """Save a checkpoint after the current step if one is due.
+
+        before_decay: the learning rate begins to decay with the next step. This checkpoint is
+        protected, because a later resume with a larger budget continues from it. The end of the run
+        is left to the final checkpoint.
+        """
+        step = self._session.progress.step
+        if before_decay:
+            self.save("decay", protect=True)
+        elif self._saved_step == step:
+            return
+        elif ends_phase and not ends_run:
+            self.save("phase")
+        elif self._interval_passed(step):
+            self.save("interval")
+
+    def _interval_passed(self, step: int) -> bool:
+        settings = self._config.checkpoint
+        if settings.interval_steps and step % settings.interval_steps == 0:
+            return True
+        if settings.interval_minutes is None:
+            return False
+        return time.monotonic() - self._last_save >= settings.interval_minutes * 60
+
+    def save(self, reason: Reason, protect: bool = False) -> None:
+        """Save a checkpoint of the last completed step.
+
+        If that fails, training continues with a warning; raises CheckpointError if the run can't
+        continue without it (reason `stop` or `final`).
+        """
+        self._last_save = time.monotonic()
+        try:
+            saved = self.store.save(
+                self._session.state(self._pace.training_seconds),
+                config_json=self._config_json,
+                config_digest=self._config_digest,
+                reason=reason,
+                protect=protect,
+            )
+        except CheckpointError as error:
+            if reason in ("stop", "final"):
+                raise
+            self._warn(f"no checkpoint was saved, training continues: {error}")
+            return
+        self._saved_step = self._session.progress.step
+        self._pace.save_seconds = max(1.0, saved.seconds)
+        self._report(saved, reason)
+
+    def save_best(self, score: float) -> None:
+        """Keep the current weights as the best ones; `score` is their held-out bits per byte."""
+        try:
+            saved = self.store.save_best(
+                self._session.state(self._pace.training_seconds),
+                config_json=self._config_json,
+                config_digest=self._config_digest,
+                score=score,
+            )
+        except CheckpointError as error:
+            self._warn(f"the best weights could not be saved: {error}")
+            return
+        if saved is not None:
+            self._report(saved, "best")
+
+    def _report(self, saved: SavedInfo, reason: Reason) -> None:
+        self._ctx.emit(
+            CheckpointSaved(
+                step=self._session.progress.step,
+                path=str(saved.path),
+                bytes=saved.bytes,
+                seconds=saved.seconds,
+                reason=reason,
+                best=reason == "best",
+            )
+        )
+
+    def _warn(self, text: str) -> None:
+        step = self._session.progress.step
+        self._ctx.emit(LogLine(step=step, level="warning", text=text))
