@@ -197,7 +197,7 @@ def test_each_signal_ends_a_download_in_order_and_the_next_call_goes_on(
         running.process.send_signal(signal.SIGHUP)
         until(lambda: hub.sent > sent + 3_000_000)  # noqa: B023
         assert running.end(number) == code
-        assert "the same command goes on with it" in running.events()[-1].reason
+        assert "run the same command again to continue" in running.events()[-1].reason
     hub.rate = None
     assert root.start("download", "x").end() == 0
     assert expert_status(root.ws, load_experts(root.ws)["x"]).state == "ready"

@@ -100,7 +100,7 @@ def test_without_a_file_one_is_made_and_left_empty_again(ws, here):
         ("new", "gladius.bin", {}, "no folder and no .gguf file"),
         ("new", "a b", {}, "no folder, no .gguf file and no Hub id"),
         ("new", "a/b/c", {}, "no Hub id"),
-        ("../new", "org/model", {}, "is no expert's name"),
+        ("../new", "org/model", {}, "is not a valid expert name"),
         ("new", "org/model", {"weight": 0}, "0 is not a number over 0"),
         ("new", "org/model", {"weight": float("nan")}, "is not a number"),
         ("new", "org/model", {"capabilities": ["maths"]}, "did you mean 'math'?"),
