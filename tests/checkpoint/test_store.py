@@ -102,7 +102,7 @@ def test_a_disk_that_changes_what_is_written_is_found_at_once(
     assert names(store) == ["rejected-step-000000003", "step-000000001", "step-000000002"]
 
 
-def test_long_work_beats(tmp_path: Path) -> None:
+def test_long_work_sends_heartbeats(tmp_path: Path) -> None:
     beats: list[int] = []
     store = CheckpointStore(tmp_path, heartbeat=lambda: beats.append(1))
     store.save(make_state(1), **CONFIG)
@@ -179,7 +179,7 @@ def test_no_best_weights_are_kept_where_they_are_not_wanted(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_that_are_done_again_are_out_of_the_way_until_the_next_save(
+def test_superseded_checkpoints_are_kept_aside_until_the_next_save(
     store: CheckpointStore,
 ) -> None:
     save_steps(store, 10, 20)
@@ -340,7 +340,7 @@ def test_load_newest_can_be_bounded(store: CheckpointStore) -> None:
     assert store.load_newest(Rejected(), up_to=9) is None
 
 
-def test_one_checkpoint_asked_for_is_loaded_or_the_reason_is_said(store: CheckpointStore) -> None:
+def test_a_chosen_checkpoint_is_loaded_or_the_reason_is_reported(store: CheckpointStore) -> None:
     with pytest.raises(MissingError, match="available steps: none"):
         store.load("best")
     save_steps(store, 1, 2)

@@ -83,7 +83,7 @@ def test_a_worker_that_dies_twice_before_a_step_is_not_tried_again(host, fault):
     assert "died 2 times" in running.events()[-1].reason
 
 
-def test_an_unexpected_exception_is_told_in_a_line_and_its_traceback_logged(ws, host):
+def test_an_unexpected_exception_is_reported_in_one_line_and_its_traceback_logged(ws, host):
     running = host(ToyConfig(steps=30, faults={1: (15, "raise")}))
     assert running.end() == 0
     assert "(ValueError: the toy is broken)" in guards(running, "worker")[0]
@@ -194,7 +194,7 @@ def test_a_worker_with_a_full_queue_ends_itself_too(host):
     until(lambda: gone(worker), 3)
 
 
-def test_a_stopped_worker_is_told_once_and_recovers(host):
+def test_a_suspended_worker_is_reported_once_and_recovers(host):
     running = host(GLADIUS_HANG_SECONDS="1", GLADIUS_STALL_SECONDS="1")
     running.wait_for(StepDone, 3)
     worker = running.worker_pid()
@@ -208,7 +208,7 @@ def test_a_stopped_worker_is_told_once_and_recovers(host):
     assert guards(running, "worker") == []
 
 
-def test_a_silent_worker_is_told_as_stalled(host):
+def test_a_silent_worker_is_reported_as_stalled(host):
     running = host(ToyConfig(faults={1: (5, "hang")}), GLADIUS_STALL_SECONDS="1")
     until(lambda: guards(running, "stall") == ["stalled"], 10)
 

@@ -130,7 +130,7 @@ def test_a_root_without_a_run_reads_not_started(ws):
     assert read_state(ws) == RunState()
 
 
-def test_a_torn_state_file_is_told_and_stops_nothing(ws):
+def test_a_damaged_state_file_is_reported_and_stops_nothing(ws):
     ws.state_file.write_text('{"status": "trai')
     state = read_state(ws)
     assert state.status == "not_started" and "can't be read" in state.last_error
@@ -138,7 +138,7 @@ def test_a_torn_state_file_is_told_and_stops_nothing(ws):
     assert read_state(ws).status == "training"
 
 
-def test_a_state_whose_process_is_gone_reads_failed(ws):
+def test_a_state_whose_runner_was_killed_reads_failed(ws):
     keeper = StateFile(ws, "r")
     keeper.apply(started())
     keeper.write_if_due()
@@ -201,7 +201,7 @@ def test_a_stale_lock_is_taken_over_even_when_its_pid_was_given_to_another(ws):
             pass
 
 
-def test_a_zombie_owns_nothing(ws):
+def test_a_zombie_holds_no_lock(ws):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert identity_of(child.pid) is not None
     child.kill()

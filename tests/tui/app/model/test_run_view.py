@@ -207,7 +207,7 @@ def test_what_is_forgotten_is_measured_against_the_best():
     assert row.forgotten is None
 
 
-def test_a_run_that_is_taken_up_again_is_starting_not_ended():
+def test_a_run_whose_runner_is_back_is_starting_not_ended():
     board = folded([*EVENTS[:250], RunEnded(status="stopped", step=90, time=100.0)])
     board.mark_restarted(since=50.0)
     assert board.status == "ended", "its runner is still there, at its last word"
