@@ -54,7 +54,7 @@ class SilentLink:
     def wait(self, timeout: float) -> list[AnyCommand]:
         return []
 
-    def beat(self, activity: str = "") -> None: ...
+    def heartbeat(self, activity: str = "") -> None: ...
 
     @contextmanager
     def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:

@@ -1,6 +1,6 @@
-"""Owns the errors that a user can cause, and the exit codes that answer them.
+"""Errors that a user can cause, and their exit codes.
 
-Every message is one line that says what is wrong and what to do about it.
+Every message is one line: what is wrong, and what to do about it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status means (the README lists them for users)."""
+    """Exit codes of commands (the README lists them for users)."""
 
     DONE = 0
     FAILED = 1
@@ -21,7 +21,7 @@ class ExitCode(IntEnum):
 
 
 class GladiusError(Exception):
-    """A failure with one clear line for the user; `exit_code` is what the command ends with."""
+    """A failure with a one-line message for the user; `exit_code` is that of the command."""
 
     exit_code: ExitCode = ExitCode.FAILED
 
@@ -33,7 +33,7 @@ class UsageError(GladiusError):
 
 
 class MissingError(GladiusError):
-    """Something required is not there: an expert, a checkpoint, a trained student."""
+    """Something required is missing: an expert, a checkpoint, a trained student."""
 
     exit_code = ExitCode.MISSING
 

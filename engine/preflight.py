@@ -4,13 +4,13 @@ resume or start over? Imports no torch, and writes nothing.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from engine.budget import check_text
+from engine.checkpoint.layout import CONFIG, RUN_CONFIG, list_checkpoints
 from engine.config import RunConfig, change_config, changed_fields, from_json
 from engine.errors import LockedError, MissingError, UsageError
 from engine.experts.registry import (
@@ -20,10 +20,9 @@ from engine.experts.registry import (
     expert_status,
     load_experts,
 )
-from engine.run.state import lock_owner, read_state
+from engine.run.lock import lock_owner
+from engine.run.state import read_state
 from engine.workspace import Workspace
-
-_STEP_FOLDER = re.compile(r"step-(\d+)")
 
 
 class Launch(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,12 +157,11 @@ def stored_config(
     """
     folder = workspace.checkpoints_dir
     try:
-        names = [entry.name for entry in folder.iterdir()]
+        found = list_checkpoints(folder)
     except OSError:
         return None
-    steps = [(int(match[1]), name) for name in names if (match := _STEP_FOLDER.fullmatch(name))]
-    stored = [(step, folder / name / "run_config.json") for step, name in sorted(steps)[::-1]]
-    for step, path in [*stored, (0, folder / "config.json")]:
+    stored = [(info.step, info.path / CONFIG) for info in reversed(found)]
+    for step, path in [*stored, (0, folder / RUN_CONFIG)]:
         try:
             return step, from_json(path.read_bytes(), notes)
         except (OSError, msgspec.MsgspecError):

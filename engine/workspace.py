@@ -1,8 +1,4 @@
-"""Owns where everything lies below a root, and the durable ways to write there.
-
-Paths, confinement of names that come from users, write-fsync-rename, and cleaning up. It does not
-own what the files say: checkpoints, history and state have rooms of their own.
-"""
+"""Paths below a root, durable writes (write, fsync, rename), and what `clean` deletes."""
 
 from __future__ import annotations
 
@@ -89,31 +85,31 @@ class Workspace:
 
     @property
     def runtime_dir(self) -> Path:
-        """An owner-only folder (0700) for sockets, short enough for AF_UNIX; created when absent.
+        """An owner-only folder (0700) for sockets, short enough for AF_UNIX; created if missing.
 
-        Raises GladiusError when somebody else owns it.
+        Raises GladiusError when another user owns it.
         """
-        import hashlib  # these few are imported where they are used: `status` needs none of them
+        import hashlib  # imported here because `status` needs neither of them
         import tempfile
 
         candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-        # A socket's whole path may have 107 bytes; 40 are left for our part of it.
+        # A socket's path may have 107 bytes; 40 of them are for our part.
         usable = (c for c in candidates if c and len(os.fsencode(c)) < 67 and os.path.isdir(c))
-        mine = Path(next(usable, "/tmp")) / f"gladius-{os.getuid()}"
-        folder = mine / hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
-        for path in (mine, folder):
+        base = Path(next(usable, "/tmp")) / f"gladius-{os.getuid()}"
+        folder = base / hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
+        for path in (base, folder):
             try:
                 path.mkdir(mode=0o700, exist_ok=True)
                 found = path.lstat()
             except OSError as error:
                 raise GladiusError(
-                    f"can't make {path} for control sockets: {error.strerror}; "
-                    "set XDG_RUNTIME_DIR to a folder of yours"
+                    f"can't create {path} for control sockets: {error.strerror}; "
+                    "set XDG_RUNTIME_DIR to a folder that you own"
                 ) from error
-            # In a shared temporary folder somebody else may have put it there first.
+            # In a shared temporary folder another user may have created it first.
             if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
                 raise GladiusError(
-                    f"{path} belongs to somebody else; set XDG_RUNTIME_DIR to a folder of yours"
+                    f"{path} belongs to another user; set XDG_RUNTIME_DIR to a folder that you own"
                 )
             if stat.S_IMODE(found.st_mode) != 0o700:
                 path.chmod(0o700)
@@ -124,16 +120,16 @@ class Workspace:
         return self.logs_dir / f"training_{day or date.today():%Y%m%d}.log"
 
     def expert_dir(self, name: str) -> Path:
-        """Where the expert `name` lies once downloaded; UsageError for a name that is no name."""
+        """The folder of a downloaded expert; raises UsageError for an invalid name."""
         if not _SAFE_NAME.fullmatch(name):
             raise UsageError(
-                f"{name!r} is no expert's name; use letters, digits, '.', '_' and '-', "
+                f"{name!r} is not a valid expert name; use letters, digits, '.', '_' and '-', "
                 "beginning with a letter or digit"
             )
         return self.experts_dir / name
 
     def create(self) -> None:
-        """Make all folders; GladiusError when the root can't be written."""
+        """Create all folders; raises GladiusError when the root can't be written."""
         folders = (
             self.models,
             self.cache_dir,
@@ -146,7 +142,7 @@ class Workspace:
         try:
             for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
-            # An existing tree can be read-only too; only a write tells.
+            # Existing folders may be read-only: only a write shows it.
             probe = self.checkpoints_dir / f".probe-{os.getpid()}"
             probe.touch()
             probe.unlink()
@@ -158,7 +154,7 @@ class Workspace:
 
 
 def assets_dir() -> Path:
-    """The folder of data that ships: the installed copy, or the repository's `assets/`."""
+    """The folder of shipped data: the installed copy, or the repository's `assets/`."""
     package = Path(__file__).resolve().parent
     installed = package / "assets"
     return installed if installed.is_dir() else package.parent / "assets"
@@ -180,7 +176,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` durably: a reader, or a crash, sees the old content or the new one."""
+    """Replace a file durably: a reader, or a crash, finds the old content or the new one."""
     temporary = path.parent / f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp"
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -202,15 +198,15 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line durably; a torn last line, left by a crash, is cut off first.
+    """Append one line durably; an incomplete last line, left by a crash, is removed first.
 
-    One writer at a time. When the line can't be written whole (a full disk) the file is left as
-    it was, and the OSError is raised.
+    One writer at a time. When the line can't be written completely (a full disk) the file is left
+    unchanged and OSError is raised.
     """
     created = not path.exists()
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        end = _whole_lines(descriptor)
+        end = _complete_lines(descriptor)
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
         try:
@@ -225,8 +221,8 @@ def append_line(path: Path, line: bytes) -> None:
         fsync_dir(path.parent)
 
 
-def _whole_lines(descriptor: int) -> int:
-    """Length in bytes of the file without a torn last line."""
+def _complete_lines(descriptor: int) -> int:
+    """Length in bytes of the file without an incomplete last line."""
     end = os.lseek(descriptor, 0, os.SEEK_END)
     while end > 0:
         start = max(0, end - 65536)
@@ -238,7 +234,7 @@ def _whole_lines(descriptor: int) -> int:
 
 
 def publish_dir(temporary: Path, final: Path) -> None:
-    """Move a finished folder into place durably; FileExistsError when `final` exists."""
+    """Rename a finished folder durably; raises FileExistsError when `final` exists."""
     if os.path.lexists(final):
         raise FileExistsError(f"{final} exists")
     for folder, _, files in os.walk(temporary):
@@ -262,7 +258,7 @@ def sha256_file(path: Path) -> str:
 
 
 def tree_bytes(path: Path) -> int:
-    """Bytes of the files below `path`; links count as links and are never followed."""
+    """Bytes of the files below `path`; links are not followed."""
     total = 0
     stack = [path]
     while stack:
@@ -278,7 +274,7 @@ def tree_bytes(path: Path) -> int:
     return total
 
 
-# What `clean` knows by name: folders (as Workspace properties), and patterns of their entries.
+# What `clean` can delete, by name: folders (Workspace properties) and patterns of entries.
 _CLEANABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "downloads": (("downloads_dir",), ("*",)),
     "partials": (
@@ -300,22 +296,22 @@ CLEANED_BY_DEFAULT = ("downloads", "partials", "logs")
 def clean_targets(
     workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT
 ) -> list[tuple[Path, int]]:
-    """What cleaning `names` (of CLEANABLE) would remove: paths and their bytes.
+    """What cleaning `names` (of CLEANABLE) would delete: paths and their bytes.
 
-    Nothing behind a link is ours to delete: folders that are one are passed over (see
-    `linked_folders`); UsageError where tmp/ itself is.
+    Nothing behind a link is deleted: folders that are links are skipped (see `linked_folders`).
+    Raises UsageError when tmp/ itself is a link.
     """
     if workspace.tmp.is_symlink():
         raise UsageError(
-            f"{workspace.tmp} is a link, and what lies behind it is left alone; clean with: "
+            f"{workspace.tmp} is a link, and its target is not cleaned; clean it with: "
             f"--root {workspace.tmp.resolve().parent}, or by hand"
         )
-    passed = set(linked_folders(workspace, names))
+    skipped = set(linked_folders(workspace, names))
     found: dict[Path, int] = {}
     for name in names:
         folders, patterns = _CLEANABLE[name]
         for folder in (getattr(workspace, folder) for folder in folders):
-            if folder in passed:
+            if folder in skipped:
                 continue
             for entry in _matching(folder, patterns, deep=name == "partials"):
                 if not any(parent in found for parent in entry.parents):
@@ -324,14 +320,13 @@ def clean_targets(
 
 
 def linked_folders(workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT) -> list[Path]:
-    """The folders of `names` that are links to elsewhere."""
+    """The folders of `names` that are links."""
     folders = (getattr(workspace, folder) for name in names for folder in _CLEANABLE[name][0])
     return [folder for folder in dict.fromkeys(folders) if folder.is_symlink()]
 
 
 def _matching(folder: Path, patterns: Sequence[str], *, deep: bool) -> list[Path]:
-    """Entries whose names match, in order; `deep`: those further below too. Links are entries,
-    never ways: what they lead to is not looked at."""
+    """Entries whose names match, in order; `deep`: also in subfolders. Links are not followed."""
     found: list[Path] = []
     for place, folders, files in os.walk(folder):
         for name in (*folders, *files):
@@ -342,11 +337,11 @@ def _matching(folder: Path, patterns: Sequence[str], *, deep: bool) -> list[Path
 
 
 def remove_entry(path: Path) -> None:
-    """Delete a file, a folder with all in it, or a link (never what the link leads to)."""
+    """Delete a file, a folder with its content, or a link (never its target)."""
     if path.is_dir() and not path.is_symlink():
         import shutil
 
-        # rmtree works on descriptors here: links inside are unlinked, not followed.
+        # rmtree unlinks the links inside and does not follow them.
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -10,7 +10,8 @@ import pytest
 from engine.config import RunConfig, load_config, to_json
 from engine.errors import LockedError, MissingError, UsageError
 from engine.preflight import launch_resume, launch_training, stored_config
-from engine.run.state import RunState, hold_lock
+from engine.run.lock import hold_lock
+from engine.run.state import RunState
 from engine.workspace import Workspace, write_json
 
 

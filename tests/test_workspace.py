@@ -87,7 +87,7 @@ def test_a_runtime_folder_that_is_a_link_is_refused(ws, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     try:
         (runtime / f"gladius-{os.getuid()}").symlink_to(tmp_path)
-        with pytest.raises(GladiusError, match="somebody else"):
+        with pytest.raises(GladiusError, match="another user"):
             _ = ws.runtime_dir
     finally:
         remove_entry(runtime)

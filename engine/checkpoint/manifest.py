@@ -1,8 +1,7 @@
-"""Owns what a checkpoint folder says of itself, and the check that it is still true.
+"""The manifest of a checkpoint folder, and verifying the folder against it.
 
 A single flipped bit loads silently in safetensors and torch; only a digest finds it. The manifest
-holds the SHA-256 of every file and, as its last field, its own. What a folder is for, and where
-it lies, is checkpoint.py's.
+holds the SHA-256 of every file and, as its last field, its own.
 """
 
 from __future__ import annotations
@@ -15,16 +14,15 @@ from typing import Literal
 
 import msgspec
 
+from engine.checkpoint.layout import CONFIG, MANIFEST, MODEL, OPTIMIZER, RNG, STATE
 from engine.checkpoint.tensor_files import FileRecord, hash_file
 
-MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
-STATE, CONFIG, MANIFEST = "state.json", "run_config.json", "manifest.json"
 FILES = {"full": {MODEL, OPTIMIZER, RNG, STATE, CONFIG}, "weights": {MODEL, CONFIG}}
 _FORMAT = 1
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a checkpoint holds."""
+    """The content of manifest.json."""
 
     format: int = _FORMAT
     kind: Literal["full", "weights"]
@@ -43,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Broken(Exception):
-    """A folder does not verify; the text says why."""
+    """A folder does not verify; the message says why."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
@@ -71,18 +69,18 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = msgspec.json.decode(body, type=Manifest)
     except msgspec.MsgspecError as error:
-        raise Broken(f"{MANIFEST} is not understood: {error}") from error
+        raise Broken(f"{MANIFEST} can't be parsed: {error}") from error
     if manifest.format != _FORMAT or set(manifest.files) != FILES[manifest.kind]:
-        raise Broken(f"{MANIFEST} is of another version of this program")
+        raise Broken(f"{MANIFEST} was written by another version of this program")
     return manifest
 
 
 def verify(
-    folder: Path, beat: Callable[[], None], step: int | None = None, *, from_disk: bool = False
+    folder: Path, heartbeat: Callable[[], None], step: int | None = None, *, from_disk: bool = False
 ) -> Manifest:
     """Read every byte of a checkpoint and compare; raises Broken, OSError.
 
-    step: the one that the folder's name says. from_disk: bypass the page cache where possible.
+    step: the step in the folder's name. from_disk: bypass the page cache where possible.
     """
     manifest = read_manifest(folder)
     if step is not None and manifest.step != step:
@@ -95,13 +93,13 @@ def verify(
             raise Broken(f"{name} is missing") from None
         if size != record.bytes:
             raise Broken(f"{name} has {size:,} bytes instead of {record.bytes:,}")
-        if hash_file(path, beat, from_disk=from_disk) != record.sha256:
+        if hash_file(path, heartbeat, from_disk=from_disk) != record.sha256:
             raise Broken(f"{name} is damaged (its SHA-256 differs)")
     return manifest
 
 
 def _plain_file(path: Path) -> Path:
-    """The path; Broken for a link, which could lead anywhere, and for what is no file."""
+    """The path; raises Broken for a link, which could point anywhere, and for a non-file."""
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

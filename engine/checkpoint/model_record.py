@@ -1,7 +1,7 @@
-"""Owns what a finished model says of its making: gladius.json beside its weights.
+"""gladius.json beside a model's weights: how the model was trained, and hashes of its files.
 
-Preset, config, steps, experts and held-out figures, and the SHA-256 of every file as it was saved.
-A model folder without it (another program's, or an older version's) is a model all the same.
+Preset, config, steps, experts and held-out scores, and the SHA-256 of every file as it was saved.
+Models of other programs have no such file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import msgspec
 import torch
 import transformers
 
+from engine.checkpoint.layout import HELD_OUT
 from engine.checkpoint.tensor_files import FileRecord, hash_file
 from engine.config import RunConfig, digest, read_former_names
 from engine.experts.registry import ExpertSpec
 from engine.workspace import write_json
 
 RECORD = "gladius.json"
-HELD_OUT = "held_out.json"
 _FORMAT = 1
 
 
@@ -31,18 +31,18 @@ class _HeldOut(msgspec.Struct, frozen=True):
 
 
 class TaughtBy(msgspec.Struct, frozen=True, kw_only=True):
-    """An expert that the model learnt from."""
+    """An expert that the model was trained on."""
 
     name: str
     title: str
     repo: str
     license: str
-    """As the registry has it; empty where unknown."""
+    """From the registry; empty where unknown."""
     parameters: int = 0
 
 
 class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model came about, and what its files were when it was saved."""
+    """How a model was trained, and its files as they were saved."""
 
     format: int = _FORMAT
     preset: str
@@ -59,7 +59,7 @@ class ModelRecord(msgspec.Struct, frozen=True, kw_only=True):
     created: float = 0.0
     """Unix time in seconds."""
     files: dict[str, FileRecord] = {}
-    """Size and SHA-256 by name; empty for a checkpoint, whose manifest has them."""
+    """Size and SHA-256 by name; empty for a checkpoint, which has a manifest."""
 
 
 def describe_run(
@@ -72,7 +72,7 @@ def describe_run(
     evaluations: Iterable[tuple[int, float]],
     held_out: Mapping[str, str] | None = None,
 ) -> ModelRecord:
-    """The record of a run's model, its files still to be added."""
+    """The record of a run's model, without its files."""
     return ModelRecord(
         preset=config.preset,
         step=step,
@@ -101,9 +101,9 @@ def describe_run(
 
 
 def write_record(folder: Path, record: ModelRecord) -> ModelRecord:
-    """Write gladius.json into a folder whose files are all there; the record with their digests.
+    """Write gladius.json into a complete model folder; returns the record with the file hashes.
 
-    Of the machine's paths only the names are written: a model may be published.
+    Absolute paths are reduced to file names, as a model may be published.
     """
     files = {
         path.name: FileRecord(path.stat().st_size, hash_file(path))
@@ -130,12 +130,12 @@ def _without_folders(record: ModelRecord) -> ModelRecord:
 
 
 def write_held_out(checkpoints: Path, config: RunConfig, folders: Mapping[str, str]) -> None:
-    """Note beside the checkpoints where the run's held-out targets lie."""
+    """Write the folders of the run's held-out targets to held_out.json beside the checkpoints."""
     write_json(checkpoints / HELD_OUT, _HeldOut(digest(config), dict(folders)))
 
 
 def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
-    """Expert to the folder of its held-out targets, as a run with this config noted it; or {}."""
+    """Folder of each expert's held-out targets, if a run with this config wrote them; else {}."""
     try:
         noted = msgspec.json.decode((checkpoints / HELD_OUT).read_bytes(), type=_HeldOut)
     except (OSError, msgspec.MsgspecError):
@@ -144,7 +144,7 @@ def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
 
 
 def read_record(folder: Path) -> ModelRecord | None:
-    """The record of a model folder; None where there is none, or one that isn't understood."""
+    """The record of a model folder; None where there is none, or it can't be parsed."""
     try:
         tables = msgspec.json.decode((folder / RECORD).read_bytes(), type=dict)
         if isinstance(config := tables.get("config"), dict):

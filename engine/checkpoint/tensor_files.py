@@ -1,8 +1,7 @@
-"""Owns reading and writing named tensors as safetensors files, streamed and with their SHA-256.
+"""Reading and writing named tensors as safetensors files, streamed and with their SHA-256.
 
-safetensors' own writer tells neither the digest of what it was given nor a full disk as an
-OSError, and copies what lies on a GPU in one go; this one holds one tensor at a time. Which
-tensors go into which file is not owned here.
+safetensors' own writer returns no digest of what it was given, does not raise OSError on a full
+disk, and copies all GPU tensors at once; this one holds one tensor at a time.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PIECE = 8 << 20  # bytes between two beats
+_PIECE = 8 << 20  # bytes between two heartbeats
 
 
 class FileRecord(msgspec.Struct, frozen=True):
-    """What a manifest says of a file."""
+    """Size and SHA-256 of a file."""
 
     bytes: int
     sha256: str
 
 
-def _nothing() -> None:
-    """The beat of a caller that has none."""
+def _no_heartbeat() -> None:
+    pass
 
 
 def write_file(
-    path: Path, pieces: Iterable[bytes | memoryview], beat: Callable[[], None] = _nothing
+    path: Path, pieces: Iterable[bytes | memoryview], heartbeat: Callable[[], None] = _no_heartbeat
 ) -> FileRecord:
-    """Write a new file durably; the digest is of the bytes handed over, not of those on disk."""
+    """Write a new file durably; the digest is of the bytes passed in, not of those on disk."""
     digest, size = hashlib.sha256(), 0
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -58,15 +57,17 @@ def write_file(
                 size += len(part)
                 while part:
                     part = part[os.write(descriptor, part) :]
-                beat()
+                heartbeat()
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
     return FileRecord(size, digest.hexdigest())
 
 
-def hash_file(path: Path, beat: Callable[[], None] = _nothing, *, from_disk: bool = False) -> str:
-    """SHA-256 of a file; `from_disk`: not from the page cache, where the system can be told."""
+def hash_file(
+    path: Path, heartbeat: Callable[[], None] = _no_heartbeat, *, from_disk: bool = False
+) -> str:
+    """SHA-256 of a file; `from_disk`: drop it from the page cache first, where possible."""
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -74,19 +75,19 @@ def hash_file(path: Path, beat: Callable[[], None] = _nothing, *, from_disk: boo
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         while piece := os.read(descriptor, _PIECE):
             digest.update(piece)
-            beat()
+            heartbeat()
     finally:
         os.close(descriptor)
     return digest.hexdigest()
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], beat: Callable[[], None] = _nothing
+    path: Path, tensors: Mapping[str, Tensor], heartbeat: Callable[[], None] = _no_heartbeat
 ) -> FileRecord:
     """Write a new safetensors file durably.
 
-    A tensor under two names (tied weights) lies there once; the name left out is in the file's
-    metadata, as an alias of the other.
+    A tensor under two names (tied weights) is stored once; the other name is in the file's
+    metadata as an alias.
     """
     kept, aliases = _distinct(tensors)
     # Wider types first keep every tensor aligned; names make the file a function of its content.
@@ -111,14 +112,14 @@ def write_tensors(
             flat = kept[name].detach().cpu().contiguous().reshape(-1)
             yield flat.view(torch.uint8).numpy().data
 
-    return write_file(path, pieces(), beat)
+    return write_file(path, pieces(), heartbeat)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file on the CPU, aliases included.
 
-    They are mapped, not read: memory is taken page by page as they are copied from, and given
-    back under pressure. Copy what is to be kept.
+    They are memory-mapped: pages are read when they are copied from, and dropped under memory
+    pressure. Copy tensors that must outlive the file.
     """
     with safe_open(path, framework="pt", device="cpu") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -130,7 +131,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_bytes(tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of the tensors in a file, each counted once whatever its names."""
+    """Bytes of the tensors in a file; a tensor under two names counts once."""
     kept, _ = _distinct(tensors)
     return sum(t.numel() * t.element_size() for t in kept.values())
 
@@ -147,7 +148,7 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def _distinct(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors without those that are others' memory, and the names left out with theirs."""
+    """Tensors that share no memory, and aliases: the name left out -> the name kept."""
     kept: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     seen: dict[tuple[object, ...], str] = {}

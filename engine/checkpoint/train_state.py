@@ -1,7 +1,4 @@
-"""Owns what a checkpoint is made of: optimizer and generators as tensors, and back.
-
-Files are not owned here (checkpoint.py), nor what a scalar means (the trainer).
-"""
+"""The state that a checkpoint holds: model, optimizer and random generators as tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ from engine.errors import GladiusError
 
 @dataclass
 class TrainState:
-    """Everything that the next step depends on. Loaded tensors are mapped files: copy from them."""
+    """Everything that the next step depends on. Loaded tensors are memory-mapped: copy them."""
 
     step: int
     tokens_seen: int
@@ -33,8 +30,8 @@ class TrainState:
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, `exp_avg.<name>` and so on; empty before a step.
 
-    Tied weights are one parameter and come once. The tensors are the optimizer's own, not copies.
-    Parameter groups are not in it: the trainer makes them, and sets lr at each step.
+    Tied weights are one parameter and appear once. The tensors are not copies. Parameter groups
+    are not included: the trainer creates them and sets lr at each step.
     """
     return {
         f"{key}.{name}": value
@@ -46,7 +43,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 def load_optimizer_tensors(
     model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]
 ) -> None:
-    """Put copies of optimizer_tensors()' result back, on each parameter's device.
+    """Load the result of optimizer_tensors() as copies on each parameter's device.
 
     Raises GladiusError when they belong to another model.
     """
@@ -60,7 +57,7 @@ def load_optimizer_tensors(
                 f"the checkpoint's optimizer has {key_name} of shape {tuple(tensor.shape)}, which "
                 "this student does not; resume with the config of the run, or start with --fresh"
             )
-        # A fused optimizer wants its step counts on the device too; copies: the file is mapped.
+        # A fused optimizer needs its step counts on the device too; copied, as the file is mapped.
         copied = tensor.to(parameter.device, copy=True)
         optimizer.state[parameter][key] = copied
 
@@ -74,7 +71,7 @@ def rng_tensors() -> dict[str, Tensor]:
 
 
 def load_rng_tensors(states: dict[str, Tensor]) -> None:
-    """Put rng_tensors()' result back; devices that are not here any more are left out."""
+    """Load the result of rng_tensors(); devices that are no longer present are skipped."""
     torch.set_rng_state(states["cpu"].clone())
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

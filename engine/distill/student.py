@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from engine.checkpoint.layout import TOKENIZER
 from engine.checkpoint.model_record import ModelRecord, write_record
 from engine.config import RunConfig, StudentConfig
 from engine.distill.align.blocks import Chat, ChatEncoder
@@ -118,7 +119,7 @@ def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
     """Where the student's tokenizer is: an expert's, the user's, or the one the run trains."""
     name = config.student.tokenizer
     if name == "train":
-        return workspace.checkpoints_dir / "tokenizer"
+        return workspace.checkpoints_dir / TOKENIZER
     known = load_experts(workspace)
     return expert_path(workspace, known[name]) if name in known else Path(name)
 

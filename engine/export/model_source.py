@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.manifest import CONFIG, MODEL, STATE, Broken, Manifest, read_manifest
+from engine.checkpoint.layout import CONFIG, MODEL, STATE, parse_step
+from engine.checkpoint.manifest import Broken, Manifest, read_manifest
 from engine.checkpoint.model_record import (
     ModelRecord,
     describe_run,
@@ -119,10 +120,10 @@ def _choose(
             f"there is no trained model in {workspace.model_dir} and no intact checkpoint "
             f"in {workspace.checkpoints_dir}; train one with: gladius_train train"
         )
-    step = which.removeprefix("step-").replace(",", "").replace("_", "")
-    if which != "best" and not (step.isascii() and step.isdecimal()):
+    chosen = "best" if which == "best" else parse_step(which)
+    if chosen is None:
         raise UsageError(f"--checkpoint {which}: give latest, best, or a step such as 1200")
-    path = store.find("best" if which == "best" else int(step))
+    path = store.find(chosen)
     try:
         return path, _verify_weights(path, tick)
     except (Broken, OSError) as error:

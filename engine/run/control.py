@@ -1,8 +1,4 @@
-"""Owns the other end of a job: attaches to its runner, sends it commands.
-
-For the command line, the app and tests; what is sent over the socket is `server`'s, and starting
-a runner `gladius_tui.launch`'s.
-"""
+"""Attaching to the runner of a job: receive its events, send it commands."""
 
 from __future__ import annotations
 
@@ -16,11 +12,11 @@ import msgspec
 from engine.errors import GladiusError, MissingError
 from engine.events import AnyCommand, AnyEvent, Job
 from engine.run.history import History
+from engine.run.lock import lock_owner
 from engine.run.server import Answer, Ask, Hello, Watch, same_user
-from engine.run.state import lock_owner
 from engine.workspace import Workspace
 
-# A runner owns its lock a moment before it listens.
+# A runner takes its lock shortly before it listens.
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 600.0
 _PAGE = 1000
@@ -35,34 +31,34 @@ def running_jobs(ws: Workspace) -> list[Job]:
 
 
 def attach(ws: Workspace, job: Job = "train", after_seq: int | None = None) -> Attachment:
-    """Attach to the runner of a job; MissingError when there is none.
+    """Attach to the runner of a job; raises MissingError when there is none.
 
-    `after_seq` None: events from now on; a number: those of the history after it, then those that
-    follow, none lost and none twice.
+    `after_seq` None: events from now on. A number: the history's events after it, then new ones,
+    each exactly once.
     """
     return Attachment(ws, job, after_seq)
 
 
-class _Line:
+class _Connection:
     """A connection to a runner, read message by message."""
 
     def __init__(self, ws: Workspace, job: Job) -> None:
-        self._connection = _connect(ws, job)
+        self._socket = _connect(ws, job)
         self._rest = b""
         self._messages: list[AnyEvent | Hello | Answer] = []
 
     def send(self, message: Watch | Ask) -> None:
-        self._connection.settimeout(5.0)
-        self._connection.sendall(_encoder.encode(message) + b"\n")
+        self._socket.settimeout(5.0)
+        self._socket.sendall(_encoder.encode(message) + b"\n")
 
     def receive(self, deadline: float | None) -> AnyEvent | Hello | Answer:
-        """The next message. TimeoutError past `deadline` (monotonic; None: never), EOFError when
-        the runner has hung up."""
+        """The next message. Raises TimeoutError after `deadline` (monotonic; None: never), and
+        EOFError when the runner closed the connection."""
         while not self._messages:
             remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
-            self._connection.settimeout(remaining)
+            self._socket.settimeout(remaining)
             try:
-                data = self._connection.recv(1 << 20)
+                data = self._socket.recv(1 << 20)
             except TimeoutError:
                 raise
             except OSError as error:
@@ -75,7 +71,7 @@ class _Line:
         return self._messages.pop()
 
     def close(self) -> None:
-        self._connection.close()
+        self._socket.close()
 
 
 def _connect(ws: Workspace, job: Job) -> socket.socket:
@@ -88,34 +84,34 @@ def _connect(ws: Workspace, job: Job) -> socket.socket:
             connection.close()
             if time.monotonic() > deadline:
                 raise MissingError(
-                    f"{job} runs (pid {owner.pid}) but can't be reached ({error.strerror}); "
-                    f"end it with: kill {owner.pid}"
+                    f"{job} runs (pid {owner.pid}) but does not accept connections "
+                    f"({error.strerror}); end it with: kill {owner.pid}"
                 ) from error
             time.sleep(0.05)
             continue
         if not same_user(connection):
             connection.close()
-            raise MissingError(f"the socket {owner.socket} belongs to somebody else")
+            raise MissingError(f"the socket {owner.socket} belongs to another user")
         return connection
     raise MissingError(f"no {job} job runs in {ws.root}; start it with: gladius_train {job}")
 
 
 class Attachment:
-    """A viewer's hold of a running job. `events` is for one thread, `send` for any."""
+    """A connection to a running job. `events` is for one thread, `send` for any."""
 
     def __init__(self, ws: Workspace, job: Job, after_seq: int | None) -> None:
         self._ws = ws
         self._job: Job = job
         self._history = History(ws.history_file)
-        self._line: _Line | None = None
+        self._connection: _Connection | None = None
         self._missed: Iterator[AnyEvent] = iter(())
         self.ended = False
-        """Whether the runner is gone and all its events have been given."""
+        """Whether the runner has ended and all its events were returned."""
         hello = self._watch()
         self.run_id = hello.run_id
         self.pid = hello.pid
         self.seq = hello.seq if after_seq is None else after_seq
-        """Number of the last event that was given."""
+        """Number of the last event that was returned."""
         self._missed = self._past(hello.seq)
 
     def __enter__(self) -> Attachment:
@@ -125,8 +121,8 @@ class Attachment:
         self.close()
 
     def events(self, timeout: float | None = None) -> Iterator[AnyEvent]:
-        """The events in order. Ends when the runner is gone (`ended` is True then), or when none
-        has come for `timeout` seconds; a later call goes on where this one ended."""
+        """The events in order. Ends when the runner has ended (`ended` is then True), or when none
+        arrived for `timeout` seconds; a later call continues where this one stopped."""
         while not self.ended:
             for event in self._missed:
                 yield event
@@ -139,71 +135,74 @@ class Attachment:
                 yield event
 
     def send(self, command: AnyCommand, timeout: float = _ANSWER_SECONDS) -> AnyEvent:
-        """Ask for `command`; returns the event that acknowledges it, which names the step.
+        """Send a command; returns the event that acknowledges it, which has the step.
 
-        MissingError when the runner is gone, GladiusError when no answer came in `timeout` s.
+        Raises MissingError when the runner has ended, GladiusError when there was no answer within
+        `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
-        line = _Line(self._ws, self._job)
+        connection = _Connection(self._ws, self._job)
         name = type(command).__name__.lower()
         try:
-            line.send(Ask(command=command))
+            connection.send(Ask(command=command))
             while True:
-                message = line.receive(deadline)
+                message = connection.receive(deadline)
                 if isinstance(message, Answer):
                     return message.event
         except TimeoutError as error:
             raise GladiusError(
-                f"no answer to {name} within {timeout:g} s; the job is busy or stopped, "
-                "see: gladius_train status"
+                f"no answer to {name} within {timeout:g} s; the job is busy or suspended; "
+                "check it with: gladius_train status"
             ) from error
         except (EOFError, OSError) as error:
-            raise MissingError(f"the job ended before it answered to {name}") from error
+            raise MissingError(f"the job ended before it answered {name}") from error
         finally:
-            line.close()
+            connection.close()
 
     def close(self) -> None:
-        """Let go; the job goes on."""
-        if self._line is not None:
-            self._line.close()
-            self._line = None
+        """Close the connection; the job keeps running."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
         self._history.close()
 
     def _watch(self) -> Hello:
-        line = _Line(self._ws, self._job)
-        line.send(Watch())
+        connection = _Connection(self._ws, self._job)
+        connection.send(Watch())
         try:
-            hello = line.receive(time.monotonic() + 10.0)
+            hello = connection.receive(time.monotonic() + 10.0)
         except (EOFError, OSError) as error:
-            line.close()
+            connection.close()
             raise MissingError(f"the {self._job} job has just ended") from error
         assert isinstance(hello, Hello)
-        self._line = line
+        self._connection = connection
         return hello
 
     def _past(self, up_to: int | None) -> Iterator[AnyEvent]:
-        """The history's events after the last that was given."""
+        """The history's events after the last one that was returned."""
         while page := self._history.events(self.run_id, self.seq, _PAGE, up_to=up_to):
             for event in page:
                 self.seq = event.seq
                 yield event
 
     def _next(self, timeout: float | None) -> AnyEvent | None:
-        if self._line is None:
+        if self._connection is None:
             self.ended = True
             return None
         try:
-            message = self._line.receive(None if timeout is None else time.monotonic() + timeout)
+            message = self._connection.receive(
+                None if timeout is None else time.monotonic() + timeout
+            )
         except EOFError:
             self._reconnect()
             return None
         return None if isinstance(message, Hello | Answer) else message
 
     def _reconnect(self) -> None:
-        """After a hang-up: read on in the history, and watch again if the run still goes on."""
-        assert self._line is not None
-        self._line.close()
-        self._line = None
+        """After a disconnect: continue from the history, and attach again if the run still runs."""
+        assert self._connection is not None
+        self._connection.close()
+        self._connection = None
         up_to = None
         try:
             hello = self._watch()

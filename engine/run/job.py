@@ -128,7 +128,7 @@ class JobLink(Protocol):
     def emit(self, event: Event) -> None: ...
     def poll(self) -> list[AnyCommand]: ...
     def wait(self, timeout: float) -> list[AnyCommand]: ...
-    def beat(self, activity: str = "") -> None: ...
+    def heartbeat(self, activity: str = "") -> None: ...
     def busy(self, activity: str, at_most: float = 3600.0) -> AbstractContextManager[None]: ...
 
 
@@ -241,7 +241,7 @@ class JobContext:
 
     def heartbeat(self, activity: str = "") -> None:
         """Report that the job is alive; cheap. Does not read commands."""
-        self.link.beat(activity)
+        self.link.heartbeat(activity)
 
     def busy(self, activity: str, at_most: float = 3600.0) -> AbstractContextManager[None]:
         """Send heartbeats from a thread while the block runs, for at most `at_most` seconds."""
@@ -257,7 +257,7 @@ class JobContext:
         Raises:
             JobStopped: stop was requested, now or before.
         """
-        self.link.beat(activity)
+        self.link.heartbeat(activity)
         self._receive(self.link.poll())
         if self._paused and self.stop is None:
             self._wait_while_paused()

@@ -14,7 +14,7 @@ _SECONDS_BETWEEN_STEPS = 10.0
 
 
 class TextLog:
-    """Appends to today's log; a line that can't be written is dropped."""
+    """Appends to today's log file; a line that can't be written is dropped."""
 
     def __init__(self, ws: Workspace, job: Job) -> None:
         self._ws = ws

@@ -1,5 +1,5 @@
-"""Owns what becomes of a run's events in its runner: numbered and committed in batches, then told
-to viewers, the state file, the log and whoever prints. What can't be written stops nothing.
+"""Recording a run's events: numbered and committed in batches, then sent to viewers, the state
+file, the log and the printer. A file that can't be written never stops the job.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ BATCH_EVENTS = 200
 
 
 class Recorder:
-    """Records the events of one run; for one thread."""
+    """Records the events of one run; to be used from one thread."""
 
     def __init__(
         self,
@@ -50,15 +50,15 @@ class Recorder:
         self.seq = known.last_seq if known else 0
         """Number of the last event that was committed."""
         self.step = 0
-        """Step of the runner's own events: the last one that is known."""
+        """The last known step, for the events of the runner itself."""
         self.attempt = 0
         self.server: ControlServer | None = None
         self._ws = ws
         self._run_id = request.run_id
         self._history = history
-        self._log = TextLog(ws, request.job)
+        self._text_log = TextLog(ws, request.job)
         self._state = StateFile(ws, request.run_id) if request.job == "train" else None
-        self._printer = _Printer(on_event, self._log) if on_event else None
+        self._printer = _Printer(on_event, self._text_log) if on_event else None
         self._batch: list[AnyEvent] = []
         self._since = 0.0
         self._urgent = False
@@ -67,14 +67,14 @@ class Recorder:
 
     @property
     def due(self) -> bool:
-        """Whether it is time to commit: an event of note, many events, or a tenth of a second."""
+        """Whether it is time to commit: an important event, many events, or a tenth of a second."""
         late = bool(self._batch) and time.monotonic() - self._since >= BATCH_SECONDS
         return self._urgent or late or len(self._batch) >= BATCH_EVENTS
 
     def add(self, event: AnyEvent) -> None:
-        """Take an event into the next commit; one of the runner's own gets its time and step."""
+        """Add an event to the next commit; the runner's own events get time and step here."""
         if self._ended and isinstance(event, HardwareRead):
-            return  # a run's end is the last that is told of it
+            return  # RunEnded is the last event of a run
         self._ended |= isinstance(event, RunEnded)
         if not self._batch:
             self._since = time.monotonic()
@@ -82,12 +82,12 @@ class Recorder:
         self._batch.append(msgspec.structs.replace(event, **stamp))
         self._urgent |= not isinstance(event, StepDone | Progress | HardwareRead | LogLine)
 
-    def say(self, level: Literal["info", "warning", "error"], text: str) -> None:
+    def log(self, level: Literal["info", "warning", "error"], text: str) -> None:
         """Add a line for the log."""
         self.add(LogLine(level=level, text=text))
 
     def flush(self) -> list[AnyEvent]:
-        """Number and commit what was added, then tell everybody; returns the numbered events."""
+        """Number and commit the added events, then distribute them; returns the numbered events."""
         batch, self._batch, self._urgent = self._batch, [], False
         if not batch:
             return []
@@ -100,11 +100,10 @@ class Recorder:
                 self._state.apply(event)
             if self._printer is not None:
                 self._printer.put(event)
-            self._log.event(event)
+            self._text_log.event(event)
         self._warn_once(self._history.trouble)
-        if self._history.moved_aside:
-            name, self._history.moved_aside = self._history.moved_aside, ""
-            self.say("warning", f"the history was damaged: it is now {name}, a new one is begun")
+        if name := self._history.take_moved_aside():
+            self.log("warning", f"the history was damaged: it is now {name}; a new one was begun")
         return events
 
     def write_state(self) -> None:
@@ -117,13 +116,13 @@ class Recorder:
             self._warn_once(f"{self._ws.state_file} can't be written ({error.strerror})")
 
     def close(self) -> None:
-        """Tell the last events, and let go of everything."""
+        """Commit the last events, and close everything."""
         self.flush()
         self.write_state()
         if self._printer is not None:
             self._printer.close()
         if self._history.dropped:
-            self._log.line(f"warning: {self._history.dropped} events are not in the history")
+            self._text_log.line(f"warning: {self._history.dropped} events are not in the history")
         self._history.close()
         if self.server is not None:
             self.server.close()
@@ -131,11 +130,11 @@ class Recorder:
     def _warn_once(self, trouble: str) -> None:
         if trouble and trouble not in self._troubles:
             self._troubles.add(trouble)
-            self.say("warning", f"{trouble}; the job goes on without")
+            self.log("warning", f"{trouble}; the job continues without it")
 
 
 class _Printer:
-    """Calls a handler in a thread of its own: a terminal that is held must not hold the run."""
+    """Calls a handler in its own thread: a blocked terminal must not block the run."""
 
     def __init__(self, handler: EventHandler, log: TextLog) -> None:
         self._handler = handler
@@ -145,12 +144,12 @@ class _Printer:
         self._thread.start()
 
     def put(self, event: AnyEvent) -> None:
-        """Hand an event over; it is dropped when thousands wait already."""
+        """Queue an event; it is dropped when the queue is full."""
         with contextlib.suppress(queue.Full):
             self._events.put_nowait(event)
 
     def close(self) -> None:
-        """Wait, for a moment, until everything is printed."""
+        """Wait briefly until everything is printed."""
         with contextlib.suppress(queue.Full):
             self._events.put_nowait(None)
         self._thread.join(timeout=3.0)

@@ -1,8 +1,7 @@
-"""Owns the series that charts are drawn from: values by step, and their min/max roll-ups.
+"""Metric series for charts: values by step, and their min/max roll-ups.
 
 A roll-up of level n holds the extremes of 64**n steps, written on insert, so that a million steps
-are read from a few thousand rows. It works inside the transactions of `history`, which owns the
-database.
+are read from a few thousand rows. The caller manages the transactions.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from engine.events import STUDENT, CapabilitiesScored, EvalDone, Event, StepDone
 
 FACTOR = 64
 LEVELS = 3
-# Buckets that a column should at least hold: fewer, and rounding to whole ones coarsens the chart.
+# Minimum buckets per column: with fewer, rounding to whole buckets would coarsen the chart.
 _BUCKETS_PER_COLUMN = 8
 
 SCHEMA = """
@@ -37,7 +36,7 @@ STEP_METRICS = ("loss", "kl", "ce", "lr", "grad_norm", "tokens_per_sec", "step_s
 
 
 class Column(msgspec.Struct, frozen=True, kw_only=True):
-    """What a chart draws above the steps start <= step < stop; all None where no value is."""
+    """One column of a chart: the steps start <= step < stop; None where there is no value."""
 
     start: int
     stop: int
@@ -46,12 +45,12 @@ class Column(msgspec.Struct, frozen=True, kw_only=True):
     first: float | None = None
     last: float | None = None
     count: int = 0
-    """Finite values in it."""
+    """Number of finite values."""
     mean: float | None = None
 
 
 def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
-    """The (metric, value) pairs that a chart may show of an event; None is a gap."""
+    """The (metric, value) pairs of an event that charts show; None is a gap."""
     if isinstance(event, StepDone):
         for metric in STEP_METRICS:
             yield metric, getattr(event, metric)
@@ -67,7 +66,7 @@ def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
 
 
 def upgrade(db: sqlite3.Connection) -> None:
-    """Give a database of before the means their column; its old rows have none (NULL)."""
+    """Add the column for means to an older database; its rows have NULL there."""
     if not _has_totals(db):
         db.execute("ALTER TABLE rollups ADD COLUMN total REAL")
 
@@ -77,7 +76,7 @@ def _has_totals(db: sqlite3.Connection) -> bool:
 
 
 class SeriesWriter:
-    """Writes one database's series; one transaction at a time, begun and ended by the caller."""
+    """Writes the series of a database inside the caller's transactions."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._db = connection
@@ -85,8 +84,8 @@ class SeriesWriter:
         self._last: dict[int, int] = {}
 
     def add(self, run: int, events: Iterable[Event]) -> None:
-        """Write the events' values. A step that is not later than the series' last supersedes
-        what was there from that step on: the run went back to a checkpoint."""
+        """Write the events' values. A step that is not after the series' last one replaces all
+        values from that step on: the run went back to a checkpoint."""
         pending: dict[int, list[tuple[int, float | None]]] = {}
         for event in events:
             if isinstance(event, StepDone) and event.step <= self._last_step(run, "loss"):
@@ -105,12 +104,12 @@ class SeriesWriter:
         self._insert(pending)
 
     def cut(self, run: int, step: int) -> None:
-        """Forget the values of all the run's series from `step` on."""
+        """Delete the values of all series of the run from `step` on."""
         for (series,) in self._db.execute("SELECT id FROM series WHERE run = ?", (run,)).fetchall():
             self._cut_series(series, step)
 
     def forget(self) -> None:
-        """Drop what is remembered of the database, after a transaction was rolled back."""
+        """Drop cached ids and steps, after a transaction was rolled back."""
         self._ids.clear()
         self._last.clear()
 
@@ -149,13 +148,7 @@ class SeriesWriter:
                     " low = min(coalesce(low, excluded.low), coalesce(excluded.low, low)),"
                     " high = max(coalesce(high, excluded.high), coalesce(excluded.high, high)),"
                     " count = count + excluded.count, total = total + excluded.total",
-                    [
-                        (
-                            *(series, level, bucket),
-                            *(min(v, default=None), max(v, default=None), len(v), math.fsum(v)),
-                        )
-                        for bucket, v in buckets.items()
-                    ],
+                    [_bucket_row(series, level, bucket, v) for bucket, v in buckets.items()],
                 )
 
     def _cut_series(self, series: int, step: int) -> None:
@@ -167,7 +160,7 @@ class SeriesWriter:
                 "DELETE FROM rollups WHERE series = ? AND level = ? AND bucket >= ?",
                 (series, level, bucket),
             )
-            # The bucket that `step` lies in may keep earlier steps: add up what is left below.
+            # The bucket of `step` may have earlier steps: recompute it from the level below.
             if level == 1:
                 left = (
                     "SELECT min(value), max(value), count(value), total(value) FROM points"
@@ -191,13 +184,20 @@ class SeriesWriter:
         self._last[series] = -1 if last is None else last
 
 
+def _bucket_row(
+    series: int, level: int, bucket: int, values: list[float]
+) -> tuple[int, int, int, float | None, float | None, int, float]:
+    low, high = min(values, default=None), max(values, default=None)
+    return series, level, bucket, low, high, len(values), math.fsum(values)
+
+
 def read_columns(
     db: sqlite3.Connection, run: int, metric: str, lo: int, hi: int, columns: int
 ) -> list[Column]:
     """The steps lo <= step < hi in at most `columns` (2 or more) columns of equal width.
 
-    Columns lie on multiples of their width, so that a chart which is panned does not flicker; the
-    first and the last one may therefore reach beyond lo and hi. Their figures are exact.
+    Columns start at multiples of their width, so that a chart does not flicker while panned; the
+    first and the last one may therefore extend beyond lo and hi. Values are exact.
     """
     lo = max(lo, 0)
     found = db.execute(
@@ -216,7 +216,7 @@ def read_columns(
         rows = db.execute(query, (width, series, start, stop)).fetchall()
     else:
         size = FACTOR**level
-        # A sum that lacks a part, of before there were any, is no sum.
+        # A total is only valid when every row has one (older rows have NULL).
         whole = "CASE WHEN count(total) = count(*) THEN sum(total) / sum(count) END"
         query = (
             "SELECT bucket / ? AS c, min(low), max(high), sum(count),"
@@ -262,7 +262,7 @@ def _layout(lo: int, hi: int, columns: int) -> tuple[int, int]:
             level += 1
         size = FACTOR**level
         width = -(-width // size) * size
-        # Whole columns may reach over both ends and so be one too many.
+        # Whole columns may extend over both ends, which can be one column too many.
         if -(-hi // width) - lo // width <= columns:
             return width, level
         width += size

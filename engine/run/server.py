@@ -1,8 +1,8 @@
-"""Owns the runner's end of the control socket: who may attach, what each viewer is sent.
+"""The control socket of a runner: viewers attach to it, receive events and send commands.
 
-The wire is newline-delimited JSON of the event and command structs and of the few messages below.
-A viewer that watches gets every event after the `seq` of its Hello. It never slows the runner:
-one that does not keep up is cut off, and reads on in the history.
+The protocol is newline-delimited JSON of event and command structs and the messages below. A
+viewer receives every event after the `seq` of its Hello. A viewer that does not keep up is
+disconnected, so that it never slows the runner, and continues from the history.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ _MAX_REQUEST_BYTES = 64 << 10
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="watch"):
-    """Viewer: send me a Hello, then every event from now on."""
+    """Viewer to runner: reply with Hello, then send every event from now on."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ask"):
-    """Viewer: do this, and send me the Answer."""
+    """Viewer to runner: carry out a command, and reply with Answer."""
 
     command: AnyCommand
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """Runner: what runs; all events up to `seq` are in the history, all later ones follow here."""
+    """Runner to viewer: what runs. Events up to `seq` are in the history, later ones follow."""
 
     run_id: str
     job: Job
@@ -46,7 +46,7 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="he
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="answer"):
-    """Runner: the event that acknowledges the command that was asked for."""
+    """Runner to viewer: the event that acknowledges its command."""
 
     event: AnyEvent
 
@@ -58,7 +58,7 @@ _encoder = msgspec.json.Encoder()
 def same_user(connection: socket.socket) -> bool:
     """Whether the other end of an AF_UNIX connection runs under our uid.
 
-    Where the system does not tell, the owner-only folder of the socket has to do.
+    True where the system can't tell: the socket is in an owner-only folder.
     """
     if not hasattr(socket, "SO_PEERCRED"):
         return True
@@ -79,9 +79,10 @@ class Viewer:
 
 
 class ControlServer:
-    """Serves viewers in a thread of its own, on an AF_UNIX socket at `path`.
+    """Serves viewers in its own thread, on an AF_UNIX socket at `path`.
 
-    `on_ask(viewer, command)` is called in that thread; OSError when the socket can't be made.
+    `on_command(viewer, command)` is called in that thread. Raises OSError when the socket can't
+    be created.
     """
 
     def __init__(
@@ -91,16 +92,16 @@ class ControlServer:
         run_id: str,
         job: Job,
         seq: int,
-        on_ask: Callable[[Viewer, AnyCommand], None],
+        on_command: Callable[[Viewer, AnyCommand], None],
     ) -> None:
         self._path = path
         self._run_id, self._seq = run_id, seq
         self._job: Job = job
-        self._on_ask = on_ask
+        self._on_command = on_command
         self._lock = threading.Lock()
         self._viewers: set[Viewer] = set()
         self._closing = False
-        # The lock of the job is ours, so a socket that lies here is a dead runner's.
+        # This process holds the job's lock, so an existing socket is from a dead runner.
         path.unlink(missing_ok=True)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -111,34 +112,34 @@ class ControlServer:
             self._listener.close()
             raise
         self._listener.setblocking(False)
-        self._bell, self._ear = socket.socketpair()
-        self._bell.setblocking(False)
-        self._ear.setblocking(False)
+        self._wake_sender, self._wake_receiver = socket.socketpair()
+        self._wake_sender.setblocking(False)
+        self._wake_receiver.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._selector.register(self._ear, selectors.EVENT_READ)
+        self._selector.register(self._wake_receiver, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._serve, name="control", daemon=True)
         self._thread.start()
 
     def broadcast(self, seq: int, lines: Iterable[bytes]) -> None:
-        """Queue committed events, without newlines, for all who watch; `seq` is the last one's."""
+        """Queue committed events (without newlines) for all viewers; `seq` is the last one's."""
         data = b"".join(line + b"\n" for line in lines)
         with self._lock:
             self._seq = seq
             for viewer in self._viewers:
                 if viewer.watching:
                     self._queue(viewer, data)
-        self._ring()
+        self._wake()
 
     def answer(self, viewer: Viewer, event: AnyEvent) -> None:
-        """Send the acknowledgement of a command; nothing happens when the viewer is gone."""
+        """Send the acknowledgement of a command; ignored when the viewer is gone."""
         with self._lock:
             if viewer in self._viewers:
                 self._queue(viewer, _encoder.encode(Answer(event=event)) + b"\n")
-        self._ring()
+        self._wake()
 
     def close(self, patience: float = 1.0) -> None:
-        """Stop: viewers get up to `patience` seconds to take what is queued for them."""
+        """Stop; viewers get up to `patience` seconds to receive what is queued for them."""
         deadline = time.monotonic() + patience
         while time.monotonic() < deadline:
             with self._lock:
@@ -146,13 +147,13 @@ class ControlServer:
                     break
             time.sleep(0.01)
         self._closing = True
-        self._ring()
+        self._wake()
         self._thread.join(timeout=5.0)
         self._path.unlink(missing_ok=True)
 
     def _queue(self, viewer: Viewer, data: bytes) -> None:
         if viewer.queued + len(data) > _MAX_QUEUED_BYTES:
-            # Its connection ends here, in the middle of a line if need be; the history has it all.
+            # Disconnect, possibly in the middle of a line: the history has all events.
             viewer.watching = False
             viewer.outgoing.clear()
             with contextlib.suppress(OSError):
@@ -161,25 +162,25 @@ class ControlServer:
         viewer.outgoing.append(data)
         viewer.queued += len(data)
 
-    def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # a full buffer has woken the thread already
-            self._bell.send(b"!")
+    def _wake(self) -> None:
+        with contextlib.suppress(OSError):  # the buffer is full: the thread is being woken already
+            self._wake_sender.send(b"!")
 
     def _serve(self) -> None:
         while not self._closing:
             for key, _ in self._selector.select():
                 if key.fileobj is self._listener:
                     self._accept()
-                elif key.fileobj is self._ear:
+                elif key.fileobj is self._wake_receiver:
                     with contextlib.suppress(OSError):
-                        self._ear.recv(4096)
+                        self._wake_receiver.recv(4096)
                 else:
                     self._receive(key.data)
             for viewer in list(self._viewers):
                 self._send(viewer)
         for viewer in list(self._viewers):
             self._drop(viewer)
-        for end in (self._listener, self._bell, self._ear):
+        for end in (self._listener, self._wake_sender, self._wake_receiver):
             end.close()
         self._selector.close()
 
@@ -187,7 +188,7 @@ class ControlServer:
         try:
             connection, _ = self._listener.accept()
         except OSError:
-            time.sleep(0.05)  # out of descriptors: it will be tried again at once
+            time.sleep(0.05)  # out of file descriptors: tried again soon
             return
         if not same_user(connection):
             connection.close()
@@ -217,7 +218,7 @@ class ControlServer:
                 self._drop(viewer)
                 return
             if isinstance(request, Ask):
-                self._on_ask(viewer, request.command)
+                self._on_command(viewer, request.command)
             else:
                 self._welcome(viewer)
 
@@ -244,10 +245,10 @@ class ControlServer:
                     viewer.outgoing[0] = data[sent:]
                 else:
                     viewer.outgoing.popleft()
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if viewer.outgoing else 0)
+            interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if viewer.outgoing else 0)
         if viewer in self._viewers:
             with contextlib.suppress(KeyError):
-                self._selector.modify(viewer.connection, wanted, viewer)
+                self._selector.modify(viewer.connection, interest, viewer)
 
     def _drop(self, viewer: Viewer) -> None:
         with self._lock:

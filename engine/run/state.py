@@ -1,33 +1,27 @@
-"""Owns training_state.json, and the lock of each kind of job: who owns a run.
+"""training_state.json: a summary of the training run, derived from its events.
 
-The state is a summary folded from events; the history holds the events themselves.
+The history holds the events themselves.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import datetime
-from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from engine.errors import GladiusError, LockedError
 from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan
+from engine.run.job import JOBS
+from engine.run.lock import identity_of, is_alive
 from engine.run.view import RunView
-from engine.workspace import Workspace, write_bytes, write_json
+from engine.workspace import Workspace, write_json
 
 Status = Literal["not_started", "training", "paused", "completed", "failed"]
 
-_MUTEX_SECONDS = 1.5
-
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the training run stands; `paused` with no pid is a run that was stopped."""
+    """Summary of the training run; `paused` without a pid is a run that was stopped."""
 
     status: Status = "not_started"
     run_id: str = ""
@@ -56,9 +50,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     last_checkpoint_at: float | None = None
     hardware: HardwareRead | None = None
     pid: int | None = None
-    """The runner's; None when nothing runs."""
+    """Of the runner; None when nothing runs."""
     identity: str = ""
-    """What tells this pid's process from a later one of the same number."""
+    """Distinguishes the process from a later one with the same pid, see `identity_of`."""
     last_error: str = ""
 
 
@@ -141,16 +135,17 @@ def view_of(state: RunState) -> RunView:
 
 
 def read_state(ws: Workspace) -> RunState:
-    """The state as the file tells it; not_started where there is none.
+    """The stored state; `not_started` where there is none.
 
-    A state that claims a process which is gone reads `failed`, with the remedy in `last_error`.
+    When the runner that the state names no longer runs, the status is `failed` and `last_error`
+    gives the remedy.
     """
     try:
         state = msgspec.json.decode(ws.state_file.read_bytes(), type=RunState)
     except FileNotFoundError:
         return RunState()
     except (OSError, msgspec.MsgspecError) as error:
-        problem = f"{ws.state_file} can't be read ({error}); the next run writes it anew"
+        problem = f"{ws.state_file} can't be read ({error}); the next run replaces it"
         return RunState(last_error=problem)
     if state.pid is None or is_alive(state.pid, state.identity):
         return state
@@ -159,7 +154,10 @@ def read_state(ws: Workspace) -> RunState:
         status="failed",
         pid=None,
         identity="",
-        last_error=f"its process (pid {state.pid}) is gone; go on with: gladius_train resume",
+        last_error=(
+            f"the runner (pid {state.pid}) was killed; resume with: gladius_train "
+            f"{JOBS['train'].resume_command}"
+        ),
     )
 
 
@@ -196,127 +194,3 @@ class StateFile:
         # Set before the attempt: on a full disk there is one attempt a second, not one per event.
         self._written, self._written_at = state, time.monotonic()
         write_json(self._path, msgspec.structs.replace(state, updated_at=time.time()))
-
-
-class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """Who holds the lock of a job."""
-
-    job: str
-    pid: int
-    identity: str
-    since: float
-    """Unix time."""
-    socket: str = ""
-    """Path of its control socket."""
-
-
-def identity_of(pid: int) -> str | None:
-    """What tells this process from another that gets its pid later; None when it does not run.
-
-    On Linux the boot and the start in clock ticks since then, which no change of the clock moves.
-    """
-    try:
-        # The name, in brackets, may hold anything; the fields are counted from its end.
-        fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        if fields[0] in "ZX":
-            return None
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{fields[19]}"
-    except (OSError, IndexError):
-        pass
-    import psutil  # late: where there is no /proc; `status` starts without it
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else f"{process.create_time():.2f}"
-    except psutil.Error:
-        return None
-
-
-def is_alive(pid: int, identity: str) -> bool:
-    """Whether the process that was `pid` still runs."""
-    return identity_of(pid) == identity
-
-
-def lock_path(ws: Workspace, job: str) -> Path:
-    """The record of the job's owner; it is there only while (or after a crash of) a runner."""
-    return ws.tmp / f"{job}.lock"
-
-
-def lock_owner(ws: Workspace, job: str) -> Owner | None:
-    """The live owner of the job's lock, if there is one."""
-    try:
-        owner = msgspec.json.decode(lock_path(ws, job).read_bytes(), type=Owner)
-    except (OSError, msgspec.MsgspecError):
-        return None
-    return owner if is_alive(owner.pid, owner.identity) else None
-
-
-@contextmanager
-def hold_lock(ws: Workspace, job: str, socket: str = "") -> Iterator[Owner]:
-    """Own the job for the time of the block; LockedError, within 2 s, when another does.
-
-    Ownership is the record of a live process. A file lock alone would outlive a killed runner
-    whose forked child still holds it; here one only orders those who look and write.
-    """
-    pid = os.getpid()
-    owner = Owner(
-        job=job, pid=pid, identity=identity_of(pid) or "", since=time.time(), socket=socket
-    )
-    path = lock_path(ws, job)
-    with _mutex(ws.tmp / ".lock", job):
-        if (other := lock_owner(ws, job)) is not None:
-            raise LockedError(_locked(other))
-        try:
-            write_bytes(path, msgspec.json.encode(owner))
-        except OSError as error:
-            raise GladiusError(
-                f"can't write {path}: {error.strerror}; make room there, or choose another --root"
-            ) from error
-    try:
-        yield owner
-    finally:
-        # The record is ours for as long as we live, so no other process touches it now.
-        path.unlink(missing_ok=True)
-
-
-def _locked(owner: Owner) -> str:
-    since = datetime.fromtimestamp(owner.since).strftime("%Y-%m-%d %H:%M:%S")
-    which = "" if owner.job == "train" else f" --job {owner.job}"
-    return (
-        f"{owner.job} already runs here (pid {owner.pid}, since {since}); watch it with: "
-        f"gladius_train dashboard --follow{which}; end it with: gladius_train stop{which}"
-    )
-
-
-@contextmanager
-def _mutex(path: Path, job: str) -> Iterator[None]:
-    """Exclude other processes for a moment; LockedError when it can't be had in time."""
-    deadline = time.monotonic() + _MUTEX_SECONDS
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise GladiusError(
-                f"can't write {path}: {error.strerror}; choose another folder with --root"
-            ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # `clean` may have removed the file in between: then this is nobody's lock.
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
-            os.close(descriptor)
-        except (BlockingIOError, FileNotFoundError):
-            os.close(descriptor)
-            time.sleep(0.01)
-        except OSError as error:
-            os.close(descriptor)
-            raise GladiusError(
-                f"can't lock {path}: {error.strerror}; put the root on a file system with locks"
-            ) from error
-        if time.monotonic() > deadline:
-            raise LockedError(f"another program is starting {job} here; try again in a moment")
-    try:
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,6 @@
-"""Owns the worker's side of a job: its link to the runner, its signals, its streams, its watchdog.
+"""The worker process of a job: the link to its runner, signals, output streams and watchdog.
 
-What a job does is the job's business; this file calls its `main(link, request) -> int`. Nothing
-here imports torch.
+It calls the job's `main(ctx, request) -> int`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -46,29 +45,29 @@ ORPHANED = 72
 
 HANG_VARIABLE = "GLADIUS_HANG_SECONDS"
 _HANG_SECONDS = 900.0
-_BEAT_SECONDS = 1.0
+_HEARTBEAT_SECONDS = 1.0
 
 
 def hang_seconds() -> float:
-    """Seconds without a sign of life after which a worker counts as hung."""
+    """Seconds without a heartbeat after which a worker counts as hung."""
     return float(os.environ.get(HANG_VARIABLE) or _HANG_SECONDS)
 
 
 class WorkerLink:
-    """What a job holds of its runner: events out, commands in, signs of life.
+    """The connection of a job to its runner: events and heartbeats out, commands in.
 
-    `emit` and `beat` may be called from any thread; `poll` and `wait` from one.
+    `emit` and `heartbeat` may be called from any thread, `poll` and `wait` from one.
     """
 
     def __init__(self, outbox: Any, commands: Connection, hang_seconds: float) -> None:
         """`outbox` is the multiprocessing queue to the runner, `commands` the reading end of the
-        pipe from it; without a beat for `hang_seconds` the process ends itself with HUNG."""
+        pipe from it. Without a heartbeat for `hang_seconds` the process exits with HUNG."""
         self._outbox = outbox
         self._pipe = commands
         self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
         self._hang_seconds = hang_seconds
         self._idle = 0.0
-        self._last_message = -_BEAT_SECONDS
+        self._last_message = -_HEARTBEAT_SECONDS
         self._step = 0
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
@@ -88,7 +87,7 @@ class WorkerLink:
         self._outbox.put(encode(event))
 
     def poll(self) -> list[AnyCommand]:
-        """The commands that have come since the last call, in order; does not wait."""
+        """The commands received since the last call, in order; does not wait."""
         commands = []
         while True:
             try:
@@ -97,37 +96,37 @@ class WorkerLink:
                 return commands
 
     def wait(self, timeout: float) -> list[AnyCommand]:
-        """As `poll`, but waits up to `timeout` seconds for a first command, and beats."""
+        """Like `poll`, but waits up to `timeout` seconds for a command, sending heartbeats."""
         deadline = time.monotonic() + timeout
         while True:
-            self.beat("waiting")
+            self.heartbeat("waiting")
             remaining = deadline - time.monotonic()
             try:
-                first = self._commands.get(timeout=min(max(remaining, 0.0), _BEAT_SECONDS))
+                first = self._commands.get(timeout=min(max(remaining, 0.0), _HEARTBEAT_SECONDS))
                 return [first, *self.poll()]
             except queue.Empty:
                 if remaining <= 0:
                     return []
 
-    def beat(self, activity: str = "") -> None:
-        """Tell that the job lives; cheap, to be called at least every few seconds of work."""
+    def heartbeat(self, activity: str = "") -> None:
+        """Report that the job is alive. Cheap; call it at least every few seconds of work."""
         self._idle = 0.0
-        if time.monotonic() - self._last_message >= _BEAT_SECONDS:
+        if time.monotonic() - self._last_message >= _HEARTBEAT_SECONDS:
             self.emit(Heartbeat(activity=activity))
 
     @contextmanager
     def busy(self, activity: str, at_most: float = 3600.0) -> Iterator[None]:
-        """Beat from a thread, for at most `at_most` seconds, while the block runs: for one long
-        call that can't beat itself, such as loading a model."""
+        """Send heartbeats from a thread while the block runs, for at most `at_most` seconds: for a
+        long call that can't send them itself, such as loading a model."""
         done = threading.Event()
         deadline = time.monotonic() + at_most
 
-        def keep_beating() -> None:
-            while not done.wait(_BEAT_SECONDS) and time.monotonic() < deadline:
-                self.beat(activity)
+        def send_heartbeats() -> None:
+            while not done.wait(_HEARTBEAT_SECONDS) and time.monotonic() < deadline:
+                self.heartbeat(activity)
 
-        self.beat(activity)
-        thread = threading.Thread(target=keep_beating, name="busy", daemon=True)
+        self.heartbeat(activity)
+        thread = threading.Thread(target=send_heartbeats, name="busy", daemon=True)
         thread.start()
         try:
             yield
@@ -136,7 +135,7 @@ class WorkerLink:
             thread.join()
 
     def close(self) -> None:
-        """Wait until all events have left for the runner."""
+        """Wait until all events have been sent to the runner."""
         self._outbox.close()
         self._outbox.join_thread()
 
@@ -145,23 +144,23 @@ class WorkerLink:
             try:
                 data = self._pipe.recv_bytes()
             except (EOFError, OSError):
-                # The runner is gone: nobody would see this process train. Its feeder thread may
-                # be stuck on a full queue, which a normal exit would wait for.
+                # The runner is gone, so nothing would record this job. The queue's feeder thread
+                # may be stuck on a full queue, and a normal exit would wait for it.
                 self._outbox.cancel_join_thread()
                 os._exit(ORPHANED)
             try:
                 self._commands.put(decode_command(data))
             except msgspec.MsgspecError as error:
-                self.emit(LogLine(level="warning", text=f"a command was not understood: {error}"))
+                self.emit(LogLine(level="warning", text=f"a command can't be decoded: {error}"))
 
     def _watch(self) -> None:
         tick = min(1.0, self._hang_seconds / 4)
         while True:
             time.sleep(tick)
-            # Ticks are counted, not the clock: a process that was stopped did not hang.
+            # Ticks are counted, not clock time: a suspended process did not hang.
             self._idle += tick
             if self._idle > self._hang_seconds:
-                _say(f"no sign of life for {self._hang_seconds:g} s; the stacks of all threads:")
+                _log(f"no heartbeat for {self._hang_seconds:g} s; the stacks of all threads:")
                 faulthandler.dump_traceback(file=2, all_threads=True)
                 os._exit(HUNG)
 
@@ -169,13 +168,13 @@ class WorkerLink:
 def run_worker(
     target: str, request: bytes, outbox: Any, commands: Connection, log_path: str
 ) -> None:
-    """The spawned process from start to end: call `target` ("module:function") and exit.
+    """The main function of the spawned process: call `target` ("module:function") and exit.
 
-    Exit codes: 0 and 1 as the job's main says (1 after RunEnded(failed)), else it died.
+    Exit codes: 0 or 1 as the job's main returned (1 after RunEnded(failed)), else it died.
     """
     _ignore_signals()
     _redirect_streams(Path(log_path))
-    # Also answers the runner's SIGABRT, with which it ends a worker that holds the GIL for good.
+    # Also handles SIGABRT, with which the runner aborts a worker that never releases the GIL.
     faulthandler.enable(file=2)
     link = WorkerLink(outbox, commands, hang_seconds())
     code = _run_job(link, target, msgspec.json.decode(request, type=JobRequest))
@@ -192,10 +191,10 @@ def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
         reason = " ".join(str(error).split())
         code = int(error.exit_code)
         link.emit(RunEnded(step=link.step, status="failed", exit_code=code, reason=reason))
-        _say(traceback.format_exc())
+        _log(traceback.format_exc())
         return 1
     except BaseException as error:
-        _say(traceback.format_exc())
+        _log(traceback.format_exc())
         summary = " ".join(f"{type(error).__name__}: {error}".split())
         link.emit(LogLine(step=link.step, level="error", text=summary))
         return CRASHED
@@ -207,20 +206,20 @@ def _load(target: str) -> Callable[[JobContext, JobRequest], int]:
 
 
 def _ignore_signals() -> None:
-    """Leave all decisions to the runner: a terminal or a supervisor signals the whole group."""
+    """Leave signals to the runner: a terminal or a supervisor signals the whole process group."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
-    # The runner spawns with these blocked, so that none strikes before this line.
+    # The runner spawns with these blocked, so that none arrives before this line.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(f"{time.strftime('%H:%M:%S')} worker {os.getpid()}: {text}", file=sys.stderr, flush=True)
 
 
 class _UnfailingFile(io.FileIO):
-    """A file whose writes are lost when they can't be done: a full disk must not end training."""
+    """A file whose failed writes are dropped: a full disk must not end training."""
 
     def write(self, data: Any, /) -> int:
         try:
@@ -230,7 +229,7 @@ class _UnfailingFile(io.FileIO):
 
 
 def _redirect_streams(log_path: Path) -> None:
-    """Send standard output and error, those of C libraries too, to the end of the log."""
+    """Append standard output and error, also those of C libraries, to the log."""
     try:
         log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError:

@@ -28,7 +28,7 @@ def exit_summary(ws: Workspace, jobs_seen: Collection[str]) -> list[str]:
     Args:
         jobs_seen: jobs that ran while the app was open.
     """
-    from engine.run.state import lock_owner
+    from engine.run.lock import lock_owner
 
     running: list[Job] = [job for job in JOBS if lock_owner(ws, job)]
     if not running:

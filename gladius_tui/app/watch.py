@@ -130,7 +130,7 @@ class JobWatcher:
     # Threads
 
     def _scan(self) -> None:
-        from engine.run.state import lock_owner
+        from engine.run.lock import lock_owner
 
         while not self.stopped.is_set():
             for job in JOBS:

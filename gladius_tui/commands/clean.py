@@ -75,7 +75,7 @@ def _delete(ws: Workspace, names: tuple[str, ...]) -> tuple[Targets, dict[Path, 
     """
     from engine.events import Job
     from engine.run.control import running_jobs
-    from engine.run.state import hold_lock
+    from engine.run.lock import hold_lock
     from engine.workspace import clean_targets, remove_entry
 
     failures: dict[Path, str] = {}

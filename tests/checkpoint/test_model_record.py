@@ -7,7 +7,8 @@ import hashlib
 import msgspec
 import pytest
 
-from engine.checkpoint.model_record import HELD_OUT, RECORD, read_held_out, read_record
+from engine.checkpoint.layout import HELD_OUT
+from engine.checkpoint.model_record import RECORD, read_held_out, read_record
 from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.events import EvalDone
 from tests.support.small_run import KeepingLink, make_config, make_root, train
@@ -22,7 +23,7 @@ def run(tmp_path_factory):
     return workspace, config, link
 
 
-def test_a_trained_model_tells_how_it_was_made_and_what_its_files_were(run):
+def test_a_trained_model_records_how_it_was_made_and_its_files(run):
     workspace, _, link = run
     record = read_record(workspace.model_dir)
     assert record is not None
@@ -37,7 +38,7 @@ def test_a_trained_model_tells_how_it_was_made_and_what_its_files_were(run):
     assert str(workspace.root) not in (workspace.model_dir / RECORD).read_text()
 
 
-def test_the_held_out_text_of_the_run_is_found_again_with_what_the_expert_makes_of_it(run):
+def test_the_held_out_text_of_the_run_is_found_with_the_experts_targets(run):
     workspace, config, _ = run
     record = read_record(workspace.model_dir)
     assert record is not None and set(record.held_out) == {"tiny"}

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import store as checkpoint
-from engine.checkpoint import tensor_files
-from engine.checkpoint.store import CheckpointError, CheckpointStore, NonFinite, OutOfSpace
+from engine.checkpoint import tensor_files, writer
+from engine.checkpoint.errors import CheckpointError, NonFinite, OutOfSpace
+from engine.checkpoint.store import CheckpointStore
 from engine.errors import MissingError
 from tests.support.checkpoint_faults import CONFIG, assert_same, make_state
 from tests.support.paths import REPO
@@ -102,9 +102,9 @@ def test_a_disk_that_changes_what_is_written_is_found_at_once(
     assert names(store) == ["rejected-step-000000003", "step-000000001", "step-000000002"]
 
 
-def test_long_work_beats(tmp_path: Path) -> None:
+def test_long_work_sends_heartbeats(tmp_path: Path) -> None:
     beats: list[int] = []
-    store = CheckpointStore(tmp_path, beat=lambda: beats.append(1))
+    store = CheckpointStore(tmp_path, heartbeat=lambda: beats.append(1))
     store.save(make_state(1), **CONFIG)
     assert len(beats) >= 6  # written and read back
     beats.clear()
@@ -179,11 +179,11 @@ def test_no_best_weights_are_kept_where_they_are_not_wanted(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_steps_that_are_done_again_are_out_of_the_way_until_the_next_save(
+def test_superseded_checkpoints_are_kept_aside_until_the_next_save(
     store: CheckpointStore,
 ) -> None:
     save_steps(store, 10, 20)
-    store.set_aside_after(10)
+    store.supersede_after(10)
     assert names(store) == ["step-000000010", "superseded-step-000000020"]
     found = store.load_newest(Rejected())
     assert found is not None and found[0].step == 10
@@ -239,9 +239,9 @@ def test_a_disk_without_room_is_refused_with_the_figures_before_anything_is_writ
     store: CheckpointStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_steps(store, 1, 2)
-    store.set_aside_after(1)
+    store.supersede_after(1)
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage(2**30, 2**30, 2**20))
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda path: usage(2**30, 2**30, 2**20))
     with pytest.raises(OutOfSpace, match=r"needs 0\.00 GiB .* has 0\.00 GiB free; make room"):
         store.save(make_state(2), **CONFIG)
     # What is to be done again anyway makes room first.
@@ -340,11 +340,11 @@ def test_load_newest_can_be_bounded(store: CheckpointStore) -> None:
     assert store.load_newest(Rejected(), up_to=9) is None
 
 
-def test_one_checkpoint_asked_for_is_loaded_or_the_reason_is_said(store: CheckpointStore) -> None:
-    with pytest.raises(MissingError, match="there are steps: none"):
+def test_a_chosen_checkpoint_is_loaded_or_the_reason_is_reported(store: CheckpointStore) -> None:
+    with pytest.raises(MissingError, match="available steps: none"):
         store.load("best")
     save_steps(store, 1, 2)
-    with pytest.raises(MissingError, match="there are steps: 1, 2"):
+    with pytest.raises(MissingError, match="available steps: 1, 2"):
         store.load(3)
     assert store.load(store.folder / "step-000000002")[0].step == 2
     flip_a_bit(store.folder / "step-000000002" / "run_config.json", place=0)

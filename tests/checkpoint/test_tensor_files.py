@@ -65,7 +65,7 @@ def test_the_same_tensors_make_the_same_file_in_any_order(tmp_path: Path) -> Non
     assert write_tensors(tmp_path / "b", turned) == first
 
 
-def test_tied_weights_lie_in_the_file_once_and_come_back_under_both_names(tmp_path: Path) -> None:
+def test_tied_weights_are_stored_once_and_loaded_under_both_names(tmp_path: Path) -> None:
     weight = torch.randn(100, 10)
     tied = {"embed": weight, "head": weight, "other": weight.clone()}
     record = write_tensors(tmp_path / "tied", tied)

@@ -58,7 +58,7 @@ def state_of(model: Tied, optimizer: torch.optim.AdamW, step: int) -> TrainState
     )
 
 
-def test_a_restored_run_is_bit_identical_to_one_that_went_on(tmp_path: Path) -> None:
+def test_a_restored_run_is_bit_identical_to_one_that_continued(tmp_path: Path) -> None:
     model, optimizer = make(seed=1)
     train(model, optimizer, 5)
     store = CheckpointStore(tmp_path)

@@ -98,7 +98,7 @@ def test_all_problems_of_the_users_file_are_reported_at_once(ws):
         "experts.new.repo: missing",
         "experts.other.weight: -1 is not a number over 0",
         "experts.odd.capabilities: 'maths' is unknown; did you mean 'math'?",
-        "experts.../x: '../x' is no expert's name",
+        "experts.../x: '../x' is not a valid expert name",
     ):
         assert part in text
 

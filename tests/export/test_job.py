@@ -144,7 +144,7 @@ def test_without_a_finished_model_the_newest_intact_checkpoint_is_exported(tmp_p
             export(workspace)
     with pytest.raises(GladiusError, match="is damaged"):
         export(workspace, checkpoint="4")
-    with pytest.raises(MissingError, match="there are steps: "):
+    with pytest.raises(MissingError, match="available steps: "):
         export(workspace, checkpoint="999")
     with pytest.raises(UsageError, match="give latest, best, or a step"):
         export(workspace, checkpoint="newest")

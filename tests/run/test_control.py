@@ -29,11 +29,11 @@ from engine.events import (
     Stop,
 )
 from engine.run import control
-from engine.run.state import lock_owner, read_state
-from tests.support.hosting import TOY, status
+from engine.run.lock import lock_owner
+from engine.run.state import read_state
+from tests.support.hosting import TOY, status, until
 from tests.support.paths import REPO
 from tests.support.toy_job import ToyConfig
-from tests.support.waiting import until
 
 
 def test_commands_are_acknowledged_with_the_step(ws, host):
@@ -61,7 +61,7 @@ def test_commands_are_acknowledged_with_the_step(ws, host):
     assert status(ws) == "paused"
 
 
-def test_a_command_from_a_process_of_its_own(ws, host):
+def test_a_command_can_come_from_another_process(ws, host):
     running = host()
     running.wait_for(StepDone, 3)
     program = (
@@ -90,7 +90,7 @@ def test_a_worker_that_dies_while_paused_comes_back_paused(ws, host):
         running.wait_for(StepDone, 20)
 
 
-def test_a_command_to_a_stopped_worker_times_out_and_is_still_obeyed(host):
+def test_a_command_to_a_suspended_worker_times_out_and_is_carried_out_later(host):
     running = host()
     running.wait_for(StepDone, 3)
     worker = running.worker_pid()
@@ -209,7 +209,7 @@ def test_a_broken_output_turns_printing_off_and_nothing_else(ws):
     assert "printing is turned off" in ws.log_file().read_text()
 
 
-def test_a_held_output_does_not_hold_the_run(ws):
+def test_a_blocked_output_does_not_block_the_run(ws):
     reading, writing = os.pipe()  # nobody reads it: it is full after 64 KiB
     process = subprocess.Popen(
         [sys.executable, str(TOY), str(ws.root), '{"seconds": 0.001}'],

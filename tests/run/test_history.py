@@ -48,7 +48,7 @@ def test_events_are_numbered_and_read_back_in_pages(history, run):
     assert history.events(run, after_seq=4) == []
 
 
-def test_numbers_go_on_in_another_process(ws, history, run):
+def test_numbering_continues_in_another_process(ws, history, run):
     history.append(run, 1, [step_done(1, training_seconds=7.5), step_done(2)])
     history.close()
     other = History(ws.history_file)
@@ -66,7 +66,7 @@ def test_training_seconds_are_those_of_the_last_step(history, run):
     assert history.training_seconds(run) == 7.5
 
 
-def test_the_last_run_is_told_by_kind_of_job(history, run):
+def test_the_last_run_is_found_by_job(history, run):
     history.begin_run("d", "download", b"{}")
     last = history.last_run("train"), history.last_run("download"), history.last_run("export")
     assert [r and r.run_id for r in last] == ["r", "d", None]
@@ -103,7 +103,7 @@ def test_a_fresh_start_supersedes_everything(history, run):
     assert values(history) == {} and values(history, "bits_per_byte") == {}
 
 
-def test_what_each_expert_scores_is_a_series_of_its_own(history, run):
+def test_each_expert_has_its_own_series(history, run):
     score = ExpertScore(expert="qwen", bits_per_byte=1.5, kl=None, agreement=0.5, positions=9)
     history.append(run, 1, [EvalDone(step=5, bits_per_byte=1.0, scores=(score,))])
     assert values(history, "bits_per_byte/qwen") == {5: 1.5}
@@ -111,7 +111,7 @@ def test_what_each_expert_scores_is_a_series_of_its_own(history, run):
     assert {"bits_per_byte", "agreement/qwen", "kl/qwen"} <= set(history.metrics(run))
 
 
-def test_what_the_student_can_do_is_a_series_for_each_capability(history, run):
+def test_each_capability_of_the_student_has_its_own_series(history, run):
     scores = (CapabilityScore(capability="json", right=1, asked=4),)
     for who in ("qwen", "student"):
         history.append(run, 1, [CapabilitiesScored(step=5, who=who, scores=scores)])
@@ -119,7 +119,7 @@ def test_what_the_student_can_do_is_a_series_for_each_capability(history, run):
     assert set(history.metrics(run)) == {"able/json"}
 
 
-def test_reading_where_nothing_is_creates_nothing(ws, history):
+def test_reading_a_missing_history_creates_no_file(ws, history):
     assert history.last_run("train") is None
     assert history.events("r") == [] and history.series("r", "loss", 0, 10, 5) == []
     assert not ws.history_file.exists()
@@ -147,7 +147,8 @@ def damage(ws) -> None:
 def check_begun_anew(ws, history: History) -> None:
     told = history.append("r", 1, [step_done(50_000)])
     assert history.trouble == ""
-    assert history.moved_aside and (ws.logs_dir / history.moved_aside).exists()
+    aside = history.take_moved_aside()
+    assert aside and (ws.logs_dir / aside).exists()
     assert history.events("r") == told
     assert history.series("r", "loss", 50_000, 50_001, 2)[0].last == 2.0
 

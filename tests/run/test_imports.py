@@ -1,4 +1,4 @@
-"""The hall stays light: what watches and steers never loads what computes."""
+"""The run room stays light: it never loads torch or transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from tests.support.paths import REPO
 
 
-def test_the_hall_imports_no_torch_and_no_transformers():
+def test_the_run_room_imports_no_torch_and_no_transformers():
     modules = [f"engine.run.{path.stem}" for path in (REPO / "engine/run").glob("[a-z]*.py")]
     program = (
         f"import sys, importlib; [importlib.import_module(m) for m in {modules!r}];"

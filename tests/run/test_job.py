@@ -17,7 +17,7 @@ def context_at(step: int, link: KeepingLink) -> tuple[JobContext, list[str]]:
     return ctx, saved
 
 
-def test_a_pause_stands_still_at_its_step_until_it_is_lifted():
+def test_a_pause_blocks_at_its_step_until_resumed():
     link = KeepingLink()
     ctx, saved = context_at(7, link)
     former = link.wait
@@ -41,7 +41,7 @@ def test_a_pause_stands_still_at_its_step_until_it_is_lifted():
     assert len(link.events) == 2
 
 
-def test_an_end_interrupts_also_a_pause():
+def test_stop_ends_a_pause():
     link = KeepingLink(lambda event: [Stop(signal=15)] if isinstance(event, RunPaused) else [])
     ctx, _ = context_at(3, link)
     link.ask(Pause())
@@ -61,7 +61,7 @@ def test_finishing_does_not_interrupt():
     assert ctx.finish_requested and ctx.stop is None
 
 
-def test_finishing_lifts_a_pause():
+def test_finishing_resumes_a_paused_run():
     link = KeepingLink(lambda event: [Stop(finish=True)] if isinstance(event, RunPaused) else [])
     ctx, _ = context_at(3, link)
     link.ask(Pause())
@@ -69,7 +69,7 @@ def test_finishing_lifts_a_pause():
     assert ctx.finish_requested and [type(e) for e in link.events] == [RunPaused, RunResumed]
 
 
-def test_a_checkpoint_asked_for_before_training_waits_until_it_can_be_made():
+def test_a_checkpoint_requested_before_training_is_saved_when_a_trainer_is_attached():
     link = KeepingLink()
     ctx, saved = JobContext(link), []
     link.ask(Checkpoint())
@@ -80,7 +80,7 @@ def test_a_checkpoint_asked_for_before_training_waits_until_it_can_be_made():
     assert saved == ["saved"]
 
 
-def test_a_pause_that_is_lifted_in_the_same_breath_is_none():
+def test_a_pause_that_is_resumed_at_once_has_no_effect():
     link = KeepingLink()
     ctx, _ = context_at(1, link)
     link.ask(Pause())

@@ -94,7 +94,7 @@ def test_columns_equal_those_of_the_raw_values(written, lo, length, columns):
     st.integers(1, 5000),
     st.data(),
 )
-def test_a_cut_leaves_what_lies_before_it_at_every_level(jumps, stride, data):
+def test_a_cut_keeps_earlier_steps_at_every_level(jumps, stride, data):
     db = database()
     writer = SeriesWriter(db)
     truth: dict[int, float | None] = {}
@@ -151,7 +151,7 @@ def test_a_spike_and_both_ends_stay_visible_among_a_million_steps():
     assert min(took) < 0.1
 
 
-def test_a_database_of_before_the_means_is_read_and_gets_them():
+def test_an_older_database_without_means_is_read_and_upgraded():
     db = database()
     db.execute("DROP TABLE rollups")
     db.executescript(rollup.SCHEMA.replace("    total REAL, ", "    "))

@@ -11,10 +11,10 @@ import pytest
 
 from engine.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunStarted, StepDone
 from engine.run.history import History
-from engine.run.state import lock_owner, read_state
-from tests.support.hosting import status
+from engine.run.lock import lock_owner
+from engine.run.state import read_state
+from tests.support.hosting import gone, status, until
 from tests.support.toy_job import ToyConfig
-from tests.support.waiting import gone, until
 
 
 def guards(host, name: str) -> list[str]:
@@ -46,7 +46,7 @@ def test_a_killed_worker_is_restarted_from_its_checkpoint(ws, host, history):
     assert running.end() == 0
     action = guards(running, "worker")[0]
     step = next(e.step for e in running.events() if isinstance(e, GuardTripped))
-    assert action == f"worker died at step {step} (signal 9), restarting 1 of 3"
+    assert action == f"worker died at step {step} (killed by signal 9), restarting 1 of 3"
     first, second = (e for e in running.events() if isinstance(e, RunStarted))
     assert (first.attempt, first.resumed_from) == (1, None)
     assert (second.attempt, second.resumed_from) == (2, 20)
@@ -83,7 +83,7 @@ def test_a_worker_that_dies_twice_before_a_step_is_not_tried_again(host, fault):
     assert "died 2 times" in running.events()[-1].reason
 
 
-def test_an_unexpected_exception_is_told_in_a_line_and_its_traceback_logged(ws, host):
+def test_an_unexpected_exception_is_reported_in_one_line_and_its_traceback_logged(ws, host):
     running = host(ToyConfig(steps=30, faults={1: (15, "raise")}))
     assert running.end() == 0
     assert "(ValueError: the toy is broken)" in guards(running, "worker")[0]
@@ -111,7 +111,7 @@ def test_a_worker_that_holds_the_interpreter_is_ended_by_the_runner(ws, host):
     config = ToyConfig(steps=30, faults={1: (15, "hold")})
     running = host(config, GLADIUS_HANG_SECONDS="1", GLADIUS_STALL_SECONDS="1")
     assert running.end() == 0
-    assert f"(signal {int(signal.SIGABRT)})" in guards(running, "worker")[0]
+    assert f"(killed by signal {int(signal.SIGABRT)})" in guards(running, "worker")[0]
     assert "fail_if_due" in ws.log_file().read_text()
 
 
@@ -194,7 +194,7 @@ def test_a_worker_with_a_full_queue_ends_itself_too(host):
     until(lambda: gone(worker), 3)
 
 
-def test_a_stopped_worker_is_told_once_and_recovers(host):
+def test_a_suspended_worker_is_reported_once_and_recovers(host):
     running = host(GLADIUS_HANG_SECONDS="1", GLADIUS_STALL_SECONDS="1")
     running.wait_for(StepDone, 3)
     worker = running.worker_pid()
@@ -208,7 +208,7 @@ def test_a_stopped_worker_is_told_once_and_recovers(host):
     assert guards(running, "worker") == []
 
 
-def test_a_silent_worker_is_told_as_stalled(host):
+def test_a_silent_worker_is_reported_as_stalled(host):
     running = host(ToyConfig(faults={1: (5, "hang")}), GLADIUS_STALL_SECONDS="1")
     until(lambda: guards(running, "stall") == ["stalled"], 10)
 

@@ -23,18 +23,8 @@ from engine.events import (
     RunStarted,
     StepDone,
 )
-from engine.run.state import (
-    Owner,
-    RunState,
-    StateFile,
-    hold_lock,
-    identity_of,
-    lock_owner,
-    lock_path,
-    read_state,
-    state_of,
-    view_of,
-)
+from engine.run.lock import Owner, hold_lock, identity_of, lock_owner, lock_path
+from engine.run.state import RunState, StateFile, read_state, state_of, view_of
 from engine.run.view import RunView
 from tests.support.toy_job import PLAN, ToyConfig
 from tests.support.waiting import until
@@ -140,7 +130,7 @@ def test_a_root_without_a_run_reads_not_started(ws):
     assert read_state(ws) == RunState()
 
 
-def test_a_torn_state_file_is_told_and_stops_nothing(ws):
+def test_a_damaged_state_file_is_reported_and_stops_nothing(ws):
     ws.state_file.write_text('{"status": "trai')
     state = read_state(ws)
     assert state.status == "not_started" and "can't be read" in state.last_error
@@ -148,7 +138,7 @@ def test_a_torn_state_file_is_told_and_stops_nothing(ws):
     assert read_state(ws).status == "training"
 
 
-def test_a_state_whose_process_is_gone_reads_failed(ws):
+def test_a_state_whose_runner_was_killed_reads_failed(ws):
     keeper = StateFile(ws, "r")
     keeper.apply(started())
     keeper.write_if_due()
@@ -159,7 +149,7 @@ def test_a_state_whose_process_is_gone_reads_failed(ws):
     keeper.write_if_due()
     state = read_state(ws)
     assert (state.status, state.pid) == ("failed", None)
-    assert "go on with: gladius_train resume" in state.last_error
+    assert "resume with: gladius_train resume" in state.last_error
 
 
 def test_the_state_is_written_once_a_second_and_at_once_when_its_status_changes(ws):
@@ -211,7 +201,7 @@ def test_a_stale_lock_is_taken_over_even_when_its_pid_was_given_to_another(ws):
             pass
 
 
-def test_a_zombie_owns_nothing(ws):
+def test_a_zombie_holds_no_lock(ws):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert identity_of(child.pid) is not None
     child.kill()

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import torch
 
-from engine.checkpoint.store import CheckpointStore, OutOfSpace, TrainState
+from engine.checkpoint.errors import OutOfSpace
+from engine.checkpoint.store import CheckpointStore
+from engine.checkpoint.train_state import TrainState
 
 CALLS = ("open", "write", "fsync", "rename", "replace", "mkdir", "unlink", "rmdir")
 CONFIG = {"config_json": b'{"seed": 1}', "config_digest": "d1"}

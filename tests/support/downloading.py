@@ -78,7 +78,7 @@ class RecordingLink:
         time.sleep(min(timeout, 0.05))
         return self.poll()
 
-    def beat(self, activity: str = "") -> None:
+    def heartbeat(self, activity: str = "") -> None:
         pass
 
     @contextmanager

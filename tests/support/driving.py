@@ -16,7 +16,7 @@ from textual.screen import Screen
 from textual.widgets import Static
 
 import gladius_tui.commands  # noqa: F401  (registers every command)
-from engine.run.state import lock_owner
+from engine.run.lock import lock_owner
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
 from gladius_tui.shell import app as group

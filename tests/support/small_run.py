@@ -94,7 +94,7 @@ class KeepingLink:
         assert self.waits < 1000, "the pause does not end"
         return self.poll()
 
-    def beat(self, activity: str = "") -> None:
+    def heartbeat(self, activity: str = "") -> None:
         pass
 
     @contextmanager

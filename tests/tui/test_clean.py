@@ -14,7 +14,7 @@ import pytest
 
 from engine.errors import LockedError
 from engine.events import Job
-from engine.run.state import hold_lock
+from engine.run.lock import hold_lock
 from engine.workspace import CLEANABLE, Workspace
 from gladius_tui import cli
 from tests.support.paths import REPO

@@ -14,7 +14,8 @@ import pytest
 
 from engine.events import RunEnded, RunPaused, decode_event
 from engine.run.job import JOBS
-from engine.run.state import hold_lock, read_state
+from engine.run.lock import hold_lock
+from engine.run.state import read_state
 from engine.workspace import Workspace
 from gladius_tui.shell import JOB_NAMES
 from tests.support.paths import REPO

@@ -292,7 +292,7 @@ def test_a_checkpoint_can_be_validated(workspace):
     report = outcome.report
     assert (report.model.kind, report.model.step) == ("checkpoint", 3)
     assert not (workspace.checkpoints_dir / ".validate-tmp").exists()
-    with pytest.raises(MissingError, match="there are steps"):
+    with pytest.raises(MissingError, match="available steps"):
         validate(workspace, checkpoint="999")
     with pytest.raises(UsageError, match="latest, best, or a step"):
         validate(workspace, checkpoint="newest")

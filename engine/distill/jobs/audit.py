@@ -19,6 +19,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from engine import hardware
 from engine.chat import render_chat
+from engine.checkpoint.layout import TOKENIZER
 from engine.config import RunConfig
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projector
@@ -120,7 +121,7 @@ def student_tokenizer(
         return load_tokenizer(expert_path(workspace, known[name]), size), f"{name}'s"
     if name != "train":
         return load_tokenizer(Path(name), size), name
-    kept = workspace.checkpoints_dir / "tokenizer"
+    kept = workspace.checkpoints_dir / TOKENIZER
     if (kept / "tokenizer.json").is_file():
         try:
             return load_tokenizer(kept, size), "the run's own"

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.checkpoint.layout import RUN_CONFIG, has_rejected, is_of_run, old_run_folder
 from engine.checkpoint.manifest import Manifest
-from engine.checkpoint.model_record import HELD_OUT
 from engine.checkpoint.train_state import TrainState
 from engine.config import changed_fields, from_json
 from engine.distill.jobs.training_run import TrainingRun
 from engine.distill.train.phases import Decision
 from engine.errors import MissingError, UsageError
 from engine.events import CheckpointRejected
-
-_CHECKPOINT_PREFIXES = ("step-", "best-", "superseded-", "rejected-")
-_RUN_FILES = ("journal.jsonl", "tokenizer", "config.json", HELD_OUT)
 
 
 @dataclass(frozen=True)
@@ -85,9 +81,9 @@ def check_streamed_texts(state: TrainState, texts: dict[str, str]) -> None:
 
 def _set_aside_previous_run(folder: Path) -> None:
     """Move everything of the previous run to old-<time>/; nothing is deleted."""
-    target = folder / time.strftime("old-%Y%m%d-%H%M%S")
+    target = folder / old_run_folder()
     for item in sorted(folder.iterdir()):
-        if item.name.startswith(_CHECKPOINT_PREFIXES) or item.name in _RUN_FILES:
+        if is_of_run(item.name):
             target.mkdir(exist_ok=True)
             item.rename(target / item.name)
 
@@ -107,7 +103,7 @@ def _load_checkpoint(run: TrainingRun) -> tuple[TrainState, Manifest] | None:
     loaded = _load_newest(run)
     if loaded is None:
         # A run that was stopped before its first checkpoint continues with what it prepared.
-        if (folder / "config.json").is_file() and not any(folder.glob("rejected-*")):
+        if (folder / RUN_CONFIG).is_file() and not has_rejected(folder):
             return None
         raise MissingError(
             f"no checkpoint in {folder} can be resumed (none was deleted); "
@@ -161,7 +157,7 @@ def _before_decay(
     if earlier is None:
         return loaded
     step = earlier[0].step
-    run.checkpoints.set_aside_after(step)
+    run.checkpoints.supersede_after(step)
     run.journal.truncate(step)
     run.ctx.log(f"resuming from step {step}, before the learning rate decayed")
     return earlier

@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine import hardware
 from engine.budget import scores_online
+from engine.checkpoint.layout import RUN_CONFIG
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
 from engine.config import digest, to_json
@@ -59,7 +60,7 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     run.workspace.create()
     start = find_starting_point(run)
     _set_up_torch(run, start)
-    write_bytes(run.workspace.checkpoints_dir / "config.json", to_json(run.config))
+    write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, to_json(run.config))
     _report_start(run, start)
     fit = fit_into_memory(run, start.decisions)
     try:

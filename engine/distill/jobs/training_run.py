@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from engine import hardware
+from engine.checkpoint.layout import JOURNAL
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, from_json
 from engine.distill.device import device_and_dtype
@@ -60,7 +61,7 @@ def open_run(ctx: JobContext, request: JobRequest) -> TrainingRun:
         config=config,
         experts=experts,
         phases=plan_phases(config, experts),
-        journal=Journal(workspace.checkpoints_dir / "journal.jsonl"),
+        journal=Journal(workspace.checkpoints_dir / JOURNAL),
         checkpoints=CheckpointStore(
             workspace.checkpoints_dir,
             config.checkpoint.keep,

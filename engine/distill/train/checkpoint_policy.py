@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Literal
 
-from engine.checkpoint.store import CheckpointError, CheckpointStore, SavedInfo
+from engine.checkpoint.errors import CheckpointError
+from engine.checkpoint.store import CheckpointStore, SavedInfo
 from engine.config import RunConfig, digest, to_json
 from engine.distill.train.pace import Pace
 from engine.distill.train.session import Session

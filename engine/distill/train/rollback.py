@@ -36,7 +36,7 @@ def rollback_state(
             "start again with --fresh"
         )
     state = loaded[0]
-    store.set_aside_after(state.step)
+    store.supersede_after(state.step)
     reason = f"{limit} steps were not finite"
     plan.decide([Decision(state.step, "rollback", config.rollback_lr_scale, reason)])
     return state

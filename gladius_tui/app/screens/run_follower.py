@@ -83,7 +83,7 @@ class RunFollower(GladiusScreen):
 
     @work(thread=True, exclusive=True, group="run", exit_on_error=False)
     def _read(self, ticket: str, run_id: str, seq: int | None) -> None:
-        from engine.run.state import lock_owner
+        from engine.run.lock import lock_owner
         from gladius_tui.app.model.past_runs import read_run_view
 
         run = read_run_view(self.gladius.ws, run_id, seq)

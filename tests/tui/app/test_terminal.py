@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine.run.control import running_jobs
-from engine.run.state import lock_owner, read_state
+from engine.run.lock import lock_owner
+from engine.run.state import read_state
 from engine.workspace import Workspace
 from tests.support.driving import REPO, TOY
 from tests.support.terminal import Terminal

@@ -1,0 +1,17 @@
+"""Why a checkpoint could not be written or read."""
+
+from __future__ import annotations
+
+from engine.errors import GladiusError
+
+
+class CheckpointError(GladiusError):
+    """A checkpoint can't be written, or does not verify."""
+
+
+class OutOfSpace(CheckpointError):
+    """The disk has no room for the next checkpoint; the earlier ones are unchanged."""
+
+
+class NonFinite(CheckpointError):
+    """The training state holds NaN or infinity, so no checkpoint is written."""
