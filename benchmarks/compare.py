@@ -1,11 +1,11 @@
-"""Does the expert help? The demo's student with three losses and several seeds, side by side.
+"""Does distillation help? Train the demo's student with three losses and several seeds.
 
     python -m benchmarks.compare [--seeds 0 1 2] [--set key=value ...]
 
-Trains the demo (preset `demo`, same text, same steps) with cross-entropy alone (alpha = 0), with
-soft targets at T = 1, and at T = 2, and prints the held-out bits per byte of each as a table on
-standard error and as one JSON object on standard output. Each run is a real one, through the
-command line, in a temporary root; takes about two minutes a run on two cores.
+Trains the demo (preset `demo`, same text, same steps) with cross-entropy only (alpha = 0), and with
+soft targets at T = 1 and T = 2. Prints the held-out bits per byte as a table on standard error and
+as JSON on standard output. Every run goes through the command line in a temporary root and takes
+about two minutes on two cores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VARIANTS = {
 
 
 def train(root: Path, settings: list[str]) -> float:
-    """Runs the demo with these settings; its last held-out bits per byte."""
+    """Train the demo with these settings; returns its last held-out bits per byte."""
     options = [part for setting in settings for part in ("--set", setting)]
     data = PROJECT / "assets/conversations/demo.jsonl"
     command = [str(PROJECT / "gladius_train"), "--no-ui", "--quiet", "--root", str(root), "train"]
@@ -42,7 +42,7 @@ def train(root: Path, settings: list[str]) -> float:
     done = history.last(run.run_id, "EvalDone") if run is not None else None
     history.close()
     if not isinstance(done, EvalDone):
-        raise RuntimeError("the run left no evaluation in its history")
+        raise RuntimeError("the history of the run has no evaluation")
     return done.bits_per_byte
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gladius-compare-") as folder:
         root = Path(folder)
         (root / "tmp").mkdir()
-        # the experts at hand, not a second copy of them
+        # use the downloaded experts without copying them
         (root / "tmp/models").symlink_to(PROJECT / "tmp/models")
         for seed in arguments.seeds:
             for name, settings in VARIANTS.items():

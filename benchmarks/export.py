@@ -1,10 +1,9 @@
-"""Owns the export's figures, on a model of the 1b preset's shape with random bf16 weights:
+"""Export of a model with the 1b preset's shape and random bf16 weights:
 
-`export_copy_ratio`: writing the f16 file against copying the model's file, both with fsync.
-`export_verify_ratio`: structure, every tensor and the token ids, against that copy.
-`export_peak_mib`: the most memory that the exporting process ever held, verification and, where
-llama.cpp is found, transformers' side of the logits included (llama.cpp has a process of its own,
-which maps the file).
+`export_copy_ratio`: writing the f16 file, relative to copying the model's file; both with fsync.
+`export_verify_ratio`: checking structure, tensors and token ids, relative to that copy.
+`export_peak_mib`: peak memory of the exporting process, including verification and, where llama.cpp
+is installed, the logits in transformers (llama.cpp itself runs in another process).
 """
 
 from __future__ import annotations
@@ -19,50 +18,56 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.timing import Figure, ratio, say
+from benchmarks.timing import Figure, narrate, ratio
 from engine.checkpoint.tensor_files import write_file
 from engine.config import StudentConfig, load_config
 from engine.distill.student import llama_config, save_tokenizer, train_tokenizer
 from engine.export.gguf import write_gguf
-from engine.export.parity import Comparison
-from engine.export.tensors import Weights
+from engine.export.parity.comparison import Comparison
+from engine.export.parity.logits import check_logits
+from engine.export.parity.structure import check_structure
+from engine.export.parity.tensors import check_tensors
+from engine.export.parity.tokens import check_tokens
+from engine.export.progress import no_progress
 from engine.export.tokenizer import read_gguf_tokenizer
+from engine.export.weights import Weights
 from engine.workspace import Workspace, assets_dir
 
 COPY_BOUND = 2.0
 PEAK_BOUND = 1536.0
 ROUNDS = 3
-_PIECE = 8 << 20
+_CHUNK = 8 << 20
 
 
 def measure(folder: Path, preset: str = "1b") -> dict[str, Figure]:
-    """`folder` needs room for three times the model (7 GB for 1b)."""
+    """`folder` needs space for three times the model (7 GB for 1b)."""
     config = load_config(Workspace.find(folder), preset=preset).student
     model = folder / "export-model"
-    say(f"making a random model of the preset {preset}")
+    narrate(f"making a random model of the preset {preset}")
     make_model(model, config)
     size = (model / "model.safetensors").stat().st_size
     copied: list[float] = []
-    told: list[dict[str, float]] = []
+    exports: list[dict[str, float]] = []
     for number in range(ROUNDS):
         for part in ("copy", "export") if number % 2 == 0 else ("export", "copy"):
             if part == "copy":
                 copied.append(_copy(model / "model.safetensors", folder / "copy"))
             else:
-                told.append(_export(model, folder / "out.gguf", logits=number == 0))
-    written = [each["write"] for each in told]
-    verified = [each["verify"] for each in told]
-    peak = max(each["peak"] for each in told)
-    detail = {"model_bytes": size, "gguf_bytes": told[0]["bytes"]}
+                exports.append(_export(model, folder / "out.gguf", logits=number == 0))
+    written = [each["write"] for each in exports]
+    verified = [each["verify"] for each in exports]
+    peak = max(each["peak"] for each in exports)
+    detail = {"model_bytes": size, "gguf_bytes": exports[0]["bytes"]}
     return {
         "export_copy_ratio": ratio(written, copied, COPY_BOUND, **detail),
-        "export_verify_ratio": ratio(verified, copied, None, logits_seconds=told[0]["logits"]),
-        "export_peak_mib": Figure(peak, PEAK_BOUND, {"imports_alone": told[0]["imports"]}),
+        "export_verify_ratio": ratio(verified, copied, None, logits_seconds=exports[0]["logits"]),
+        "export_peak_mib": Figure(peak, PEAK_BOUND, {"imports_alone": exports[0]["imports"]}),
     }
 
 
 def make_model(folder: Path, student: StudentConfig) -> None:
-    """A folder that transformers loads: random weights, a tokenizer trained on text that ships."""
+    """Write a model that transformers loads: random weights, and a tokenizer trained on the demo's
+    conversations."""
     folder.mkdir()
     with open(assets_dir() / "conversations" / "demo.jsonl", encoding="utf-8") as file:
         tokenizer = train_tokenizer(file, student.vocab_size)
@@ -98,11 +103,11 @@ def make_model(folder: Path, student: StudentConfig) -> None:
 
 
 def _copy(source: Path, target: Path) -> float:
-    """Seconds of a copy by reading and writing (a file system could share blocks instead)."""
+    """Seconds to copy by reading and writing (a copy by the file system could share blocks)."""
     began = time.perf_counter()
     with open(source, "rb") as reading, open(target, "wb") as writing:
-        while piece := reading.read(_PIECE):
-            writing.write(piece)
+        while chunk := reading.read(_CHUNK):
+            writing.write(chunk)
         writing.flush()
         os.fsync(writing.fileno())
     seconds = time.perf_counter() - began
@@ -111,17 +116,16 @@ def _copy(source: Path, target: Path) -> float:
 
 
 def _export(model: Path, target: Path, *, logits: bool) -> dict[str, float]:
-    """One export in a process of its own: its seconds and its peak memory in MiB."""
-    words = [sys.executable, "-m", "benchmarks.export", str(model), str(target)]
-    result = subprocess.run(
-        [*words, "logits" if logits else ""], stdout=subprocess.PIPE, check=True, text=True
-    )
+    """Export in a subprocess; returns its durations in seconds and its peak memory in MiB."""
+    command = [sys.executable, "-m", "benchmarks.export", str(model), str(target)]
+    command.append("logits" if logits else "")
+    result = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
     target.unlink()
     return json.loads(result.stdout.splitlines()[-1])
 
 
 def _memory(key: str) -> float:
-    """A line of /proc/self/status in MiB; 0 where there is no such file."""
+    """A field of /proc/self/status in MiB; 0 if there is no such file."""
     try:
         with open("/proc/self/status") as file:
             line = next(line for line in file if line.startswith(key))
@@ -131,20 +135,19 @@ def _memory(key: str) -> float:
 
 
 def _child(model: Path, target: Path, with_logits: bool) -> dict[str, float]:
-    def nothing(doing: str, done: float, total: float | None) -> None:
-        pass
-
     imports = _memory("VmHWM")
     began = time.perf_counter()
     weights = Weights(model)
     tokenizer = read_gguf_tokenizer(model, weights.config["vocab_size"])
-    size = write_gguf(target, weights, tokenizer, wanted="f16", name="random", report=nothing)
+    size = write_gguf(
+        target, weights, tokenizer, type_name="f16", model_name="random", report=no_progress
+    )
     written = time.perf_counter()
-    comparison = Comparison(target, model, nothing)
-    rows = [comparison.structure(), comparison.tensors(), comparison.tokens()]
+    comparison = Comparison(target, model)
+    rows = [check_structure(comparison), check_tensors(comparison), check_tokens(comparison)]
     verified = time.perf_counter()
     if with_logits:
-        rows.append(comparison.logits())
+        rows.append(check_logits(comparison))
     done = time.perf_counter()
     for row in rows:
         assert row.verdict in ("pass", "skip"), row

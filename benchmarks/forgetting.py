@@ -1,9 +1,9 @@
-"""How much of the first expert's text a student forgets while the second one teaches, with and
+"""How much a student forgets of the first expert's text during the second expert's phase, with and
 without replay: `python -m benchmarks.forgetting ROOT`.
 
-One real expert (SmolLM2, fetched in ROOT) under two names: the first teaches conversations, the
-second program text, so that the change of phase is a change of subject. Prints held-out bits per
-byte of both at the end of each phase, one line for each value of schedule.replay.
+One expert (SmolLM2, downloaded in ROOT) is registered under two names: the first teaches
+conversations, the second source code, so that the phases differ in subject. Prints the held-out
+bits per byte of both after each phase, one line for each value of schedule.replay.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TEXT_BYTES = 300_000
 
 
 def write_text(path: Path) -> None:
-    """The conversations that ship for `talk`, as much of this project's source for `code`."""
+    """Write the demo's conversations for `talk` and about as much source code for `code`."""
     talks = (assets_dir() / "conversations" / "demo.jsonl").read_text("utf-8").splitlines()
     lines = [{**json.loads(line), "expert": "talk"} for line in talks]
     size = 0
@@ -38,7 +38,7 @@ def write_text(path: Path) -> None:
 
 
 def run(root: Path, replay: float) -> list[dict[str, float]]:
-    """Held-out bits per byte by expert: at the start, after each expert's phase, at the end."""
+    """Held-out bits per byte by expert: at the start, after each expert's phase and at the end."""
     fields = {
         "data.generate": "false",
         "schedule.replay": replay,

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.timing import Figure, ratio, say
+from benchmarks.timing import Figure, narrate, ratio
 from engine import hardware
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.train.losses import distillation_loss
@@ -36,10 +36,10 @@ ALPHA, TEMPERATURE = 0.5, 2.0
 def measure() -> dict[str, Figure]:
     """The wider student is the benchmark: most of its memory is the output matrix' gradient."""
     if not Path("/proc/self/clear_refs").exists():
-        say("loss_memory_ratio: skipped, this system does not report peak memory")
+        narrate("loss_memory_ratio: skipped, this system does not report peak memory")
         return {}
     if hardware.available_ram() < DENSE_BYTES:
-        say("loss_memory_ratio: skipped, the dense formula needs 8 GiB of free memory")
+        narrate("loss_memory_ratio: skipped, the dense formula needs 8 GiB of free memory")
         return {}
     figures = {}
     for hidden_size, name in HIDDEN_SIZES.items():

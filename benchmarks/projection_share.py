@@ -1,8 +1,8 @@
-"""Owns `projection_share`: time to project the expert's distributions into the student's
-vocabulary, as a share of the expert's own forward pass.
+"""`projection_share`: time to project the expert's distributions into the student's vocabulary,
+relative to the expert's forward pass.
 
-The expert's part is its trunk, its head at the scored positions and the softmax; the projection's
-is everything else that `TeacherOutput.project` does. Both come from the same pass over real text.
+The forward pass is the trunk, the head at the scored positions and the softmax; the projection is
+everything else in `TeacherOutput.project`. Both are measured in the same pass over real text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCKS = 8
 
 
 class _Clock:
-    """Sums the seconds of the calls that go through it."""
+    """Sums the seconds of the calls of the functions that it wraps."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -78,13 +78,13 @@ def _project(
     shape: tuple[int, int, int],
     generator: torch.Generator,
 ) -> tuple[float, float, float]:
-    """Seconds of the projection, of head and softmax, and of making what a shard keeps."""
-    theirs, shard = _Clock(), _Clock()
+    """Seconds of (the projection, head and softmax, sparsification for the shard)."""
+    teacher, shard = _Clock(), _Clock()
     keep = shard.timed(lambda q: sparsify(temper(q, 2.0), *shape, generator))
-    softmax = theirs.timed(projection._softmax_columns)
+    softmax = teacher.timed(projection._softmax_columns)
     began = time.perf_counter()
     with torch.no_grad(), patch.object(projection, "_softmax_columns", softmax):
-        for part in projector.project(theirs.timed(output.logits), output.alignment, chunk):
+        for part in projector.project(teacher.timed(output.logits), output.alignment, chunk):
             keep(part.q)
     elapsed = time.perf_counter() - began
-    return elapsed - theirs.seconds - shard.seconds, theirs.seconds, shard.seconds
+    return elapsed - teacher.seconds - shard.seconds, teacher.seconds, shard.seconds

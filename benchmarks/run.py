@@ -1,8 +1,8 @@
-"""Measures every figure and prints one JSON object on standard output: `python -m benchmarks.run`.
+"""Run the benchmarks and print one JSON object on standard output: `python -m benchmarks.run`.
 
-Each ratio stands at the top; under "bounds" the most that it may be, under "detail" how it came
-about (smallest and largest of the pairwise ratios, their count, the medians of both sides, in
-seconds or bytes). `--only NAME` (repeatable) measures a part.
+The object has each figure, under "bounds" its largest allowed value, and under "detail" the
+smallest and largest of the pairwise ratios, their count and the medians of numerator and
+denominator, in seconds or bytes. `--only NAME` (repeatable) selects benchmarks.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from benchmarks import (
     projection_share,
     status_start,
 )
-from benchmarks.timing import Figure, say
+from benchmarks.timing import Figure, narrate
 from benchmarks.workbench import Workbench, ready_expert
 
 
 class Run:
-    """The figures by name; what several need is prepared once."""
+    """The benchmarks by name; the workbench that several need is prepared once."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @cached_property
     def bench(self) -> Workbench:
-        say("preparing a nano run on SmolLM2")
+        narrate("preparing a nano run on SmolLM2")
         return Workbench(self.folder)
 
     @property
@@ -60,7 +60,7 @@ class Run:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures are measured on, and how much it has to do before."""
+    """The machine and its load before the measurements."""
     return {
         "cpus": os.cpu_count(),
         "processor": platform.machine(),
@@ -72,23 +72,23 @@ def machine() -> dict[str, Any]:
 def main() -> None:
     measured_on = machine()
     if measured_on["load_average"] > 0.3 * (os.cpu_count() or 1):
-        say(
-            f"other programs load this machine ({measured_on['load_average']:.1f} of "
-            f"{os.cpu_count()} processors): times are longer, ratios less certain"
+        narrate(
+            f"other programs use this machine (load {measured_on['load_average']:.1f} on "
+            f"{os.cpu_count()} CPUs): times are longer and ratios less certain"
         )
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder))
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("--only", action="append", choices=run.figures, metavar="NAME")
-        wanted = parser.parse_args().only or list(run.figures)
+        names = parser.parse_args().only or list(run.figures)
         measured: dict[str, Figure] = {}
-        for name in wanted:
+        for name in names:
             began = time.perf_counter()
             for figure, value in run.figures[name]().items():
                 measured[figure] = value
                 limit = "" if value.bound is None else f" (at most {value.bound:.3f})"
-                say(f"{figure}: {value.value:.3f}{limit}")
-            say(f"  {time.perf_counter() - began:.0f} s")
+                narrate(f"{figure}: {value.value:.3f}{limit}")
+            narrate(f"  {time.perf_counter() - began:.0f} s")
     result: dict[str, Any] = {name: round(f.value, 4) for name, f in measured.items()}
     result["bounds"] = {name: f.bound for name, f in measured.items() if f.bound is not None}
     result["machine"] = measured_on

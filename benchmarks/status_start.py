@@ -1,5 +1,5 @@
-"""Owns `status_start_ratio`: how long `status` and `--help` take from the shell, against three
-times a Python that imports sqlite3 and json, plus 100 ms. The slower of the two commands counts.
+"""`status_start_ratio`: the duration of `status` and of `--help`, relative to 3 times that of a
+Python that imports sqlite3 and json, plus 100 ms. The slower of the two commands counts.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ LAUNCHER = Path(__file__).resolve().parent.parent / "gladius_train"
 
 
 def measure(root: Path) -> dict[str, Figure]:
-    """`root`: the workspace whose status is asked for; it is told that a run stopped there."""
-    _leave_state(Workspace.find(root))
+    """`root`: a workspace; the state of a stopped run is written to it."""
+    _write_state(Workspace.find(root))
     environment = {**os.environ, "GLADIUS_ROOT": str(root)}
 
     def run(*command: str) -> None:
@@ -42,8 +42,8 @@ def measure(root: Path) -> dict[str, Figure]:
     return {"status_start_ratio": Figure(worst.value, BOUND, detail)}
 
 
-def _leave_state(workspace: Workspace) -> None:
-    """What a run in the middle of its phases leaves behind."""
+def _write_state(workspace: Workspace) -> None:
+    """Write the state of a run that stopped in its first phase."""
     workspace.create()
     plan = tuple(
         PhasePlan(index=n, name=name, expert="smollm2", share=0.5)

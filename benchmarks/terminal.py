@@ -1,6 +1,4 @@
-"""Owns a terminal for programs that are measured: a pty of a given size, and what was written to it
-when.
-"""
+"""Run a program in a pty of a given size and record its output with times."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 
 class Terminal:
-    """A program in a pty of its own. Everything that it writes is kept, with its time."""
+    """A program in a pty; its output is recorded with times."""
 
     def __init__(
         self, argv: Sequence[str], env: Mapping[str, str], size: tuple[int, int] = (120, 36)
@@ -54,27 +52,28 @@ class Terminal:
                 self._changed.notify_all()
 
     def press(self, keys: bytes) -> int:
-        """Type; gives the place in what is written from which an answer can come."""
+        """Type keys; returns the position in the output from which `wait_for` can wait."""
         with self._changed:
-            place = len(self._written)
+            position = len(self._written)
         os.write(self._master, keys)
-        return place
+        return position
 
-    def wait_for(self, texts: Sequence[bytes], place: int = 0, seconds: float = 60.0) -> float:
-        """When (perf_counter) one of the texts had been written since `place`."""
+    def wait_for(self, texts: Sequence[bytes], position: int = 0, seconds: float = 60.0) -> float:
+        """Wait for one of the texts in the output from `position` on; returns its time
+        (perf_counter). Raises TimeoutError."""
         deadline = time.perf_counter() + seconds
         tail = b""
         with self._changed:
             while True:
-                for when, data in self._written[place:]:
+                for when, data in self._written[position:]:
                     tail = (tail + data)[-len(data) - 64 :]
                     if any(text in tail for text in texts):
                         return when
-                place = len(self._written)
-                left = deadline - time.perf_counter()
-                if left <= 0 or self.process.poll() is not None:
-                    raise TimeoutError(f"{texts[0]!r} was not written; last: {tail[-400:]!r}")
-                self._changed.wait(min(left, 1.0))
+                position = len(self._written)
+                remaining = deadline - time.perf_counter()
+                if remaining <= 0 or self.process.poll() is not None:
+                    raise TimeoutError(f"{texts[0]!r} was not printed; last: {tail[-400:]!r}")
+                self._changed.wait(min(remaining, 1.0))
 
     def close(self) -> None:
         """End the program and the terminal."""

@@ -1,7 +1,7 @@
-"""Owns how a ratio is measured: interleaved repetitions, the median of the ratios of neighbours.
+"""Measure ratios with interleaved repetitions: the median of the ratios of adjacent measurements.
 
-Two things that are timed in turns share whatever else loads the machine, so a ratio of neighbours
-says more than a ratio of two averages.
+Other load on the machine affects adjacent measurements alike, so their ratio is more reliable than
+a ratio of two averages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured ratio, the most it may be (None: told for comparison), and how it came about."""
+    """A measured value, its largest allowed value (None: no bound), and details."""
 
     value: float
     bound: float | None
@@ -26,9 +26,9 @@ class Figure:
 def interleave(
     parts: Mapping[str, Callable[[int], object]], repetitions: int, warmup: int = 2
 ) -> dict[str, list[float]]:
-    """Seconds of each part in each repetition: A B, B A, A B ... Calls get the round's number.
+    """Seconds of each part in each repetition, in the order A B, B A, A B, ...
 
-    The first `warmup` rounds are not counted.
+    Each part is called with the number of the round. The first `warmup` rounds are not counted.
     """
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for number in range(warmup + repetitions):
@@ -45,10 +45,13 @@ def interleave(
 
 
 def ratio(
-    above: Sequence[float], below: Sequence[float], bound: float | None, **detail: Any
+    numerators: Sequence[float],
+    denominators: Sequence[float],
+    bound: float | None,
+    **detail: Any,
 ) -> Figure:
-    """The median of the pairwise ratios, with their spread and the medians of both sides."""
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    """The median of the pairwise ratios, with their range and the medians of both sides."""
+    ratios = [a / b for a, b in zip(numerators, denominators, strict=True)]
     return Figure(
         statistics.median(ratios),
         bound,
@@ -56,13 +59,13 @@ def ratio(
             "min": min(ratios),
             "max": max(ratios),
             "count": len(ratios),
-            "median_numerator": statistics.median(above),
-            "median_denominator": statistics.median(below),
+            "median_numerator": statistics.median(numerators),
+            "median_denominator": statistics.median(denominators),
             **detail,
         },
     )
 
 
-def say(text: str) -> None:
-    """Narration, on standard error."""
+def narrate(text: str) -> None:
+    """Print a line on standard error."""
     print(text, file=sys.stderr, flush=True)

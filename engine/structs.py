@@ -1,7 +1,7 @@
-"""Owns the conversion of plain data (TOML, options) to structs that names every problem at once.
+"""Convert plain data (TOML, command options) to msgspec structs and report every problem at once.
 
-msgspec stops at the first error; here each leaf is converted by itself, and a bad one is told with
-its dotted name, what it is and what it may be.
+msgspec stops at the first error. Here each field is converted separately, and a problem names the
+field (dotted), its value and the values that are allowed.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing wrong with one field."""
+    """An invalid field."""
 
     name: str
     """Dotted name of the field."""
     text: str
-    """What is wrong, and what it may be."""
+    """What is wrong, and which values are allowed."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}" if self.name else self.text
 
 
-def problems_text(problems: list[Problem], where: str) -> str:
-    """The problems as a message: one line for one, else a line with their number and one each."""
+def problems_text(problems: list[Problem], source: str) -> str:
+    """The problems as one message: a single line, or their number and one line for each."""
     if len(problems) == 1:
-        return f"{where}: {problems[0]}"
-    return "\n".join([f"{where}: {len(problems)} problems", *(f"  {p}" for p in problems)])
+        return f"{source}: {problems[0]}"
+    return "\n".join([f"{source}: {len(problems)} problems", *(f"  {p}" for p in problems)])
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`did you mean 'x'?` for the nearest known word, else `known: a, b`."""
-    import difflib  # only mistakes need it
+    """`did you mean 'x'?` for the closest known word, else `known: a, b`."""
+    import difflib  # needed only for error messages
 
     names = list(known)
     match = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
@@ -46,22 +46,22 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def convert(struct: type[T], data: Any, prefix: str = "") -> tuple[T | None, list[Problem]]:
-    """A struct from plain data, and every problem found.
+    """A struct from plain data, nested structs included, and every problem found.
 
-    A leaf that is wrong keeps its default, so that checks across fields can still be made on the
-    others; None where it has no default. Nested structs are converted leaf by leaf too.
+    An invalid field keeps its default, so that checks across fields can still run on the others.
+    The struct is None if a required field is missing or invalid.
     """
     problems: list[Problem] = []
     values: dict[str, Any] = {}
     fields, types = _fields(struct)
     if not isinstance(data, dict):
-        problems.append(Problem(prefix, f"{data!r} is no table"))
+        problems.append(Problem(prefix, f"{data!r} is not a table"))
         data = {}
     for key, value in data.items():
         name = f"{prefix}.{key}" if prefix else str(key)
         field = fields.get(key)
         if field is None:
-            problems.append(Problem(name, f"no such field; {nearest(str(key), fields)}"))
+            problems.append(Problem(name, f"unknown field; {nearest(str(key), fields)}"))
         elif isinstance(field.type, mi.StructType):
             values[key], found = convert(field.type.cls, value, name)
             problems += found
@@ -74,7 +74,7 @@ def convert(struct: type[T], data: Any, prefix: str = "") -> tuple[T | None, lis
     for key in unset:
         if key not in data:
             name = f"{prefix}.{key}" if prefix else key
-            problems.append(Problem(name, f"missing; it is {describe(fields[key].type)}"))
+            problems.append(Problem(name, f"missing; expected {describe(fields[key].type)}"))
     return (None if unset else struct(**values)), problems
 
 
@@ -89,7 +89,7 @@ def _fields(struct: type[msgspec.Struct]) -> tuple[dict[str, mi.Field], dict[str
 
 def _convert_leaf(annotation: Any, info: mi.Type, value: Any) -> Any:
     kinds = _kinds(info)
-    # TOML has no null: "none" stands for it where the field may be empty.
+    # TOML has no null: the text "none" means None if the field may be None.
     if value == "none" and any(isinstance(kind, mi.NoneType) for kind in kinds):
         return None
     if isinstance(value, float):
@@ -97,12 +97,12 @@ def _convert_leaf(annotation: Any, info: mi.Type, value: Any) -> Any:
             raise ValueError("not finite")
         whole = any(isinstance(kind, mi.IntType) for kind in kinds)
         if whole and value.is_integer() and not any(isinstance(k, mi.FloatType) for k in kinds):
-            value = int(value)  # 2e9 is how people write a number of tokens
+            value = int(value)  # users write token counts as 2e9
     return msgspec.convert(value, annotation)
 
 
 def _kinds(info: mi.Type) -> list[mi.Type]:
-    """The type's alternatives, without metadata around them."""
+    """The members of a union, without their metadata; a single type for any other."""
     if isinstance(info, mi.Metadata):
         return _kinds(info.type)
     if isinstance(info, mi.UnionType):
@@ -111,7 +111,7 @@ def _kinds(info: mi.Type) -> list[mi.Type]:
 
 
 def describe(info: mi.Type) -> str:
-    """What a field may be, in words: `a whole number, at least 1, or none`."""
+    """The values that a field may have, in words: `a whole number at least 1 or none`."""
     return " or ".join(_describe_kind(kind) for kind in _kinds(info))
 
 
@@ -127,8 +127,8 @@ def _describe_kind(kind: mi.Type) -> str:
                 ("under", kind.lt),
                 ("at most", kind.le),
             )
-            said = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
-            return f"{text} {' and '.join(said)}" if said else text
+            limits = [f"{word} {bound:g}" for word, bound in bounds if bound is not None]
+            return f"{text} {' and '.join(limits)}" if limits else text
         case mi.LiteralType():
             return f"one of {', '.join(str(value) for value in kind.values)}"
         case mi.StrType():
@@ -150,7 +150,7 @@ def _show(value: Any) -> str:
 
 
 def is_mutable(info: mi.Type) -> bool:
-    """Whether the field's Meta says `extra={"mutable": True}` (anywhere in a union)."""
+    """Whether the field's Meta has `extra={"mutable": True}` (in any member of a union)."""
     if isinstance(info, mi.Metadata):
         return bool((info.extra or {}).get("mutable")) or is_mutable(info.type)
     if isinstance(info, mi.UnionType):
@@ -159,7 +159,7 @@ def is_mutable(info: mi.Type) -> bool:
 
 
 def leaves(value: msgspec.Struct, prefix: str = "") -> dict[str, tuple[Any, bool]]:
-    """Every leaf of a struct by its dotted name: its value, and whether it is mutable."""
+    """Every leaf field of a struct by dotted name: (its value, whether it is mutable)."""
     found: dict[str, tuple[Any, bool]] = {}
     for field in _fields(type(value))[0].values():
         name = f"{prefix}{field.encode_name}"

@@ -1,3 +1,3 @@
-"""What the user sees: commands and screens. It computes nothing and never imports torch."""
+"""The user interface: commands and the full-screen app. It never imports torch."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Owns the installation of shell completion: where each shell looks for it."""
+"""Install shell completion: write the script to where the user's shell looks for it."""
 
 from __future__ import annotations
 
@@ -19,17 +19,19 @@ _FILES = {
 
 
 def install_completion(app: click.Command) -> list[str]:
-    """Write the script for the user's shell ($SHELL); returns what to tell them."""
+    """Write the script for the user's shell ($SHELL) and return the lines to print."""
     shell = Path(os.environ.get("SHELL", "")).name
     if shell not in _FILES:
-        raise UsageError(f"no completion for the shell {shell!r}; known: {', '.join(_FILES)}")
+        raise UsageError(
+            f"no completion for the shell {shell!r} (from $SHELL); supported: {', '.join(_FILES)}"
+        )
     completion = get_completion_class(shell)
     assert completion is not None
     script = completion(app, {}, "gladius_train", "_GLADIUS_TRAIN_COMPLETE").source()
     path = Path.home() / _FILES[shell]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, script.encode())
-    lines = [f"wrote {path}; open a new shell"]
+    lines = [f"wrote {path}; start a new shell to use it"]
     if shell == "zsh":
-        lines.append("zsh looks there after `fpath+=~/.zfunc; autoload -Uz compinit; compinit`")
+        lines.append("add to ~/.zshrc: fpath+=~/.zfunc; autoload -Uz compinit; compinit")
     return lines

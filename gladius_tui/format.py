@@ -1,4 +1,4 @@
-"""How numbers read in the terminal and in the app: durations, sizes, bars and sparklines."""
+"""Format numbers for commands and app: durations, sizes, bars, sparklines."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = [
 ]
 
 NONE = "–"
-"""Stands for a value that is not known."""
+"""Shown in place of an unknown value."""
 
 MILESTONES = ((100e6, "100M"), (250e6, "250M"), (500e6, "500M"), (750e6, "750M"), (1e9, "1B"))
-"""Parameter counts that the progress of a student is marked with."""
+"""Parameter counts that mark the progress of a student."""
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def time_ago(seconds: float) -> str:
-    """How long ago, coarse enough not to change with every second."""
+    """How long ago, in minutes, hours or days, so that it does not change every second."""
     if seconds < 60:
         return "just now"
     if seconds < 3600:
@@ -41,17 +41,17 @@ def time_ago(seconds: float) -> str:
 
 
 def number(value: float | None, form: str = "{:,.0f}") -> str:
-    """The value as `form` writes it; `–` where unknown."""
+    """The value in the format `form`; `–` if unknown."""
     return NONE if value is None else form.format(value)
 
 
 def percent(value: float | None) -> str:
-    """A share of 1 as percent; `–` where unknown."""
+    """A share, 0 to 1, as percent; `–` if unknown."""
     return NONE if value is None else f"{value:.0%}"
 
 
 def short_size(count: float) -> str:
-    """Bytes in few characters: `310 GiB`."""
+    """Bytes as a short text: `310 GiB`."""
     for unit in ("B", "KiB", "MiB"):
         if count < 999.5:
             return f"{count:.0f} {unit}" if count >= 10 or unit == "B" else f"{count:.1f} {unit}"
@@ -62,7 +62,7 @@ def short_size(count: float) -> str:
 
 
 def axis_number(value: float) -> str:
-    """A number for an axis: `12k`, `2.5`, `3e-4`."""
+    """A number as the label of an axis: `12k`, `2.5`, `3e-4`."""
     if value == 0:
         return "0"
     magnitude = abs(value)
@@ -81,9 +81,9 @@ def bar(share: float, width: int = 30) -> str:
 def sparkline(
     values: Sequence[float | None], low: float | None = None, top: float | None = None
 ) -> str:
-    """The values as a line of blocks between `low` and `top`; None is a gap.
+    """The values as a line of blocks, scaled from `low` to `top`; None is a gap.
 
-    Without bounds the line goes from the least of the values to the greatest.
+    The bounds default to the smallest and the largest value.
     """
     known = [value for value in values if value is not None]
     if not known:

@@ -1,13 +1,13 @@
-"""Owns what all commands share: the group with its global options, what goes to which stream, and
-the two things most commands do, running a job here and asking one that runs.
+"""What all commands share: global options, output streams, running a job, commanding a running job.
 
-Imports stand inside the functions: `status` and `--help` must answer at once.
+Modules are imported inside functions, so that `status` and `--help` answer at once.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -20,7 +20,8 @@ from gladius_tui import __version__
 if TYPE_CHECKING:
     from engine.events import AnyCommand, AnyEvent, Job
 
-JOBS = ("train", "download", "export", "validate", "data")
+JOB_NAMES = ("train", "download", "export", "validate", "data")
+"""Jobs of `engine.run.job.JOBS` that commands act on; importing the table would slow `--help`."""
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 
 EXIT_CODES = (
@@ -31,22 +32,23 @@ EXIT_CODES = (
 
 @dataclass(frozen=True)
 class Options:
-    """The options that every command knows."""
+    """The global options of a command."""
 
     root: str | None = None
     no_ui: bool = False
     json: bool = False
     quiet: bool = False
-    words: tuple[str, ...] = ()
+    command_words: tuple[str, ...] = ()
     """The command with its own options, as typed."""
 
     @property
     def workspace(self) -> Workspace:
+        """The workspace of `--root`."""
         return Workspace.find(self.root)
 
     @property
-    def wants_screen(self) -> bool:
-        """Whether a screen may be opened: nobody asked for lines, and a person sits there."""
+    def use_screen(self) -> bool:
+        """Whether to open the app: in a terminal, unless an option asks for printed output."""
         if self.no_ui or self.json or self.quiet:
             return False
         import os
@@ -61,7 +63,7 @@ def _install_completion(context: click.Context, _: click.Parameter, value: bool)
     if value and not context.resilient_parsing:
         from gladius_tui.completion import install_completion
 
-        print_out(install_completion(app))
+        print_stdout(install_completion(app))
         context.exit()
 
 
@@ -70,8 +72,8 @@ def _install_completion(context: click.Context, _: click.Parameter, value: bool)
     epilog=EXIT_CODES,
     context_settings={"help_option_names": ["--help", "-h"]},
 )
-@click.option("--root", metavar="DIR", help="Where tmp/ and models/ lie [GLADIUS_ROOT, else .].")
-@click.option("--no-ui", is_flag=True, help="Print lines, open no screen.")
+@click.option("--root", metavar="DIR", help="Folder of tmp/ and models/ [GLADIUS_ROOT, else .].")
+@click.option("--no-ui", is_flag=True, help="Print lines instead of opening a screen.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--quiet", "-q", is_flag=True, help="Print only the outcome.")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
@@ -81,7 +83,7 @@ def _install_completion(context: click.Context, _: click.Parameter, value: bool)
     expose_value=False,
     is_eager=True,
     callback=_install_completion,
-    help="Let the shell complete commands and options.",
+    help="Install completion of commands and options for your shell.",
 )
 @click.version_option(__version__, message="gladius %(version)s")
 @click.pass_context
@@ -89,32 +91,35 @@ def app(
     context: click.Context, root: str | None, no_ui: bool, as_json: bool, quiet: bool, debug: bool
 ) -> None:
     """Distil several expert language models into one small student."""
-    words = context.obj or ()
-    options = context.obj = Options(root=root, no_ui=no_ui, json=as_json, quiet=quiet, words=words)
+    options = context.obj = Options(
+        root=root, no_ui=no_ui, json=as_json, quiet=quiet, command_words=context.obj or ()
+    )
     if context.invoked_subcommand is not None:
         return
-    if options.wants_screen:
+    if options.use_screen:
         open_screen(options)
     else:
-        print_out([context.get_help()])
+        print_stdout([context.get_help()])
 
 
 command = functools.partial(app.command, epilog=EPILOG)
-job_option = click.option("--job", type=click.Choice(JOBS), help="Which job, when two run.")
+job_option = click.option(
+    "--job", type=click.Choice(JOB_NAMES), help="The job to act on, if several are running."
+)
 
 
 def open_screen(options: Options, mode: str = "", *, start: bool = False) -> NoReturn:
-    """Open the app at a mode ("": where it makes sense) and end with its exit code.
+    """Open the app at a mode ("": the app chooses) and end with its exit code.
 
-    With `start` the command that was typed is started, as a process of its own.
+    With `start`, the typed command is launched as a process of its own.
     """
     from gladius_tui.app.app import run_app
 
-    launch = options.words if start else ()
-    raise click.exceptions.Exit(run_app(options.workspace, mode, launch))
+    launch = options.command_words if start else ()
+    raise click.exceptions.Exit(run_app(options.workspace, mode, launch, app.commands))
 
 
-def run_here(
+def run_in_foreground(
     options: Options,
     ws: Workspace,
     *,
@@ -123,7 +128,7 @@ def run_here(
     resume: bool = False,
     fresh: bool = False,
 ) -> None:
-    """Run a job in the foreground, printing its events, and end with its exit code."""
+    """Run a job in this process, print its events, and end with its exit code."""
     from engine.events import RunEnded
     from engine.run.runner import run_job
     from gladius_tui.headless import Printer
@@ -139,38 +144,42 @@ def run_here(
 
     code = run_job(ws, job=job, config=config, resume=resume, fresh=fresh, on_event=on_event)
     if failure:
-        narrate(f"error: {failure}")
+        print_stderr(f"error: {failure}")
     if code:
         raise click.exceptions.Exit(code)
 
 
-def send(options: Options, ws: Workspace, command: AnyCommand, job: Job | None) -> None:
-    """Ask the running job for `command`, and print its acknowledgement."""
+def send_command(options: Options, ws: Workspace, command: AnyCommand, job: Job | None) -> None:
+    """Send `command` to the running job and print its acknowledgement."""
     from engine.events import describe, encode
     from engine.run.control import attach
 
-    chosen = chosen_job(ws, job)
-    if chosen is None:
-        raise MissingError("no job runs here; start one with: gladius_train train")
-    with attach(ws, chosen) as attachment:
+    selected = select_job(ws, job)
+    if selected is None:
+        raise MissingError("no job is running here; start one with: gladius_train train")
+    with attach(ws, selected) as attachment:
         event = attachment.send(command)
-    print_out([encode(event).decode() if options.json else describe(event) or ""])
+    print_stdout([encode(event).decode() if options.json else describe(event) or ""])
 
 
-def chosen_job(ws: Workspace, job: Job | None) -> Job | None:
-    """The job that is meant: the named one, else the one that runs; None when none does."""
+def select_job(ws: Workspace, job: Job | None) -> Job | None:
+    """The named job, else the only running one; None if no job is running.
+
+    Raises:
+        UsageError: several jobs are running and none is named.
+    """
     from engine.run.control import running_jobs
 
     if job is not None:
         return job
     running = running_jobs(ws)
     if len(running) > 1:
-        raise UsageError(f"{' and '.join(running)} run here; say which with --job")
+        raise UsageError(f"{' and '.join(running)} are running here; name one with --job")
     return running[0] if running else None
 
 
-def plain(struct: Any) -> dict[str, Any]:
-    """The struct as plain data, for JSON."""
+def to_builtins(struct: Any) -> dict[str, Any]:
+    """The struct as a dict of plain data, for JSON."""
     import msgspec
 
     return msgspec.to_builtins(struct)
@@ -180,18 +189,18 @@ def print_json(value: Any) -> None:
     """Print data as JSON on standard output."""
     import msgspec
 
-    print_out([msgspec.json.format(msgspec.json.encode(value), indent=2).decode()])
+    print_stdout([msgspec.json.format(msgspec.json.encode(value), indent=2).decode()])
 
 
-def print_out(lines: Any) -> None:
-    """Print lines on standard output."""
-    from gladius_tui.headless import print_lines
+def print_stdout(lines: Iterable[str]) -> None:
+    """Print lines on standard output: data and results."""
+    from gladius_tui.terminal import print_lines
 
     print_lines(lines)
 
 
-def narrate(text: str) -> None:
-    """Print a line on standard error."""
-    from gladius_tui.headless import print_lines
+def print_stderr(text: str) -> None:
+    """Print a line on standard error: errors, notes and progress."""
+    from gladius_tui.terminal import print_lines
 
     print_lines([text], sys.stderr)

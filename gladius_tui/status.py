@@ -1,4 +1,4 @@
-"""Owns the text of `status`, `models` and the dashboard's snapshot: states in, lines out."""
+"""Format the output of `status`, `models` and `dashboard` as lines of text."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.events import CapabilitiesScored, EvalDone, HardwareRead
+from engine.events import HardwareRead
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.run.state import RunState
-from gladius_tui.format import MILESTONES, bar, duration, size, sparkline
+from gladius_tui.format import MILESTONES, NONE, bar, duration, number, percent, size, sparkline
 
-if TYPE_CHECKING:  # it imports sqlite3, for which `status` has no use
+if TYPE_CHECKING:  # rollup imports sqlite3, which `status` does not need
     from engine.run.rollup import Column
+    from engine.run.view import RunView
 
 MARKS = {"ready": "✓ Ready", "partial": "◐ Partial", "missing": "○ Missing"}
 
@@ -27,7 +28,7 @@ def _row(label: str, text: str) -> str:
 def status_lines(
     state: RunState, experts: Mapping[str, ExpertStatus], now: float | None = None
 ) -> list[str]:
-    """The run in a dozen lines; `now` is Unix time."""
+    """The state of the training run in a dozen lines; `now` is Unix time."""
     now = time.time() if now is None else now
     pid = f" (pid {state.pid})" if state.pid is not None else ""
     lines = [_row("status", f"{state.status}{pid}")]
@@ -37,16 +38,7 @@ def status_lines(
         lines += _run_lines(state, now)
     lines.append(_row("hardware", _hardware(state)))
     lines.append(_row("experts", _experts(state, experts)))
-    if state.last_checkpoint is None:
-        lines.append(_row("checkpoint", "none"))
-    else:
-        age = duration(now - (state.last_checkpoint_at or now))
-        lines.append(
-            _row(
-                "checkpoint",
-                f"step {state.last_checkpoint_step or 0:,}, {age} ago: {state.last_checkpoint}",
-            )
-        )
+    lines.append(_row("checkpoint", _checkpoint(state, now)))
     return lines
 
 
@@ -54,9 +46,9 @@ def _run_lines(state: RunState, now: float) -> list[str]:
     lines = [_row("preset", state.preset)] if state.preset else []
     name = f"  {state.phase_name}" if state.phase_name else ""
     lines.append(_row("phase", f"{state.phase}/{state.phases}{name}"))
-    lines.append(_row("expert", state.current_expert or "–"))
+    lines.append(_row("expert", state.current_expert or NONE))
     lines.append(_row("step", f"{state.step:,}"))
-    loss = "–" if state.loss is None else f"{state.loss:.4f}"
+    loss = number(state.loss, "{:.4f}")
     if state.bits_per_byte is not None:
         loss += f"  ·  {state.bits_per_byte:.3f} bits/byte held out"
     lines.append(_row("loss", loss))
@@ -70,10 +62,17 @@ def _run_lines(state: RunState, now: float) -> list[str]:
     return lines
 
 
+def _checkpoint(state: RunState, now: float) -> str:
+    if state.last_checkpoint is None:
+        return "none"
+    age = duration(now - (state.last_checkpoint_at or now))
+    return f"step {state.last_checkpoint_step or 0:,}, {age} ago: {state.last_checkpoint}"
+
+
 def _hardware(state: RunState) -> str:
     if state.hardware is not None and state.pid is not None:
         return hardware_text(state.hardware)
-    # Nothing runs: what the system tells without a library, which would take time to load.
+    # No job is running: only what can be read quickly, without loading a library.
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     gpus = Path("/proc/driver/nvidia/gpus")
     cuda = f" · CUDA {len(list(gpus.iterdir()))} GPUs" if gpus.is_dir() else ""
@@ -81,21 +80,21 @@ def _hardware(state: RunState) -> str:
 
 
 def hardware_text(reading: HardwareRead) -> str:
-    """A reading in a line."""
+    """A hardware reading in one line."""
     parts = [
         f"CPU {reading.cpu_percent:.0f}%",
         f"RAM {size(reading.ram_used)} of {size(reading.ram_total)}",
         f"disk {size(reading.disk_free)} free",
     ]
     for gpu in reading.gpus:
-        percent = "" if gpu.percent is None else f" {gpu.percent:.0f}%"
+        utilisation = "" if gpu.percent is None else f" {gpu.percent:.0f}%"
         memory = f"{size(gpu.used_bytes)} of {size(gpu.total_bytes)}"
-        parts.append(f"CUDA {gpu.index} {gpu.name}{percent} {memory}")
+        parts.append(f"CUDA {gpu.index} {gpu.name}{utilisation} {memory}")
     return " · ".join(parts)
 
 
 def _experts(state: RunState, experts: Mapping[str, ExpertStatus]) -> str:
-    """In a run: ✓ learnt from, ◆ now, ○ to come. Without one: what lies here."""
+    """In a run: ✓ phase done, ◆ current phase, ○ to come. Without a run: which are downloaded."""
     planned = [phase.expert for phase in state.plan if phase.expert]
     if not planned:
         return "  ".join(f"{MARKS[status.state][0]} {name}" for name, status in experts.items())
@@ -108,16 +107,6 @@ def _experts(state: RunState, experts: Mapping[str, ExpertStatus]) -> str:
     return "  ".join(f"{mark(name)} {name}" for name in planned)
 
 
-def _how_to_mend(spec: ExpertSpec, status: ExpertStatus) -> str:
-    """What of an expert is lacking, and the command or the place that helps."""
-    if spec.source in ("folder", "gguf"):
-        return f"{status.detail}, at {spec.repo}"
-    if status.unverified:
-        return status.detail  # nothing is to be fetched before that has been said
-    fetch = f"gladius_train download {spec.name}"
-    return fetch if status.state == "missing" else f"{status.detail}; {fetch}"
-
-
 def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatus]) -> list[str]:
     """The experts as a table, with totals."""
     header = ("model", "repository", "size", "weight", "", "state")
@@ -126,12 +115,12 @@ def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatu
         status = statuses[spec.name]
         state = MARKS[status.state]
         if status.state != "ready":
-            state += f": {_how_to_mend(spec, status)}"
+            state += f": {_remedy(spec, status)}"
         rows.append(
             (
                 spec.name,
                 spec.repo,
-                size(status.expected_bytes) if status.expected_bytes else "–",
+                size(status.expected_bytes) if status.expected_bytes else NONE,
                 f"{spec.weight:g}",
                 ("required" if spec.required else "optional") + (", gated" if spec.gated else ""),
                 state,
@@ -144,14 +133,22 @@ def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatu
     ]
     ready = sum(status.state == "ready" for status in statuses.values())
     present = sum(status.present_bytes for status in statuses.values())
-    lines.append(f"{ready} of {len(specs)} ready, {size(present)} here")
+    lines.append(f"{ready} of {len(specs)} ready, {size(present)} on disk")
     return lines
 
 
-def snapshot_lines(
-    state: RunState, loss: Sequence[Column], evaluation: EvalDone | None
-) -> list[str]:
-    """What the dashboard adds to the status: parameters, loss curve, how each expert is learnt."""
+def _remedy(spec: ExpertSpec, status: ExpertStatus) -> str:
+    """What is missing of an expert, and the command or path that fixes it."""
+    if spec.source in ("folder", "gguf"):
+        return f"{status.detail}, at {spec.repo}"
+    if status.unverified:
+        return status.detail  # verify before anything is downloaded
+    fetch = f"gladius_train download {spec.name}"
+    return fetch if status.state == "missing" else f"{status.detail}; {fetch}"
+
+
+def snapshot_lines(state: RunState, loss: Sequence[Column], view: RunView) -> list[str]:
+    """What `dashboard` adds to `status`: parameter bar, loss curve, scores of each expert."""
     lines = []
     if state.target_params:
         share = state.current_params / state.target_params
@@ -160,31 +157,25 @@ def snapshot_lines(
     curve = sparkline([column.last for column in loss])
     if curve.strip():
         known = [column for column in loss if column.count]
-        lines.append(
-            _row(
-                "loss",
-                f"{known[0].first:.3f} {curve} {known[-1].last:.3f}, steps "
-                f"{known[0].start:,} to {known[-1].stop - 1:,}",
-            )
-        )
-    for score in evaluation.scores if evaluation is not None else ():
-        kl = "–" if score.kl is None else f"{score.kl:.3f}"
-        agreement = "–" if score.agreement is None else f"{score.agreement:.0%}"
-        lines.append(
-            _row(
-                score.expert, f"{score.bits_per_byte:.3f} bits/byte  KL {kl}  agreement {agreement}"
-            )
-        )
+        first, last = known[0], known[-1]
+        steps = f"steps {first.start:,} to {last.stop - 1:,}"
+        lines.append(_row("loss", f"{first.first:.3f} {curve} {last.last:.3f}, {steps}"))
+    for expert in view.experts.values():
+        bits, kl = number(expert.bits_per_byte, "{:.3f}"), number(expert.kl, "{:.3f}")
+        text = f"{bits} bits/byte  KL {kl}  agreement {percent(expert.agreement)}"
+        lines.append(_row(expert.name, text))
     return lines
 
 
-def abilities_lines(rows: Sequence[CapabilitiesScored]) -> list[str]:
-    """Held-out prompts that student and experts answered rightly; of each who the last row."""
+def capability_lines(view: RunView) -> list[str]:
+    """Correct answers to held-out prompts by capability, of the student and of each expert."""
     lines: list[str] = []
-    for row in {row.who: row for row in rows}.values():
+    label = "capabilities"
+    for row in view.capabilities.values():
+        # A score is not broken in two: \0 takes the place of its space while the line is wrapped.
         scores = [f"{s.capability}\0{s.right}/{s.asked}" for s in row.scores]
-        label = f"{row.who} can"
-        for line in textwrap.wrap(" · ".join(scores), 66, break_on_hyphens=False):
+        text = f"{row.who}: {' · '.join(scores)}"
+        for line in textwrap.wrap(text, 66, break_on_hyphens=False):
             lines.append(_row(label, line.replace("\0", " ")))
             label = ""
     return lines

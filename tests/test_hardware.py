@@ -21,7 +21,7 @@ from engine.hardware import (
 )
 
 
-def test_a_reading_tells_of_this_process_and_this_disk(tmp_path):
+def test_a_reading_covers_this_process_and_this_disk(tmp_path):
     sampler = Sampler()
     sampler.read(None, tmp_path)
     reading = sampler.read(os.getpid(), tmp_path)
@@ -32,7 +32,7 @@ def test_a_reading_tells_of_this_process_and_this_disk(tmp_path):
     assert reading.disk_read_per_sec >= 0 and reading.disk_write_per_sec >= 0
 
 
-def test_a_reading_never_fails_for_what_is_gone(tmp_path):
+def test_a_reading_never_fails_for_a_process_or_path_that_is_gone(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     reading = Sampler().read(gone.pid, tmp_path / "not" / "there")
@@ -45,7 +45,7 @@ def test_memory_and_cores_are_plausible():
     assert 1 <= physical_cores() <= (os.cpu_count() or 1)
 
 
-def test_bf16_is_what_the_processor_says():
+def test_bf16_support_follows_the_cpu_flags():
     words = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     assert has_bf16() == bool({"avx512_bf16", "amx_bf16", "bf16"} & set(words))
 
@@ -60,17 +60,17 @@ def test_bf16_is_what_the_processor_says():
         (" 1 ", [1]),
         ("GPU-bbb", [1]),
         ("GPU-c,0", [2, 0]),
-        ("0,7,1", [0]),  # CUDA stops at the first that is none
-        ("GPU-", []),  # no single GPU begins so
+        ("0,7,1", [0]),  # CUDA stops at the first invalid entry
+        ("GPU-", []),  # the prefix of more than one GPU
         ("0,0", [0]),
     ],
 )
-def test_gpus_are_those_that_cuda_shows(visible, expected):
+def test_visible_gpus_are_those_of_cuda(visible, expected):
     assert visible_gpus(["GPU-aaa1", "GPU-bbb2", "GPU-ccc3"], visible) == expected
 
 
 class TwoGpus:
-    """What pynvml answers on a machine with two GPUs, the second of which tells little."""
+    """pynvml on a machine with two GPUs, the second of which lacks some readings."""
 
     class NVMLError(Exception):
         pass
@@ -108,7 +108,7 @@ class TwoGpus:
     nvmlDeviceGetEnforcedPowerLimit = nvmlDeviceGetPowerUsage
 
 
-def test_gpus_are_read_in_cudas_order_and_a_missing_figure_is_none(tmp_path, monkeypatch):
+def test_gpus_are_read_in_cuda_order_and_a_missing_figure_is_none(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", TwoGpus())
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-b,0")
     second, first = Sampler().read(None, tmp_path).gpus

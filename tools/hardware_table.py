@@ -1,6 +1,6 @@
-"""Prints the tables of docs/hardware.md, from the arithmetic that `doctor` and the trainer use.
+"""Print the tables of docs/hardware.md, with the formulas that `doctor` and the trainer use.
 
-`python tools/hardware_table.py --write` puts them into the file; a test holds them to it.
+`python tools/hardware_table.py --write` updates the file; a test checks that it is up to date.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from engine.workspace import Workspace
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hardware.md"
 BEGIN, END = "<!-- begin: tools/hardware_table.py -->", "<!-- end -->"
 CARDS = (("16 GB", 15.6), ("24 GB (RTX 4090)", 23.6), ("48 GB", 47.4), ("80 GB (A100, H100)", 79.1))
-"""GPUs, and the GiB of memory that they show as free."""
+"""GPUs and their free memory in GiB."""
 
 
 def tables() -> str:
@@ -31,31 +31,31 @@ def tables() -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for preset in ("nano", "1b"):
-        for sentence, config, specs in _ways(preset):
+        for variant, config, specs in _variants(preset):
             need, least = memory_needs(config, specs, True)
-            name = f"`{preset}`{sentence}"
+            name = f"`{preset}`{variant}"
             disk = disk_need(config, 0).total
             experts = sum(spec.size_bytes for spec in specs)
             figures = (need, least, checkpoint_bytes(config.student), disk, experts)
             parameters = f"{parameter_count(config.student).total:,}"
             lines.append(f"| {name} | {parameters} | {' | '.join(map(_gib, figures))} |")
-    ways = list(_ways("1b"))
+    variants = list(_variants("1b"))
     lines += [
         "",
-        "| GPU | " + " | ".join(f"`1b`{sentence}" for sentence, _, _ in ways) + " |",
-        "| --- |" + " --- |" * len(ways),
+        "| GPU | " + " | ".join(f"`1b`{variant}" for variant, _, _ in variants) + " |",
+        "| --- |" + " --- |" * len(variants),
     ]
     for card, memory in CARDS:
-        needs = (memory_needs(config, specs, True) for _, config, specs in ways)
-        told = (_fits(memory * GIB, need, least) for need, least in needs)
-        lines.append(f"| {card} | {' | '.join(told)} |")
+        needs = (memory_needs(config, specs, True) for _, config, specs in variants)
+        cells = (_fits(memory * GIB, need, least) for need, least in needs)
+        lines.append(f"| {card} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _ways(preset: str) -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
-    """The preset with its experts gone before the student comes, and, where it streams text, with
-    them beside it."""
-    workspace = Workspace.find("/nonexistent")  # what ships, without anybody's gladius.toml
+def _variants(preset: str) -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
+    """The preset with text scored before training and, where it streams text, with online scoring:
+    (text for the table, config, experts)."""
+    workspace = Workspace.find("/nonexistent")  # the built-in experts, without a gladius.toml
     known = load_experts(workspace)
     config = load_config(workspace, preset=preset)
     specs = [known[name] for name in config.experts.names]
@@ -81,7 +81,7 @@ def _fits(memory: float, need: int, least: int) -> str:
 
 
 def written(text: str) -> str:
-    """The document with the tables as they are now."""
+    """The document with updated tables."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{tables()}{END}{after}"

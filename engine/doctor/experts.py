@@ -1,6 +1,4 @@
-"""Owns the checks of the experts: whether they are here, what the Hub says of those that are not,
-and how well each can be heard by the student.
-"""
+"""Doctor checks of the experts: files, Hub access, and alignment with the student's tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ HUB_SECONDS = 15.0
 
 
 def check_token(missing: Sequence[ExpertSpec]) -> Check:
-    """Whether the Hub's client finds a token (which is never shown), and whether one is needed."""
+    """Whether a Hub token is found (its value is never shown), and whether one is needed."""
     from huggingface_hub import constants, get_token
 
     gated = [spec.name for spec in missing if spec.gated]
@@ -37,66 +35,67 @@ def check_token(missing: Sequence[ExpertSpec]) -> Check:
         return Check(
             topic="token",
             status="fail",
-            figure=f"none, and {', '.join(gated)} can't be had without one",
-            remedy="make one at https://huggingface.co/settings/tokens, then: hf auth login "
+            figure=f"none; needed to download {', '.join(gated)}",
+            remedy="create one at https://huggingface.co/settings/tokens, then: hf auth login "
             "(or export HF_TOKEN=...)",
         )
-    return Check(topic="token", status="note", figure="none, and none is needed")
+    return Check(topic="token", status="note", figure="none, not needed")
 
 
-def ask_hub(
+def query_hub(
     specs: Sequence[ExpertSpec], seconds: float = HUB_SECONDS
 ) -> dict[str, int | Exception]:
-    """For each expert: the bytes that the Hub would send, or why it would not; all asked at once.
+    """For each expert the bytes of its download, or the error; all are requested in parallel.
 
-    TimeoutError for those that did not answer within `seconds`.
+    The value is a TimeoutError if there was no answer within `seconds`.
     """
     from engine.experts.hub import list_files
 
     answers: dict[str, int | Exception] = {}
 
-    def ask(spec: ExpertSpec) -> None:
+    def query(spec: ExpertSpec) -> None:
         try:
             answers[spec.name] = list_files(spec).total
         except Exception as error:
             answers[spec.name] = error
 
-    threads = [threading.Thread(target=ask, args=(spec,), daemon=True) for spec in specs]
+    threads = [threading.Thread(target=query, args=(spec,), daemon=True) for spec in specs]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + seconds
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    waiting = TimeoutError(f"no answer within {seconds:.0f} s")
-    return {spec.name: answers.get(spec.name, waiting) for spec in specs}
+    timeout = TimeoutError(f"no answer within {seconds:.0f} s")
+    return {spec.name: answers.get(spec.name, timeout) for spec in specs}
 
 
 def check_hub(answers: Mapping[str, int | Exception]) -> Check:
-    """Whether the Hub answers, where something is still to be fetched from it."""
+    """Whether the Hub answers; a note if no expert needs to be downloaded."""
     from huggingface_hub import constants
 
     if not answers:
-        figure = "not asked: nothing is to be fetched from it"
+        figure = "not contacted: nothing to download"
         return Check(topic="hub", status="note", figure=figure)
-    # A GladiusError is the Hub's own answer, if not the one hoped for; anything else is the way.
-    lost = [
+    # A GladiusError is an answer of the Hub (such as a refusal); other errors mean no connection.
+    failures = [
         " ".join(str(error).split()).removeprefix(f"{name}: ")
         for name, error in answers.items()
         if isinstance(error, Exception) and not _is_answer(error)
     ]
-    if lost:
-        why = lost[0]
-        figure = why.partition("; ")[0]
+    if failures:
+        reason = failures[0]
+        figure = reason.partition("; ")[0]
         if constants.ENDPOINT not in figure:
             figure = f"{constants.ENDPOINT}: {figure}"
-        off = "HF_HUB_OFFLINE" in why
-        way = "unset HF_HUB_OFFLINE" if off else "look at the network, HTTPS_PROXY and HF_ENDPOINT"
+        remedy = "check the network, HTTPS_PROXY and HF_ENDPOINT"
+        if "HF_HUB_OFFLINE" in reason:
+            remedy = "unset HF_HUB_OFFLINE"
         return Check(
             topic="hub",
             status="fail",
             figure=figure,
-            remedy=f"{way}; without a Hub, copy an expert's folder to tmp/models/NAME, then: "
-            f"{VERIFY}",
+            remedy=f"{remedy}; without a network, copy the expert's folder to tmp/models/NAME, "
+            f"then: {VERIFY}",
         )
     return Check(topic="hub", status="ok", figure=f"{constants.ENDPOINT} answers")
 
@@ -106,17 +105,20 @@ def _is_answer(error: Exception) -> bool:
 
 
 def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception | None) -> Check:
-    """One expert of the run: whether it is here, and what gets it here."""
+    """Whether an expert is ready on this machine.
+
+    `answer` is its value from `query_hub`; None if the Hub was not queried.
+    """
     topic = spec.name
     if state.state == "ready":
         return Check(topic=topic, status="ok", figure=f"ready, {size(state.present_bytes)}")
-    whole = answer if isinstance(answer, int) else state.expected_bytes
-    figure = f"missing, {size(whole)}" if whole else "missing"
+    total = answer if isinstance(answer, int) else state.expected_bytes
+    figure = f"missing, {size(total)}" if total else "missing"
     if state.state == "partial":
-        figure = f"{size(state.present_bytes)} of {size(whole)}: {state.detail}"
+        figure = f"{size(state.present_bytes)} of {size(total)}: {state.detail}"
     if spec.source in ("folder", "gguf"):
-        what = "put the model" if state.state == "missing" else "put it right"
-        remedy = f"{what} at {spec.repo}, or mend the path in gladius.toml"
+        action = "put the model" if state.state == "missing" else "complete the model"
+        remedy = f"{action} at {spec.repo}, or correct the path in gladius.toml"
     elif state.unverified:
         figure, remedy = figure.partition("; ")[0], VERIFY
     elif isinstance(answer, GladiusError) and _is_answer(answer):
@@ -129,16 +131,18 @@ def check_expert(spec: ExpertSpec, state: ExpertStatus, answer: int | Exception 
 # Tokenizers
 
 
-def lender(ws: Workspace, config: RunConfig, experts: Mapping[str, ExpertSpec]) -> str:
-    """The expert whose tokenizer the student borrows, where that one is not here; else ""."""
-    wanted = config.student.tokenizer
-    if wanted not in experts or wanted in audited_experts(ws, experts):
+def missing_student_tokenizer(
+    ws: Workspace, config: RunConfig, experts: Mapping[str, ExpertSpec]
+) -> str:
+    """The expert whose tokenizer the student uses, if that one is not downloaded; else ""."""
+    name = config.student.tokenizer
+    if name not in experts or name in experts_with_tokenizer(ws, experts):
         return ""
-    return wanted
+    return name
 
 
-def audited_experts(ws: Workspace, experts: Mapping[str, ExpertSpec]) -> list[str]:
-    """The registered experts whose tokenizer lies here."""
+def experts_with_tokenizer(ws: Workspace, experts: Mapping[str, ExpertSpec]) -> list[str]:
+    """The registered experts whose tokenizer is on this machine."""
     found = []
     for name, spec in experts.items():
         path = expert_path(ws, spec)
@@ -147,13 +151,13 @@ def audited_experts(ws: Workspace, experts: Mapping[str, ExpertSpec]) -> list[st
     return found
 
 
-def how_heard(audit: TokenizersAudited) -> Literal["good", "fair", "poor"]:
-    """How well an expert can be heard, in a word.
+def alignment_quality(audit: TokenizersAudited) -> Literal["good", "fair", "poor"]:
+    """How well an expert's distributions can be projected into the student's vocabulary.
 
-    Where it was run, by its mean weight: good from 0.9, fair from 0.75. Else by the share of
-    aligned positions, the mean over the kinds of text: good from 80%, fair from 60%; what is not
-    aligned is heard through rule 2, at less weight. Never good with over 5% of the blocks skipped,
-    poor with over 20%.
+    Rated by the mean projection weight if the expert was run (`--listen`): good from 0.9, fair
+    from 0.75. Otherwise by the share of aligned positions, the mean over the kinds of text: good
+    from 80%, fair from 60%. With more than 5% of the blocks skipped it is at most fair, with more
+    than 20% poor.
     """
     if audit.mean_weight is not None:
         score, good, fair = audit.mean_weight, 0.9, 0.75

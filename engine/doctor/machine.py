@@ -1,6 +1,6 @@
-"""Owns the checks of the machine: Python, torch, GPU, processor, memory, disk, and optional tools.
+"""Doctor checks of the machine: Python, torch, GPU, CPU, memory, disk and optional tools.
 
-Pure functions of readings wherever they can be; nothing here imports torch.
+Most are pure functions of readings. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ from engine.sizing import (
 )
 
 LARGE = 100_000_000
-"""Parameters from which a student wants a GPU, or at least `CORES` cores."""
+"""A student with more parameters needs a GPU, or at least `CORES` cores, to train in days."""
 CORES = 8
 GRACE_SECONDS = 10.0
-"""What `docker stop` waits before it kills; systemd waits 90 s, Slurm 30 s."""
+"""Seconds from SIGTERM to SIGKILL of `docker stop`; systemd waits 90 s, Slurm 30 s."""
 
 
 def check_python() -> Check:
+    """The Python version and platform; always ok."""
     figure = f"{platform.python_version()}, {platform.system()} {platform.machine()}"
     return Check(topic="python", status="ok", figure=figure)
 
 
 def torch_build() -> tuple[str, str]:
-    """The installed torch's version and the CUDA that it was built for ("" for none), unimported.
+    """(version, CUDA version) of the installed torch, read without importing it.
 
-    ("", "") where there is no torch.
+    The CUDA version is "" for a CPU build; both are "" if torch is not installed.
     """
     try:
         version = metadata.version("torch")
@@ -62,7 +63,7 @@ def torch_build() -> tuple[str, str]:
 
 
 def check_torch(version: str, cuda: str, gpus: Sequence[GpuReading], config: RunConfig) -> Check:
-    """Whether torch is there, and built for the GPU that is."""
+    """Whether torch is installed, with CUDA if there is a GPU."""
     if not version:
         return Check(
             topic="torch", status="fail", figure="not installed", remedy="install with: make setup"
@@ -73,7 +74,7 @@ def check_torch(version: str, cuda: str, gpus: Sequence[GpuReading], config: Run
             topic="torch",
             status="fail" if config.device.device == "cuda" else "warn",
             figure=figure,
-            remedy="install the build for CUDA that https://pytorch.org/get-started/locally names",
+            remedy="install a CUDA build: https://pytorch.org/get-started/locally",
         )
     return Check(topic="torch", status="ok", figure=figure)
 
@@ -81,7 +82,7 @@ def check_torch(version: str, cuda: str, gpus: Sequence[GpuReading], config: Run
 def check_gpu(
     gpus: Sequence[GpuReading], driver: str, config: RunConfig, specs: Sequence[ExpertSpec]
 ) -> Check:
-    """Which GPUs are to be seen; whether the student wants one."""
+    """Which GPUs are visible, and whether this student needs one."""
     if gpus:
         names = ", ".join(f"{gpu.name} {gib(gpu.total_bytes)}" for gpu in gpus)
         return Check(topic="gpu", status="ok", figure=f"{names}, driver {driver or 'unknown'}")
@@ -92,30 +93,29 @@ def check_gpu(
             topic="gpu",
             status="fail",
             figure=figure,
-            remedy="install the NVIDIA driver (nvidia-smi must answer), or: "
-            "--set device.device=auto",
+            remedy="install the NVIDIA driver (nvidia-smi must work), or: --set device.device=auto",
         )
     if config.device.device == "auto" and parameter_count(config.student).total > LARGE:
-        wanted = gib(memory_needs(config, specs, True)[1])
+        least = gib(memory_needs(config, specs, True)[1])
         return Check(
             topic="gpu",
             status="warn",
-            figure=f"{figure}; the processor would train",
-            remedy=f"a GPU with more than {wanted} of memory trains this student in days",
+            figure=f"{figure}; training would run on the CPU",
+            remedy=f"use a GPU with more than {least} of memory to train this student in days",
         )
-    return Check(topic="gpu", status="ok", figure=f"{figure}, and none is needed")
+    return Check(topic="gpu", status="ok", figure=f"{figure}, not needed")
 
 
 def check_processor(cores: int, bf16: bool, config: RunConfig) -> Check:
-    figure = f"{cores} core{'s' if cores > 1 else ''}, bf16 {'in hardware' if bf16 else 'emulated'}"
-    if not bf16:
-        figure = f"{cores} core{'s' if cores > 1 else ''}, without bf16: fp32 is used"
+    """Whether the CPU has enough cores for this student; reports its bf16 support."""
+    figure = f"{cores} core{'s' if cores > 1 else ''}, "
+    figure += "bf16 in hardware" if bf16 else "no bf16 support: fp32 is used"
     if cores < CORES and parameter_count(config.student).total > LARGE:
         return Check(
             topic="processor",
             status="warn",
             figure=figure,
-            remedy=f"{CORES} cores or more for a student of this size",
+            remedy=f"use {CORES} cores or more for a student of this size",
         )
     return Check(topic="processor", status="ok", figure=figure)
 
@@ -123,15 +123,17 @@ def check_processor(cores: int, bf16: bool, config: RunConfig) -> Check:
 def memory_needs(
     config: RunConfig, specs: Sequence[ExpertSpec], half: bool, online: bool | None = None
 ) -> tuple[int, int]:
-    """Bytes that the run takes on its device, as configured and at least; with the experts where
-    they stand beside the student (`online`; None: as the config has it), or the largest of them
-    where it has left before."""
+    """Bytes on the device that the run needs: (as configured, with activation checkpointing).
+
+    With `online` scoring (None: as the config sets it) all experts are loaded together with the
+    student; otherwise one expert at a time, before the student.
+    """
     experts = [(2 if half else 4) * spec.parameters for spec in specs]
     online = scores_online(config) if online is None else online
-    beside = sum(experts) if online else 0
-    alone = 0 if beside else max(experts, default=0)
-    need = training_memory(config, half).total + beside
-    return max(need, alone), max(least_memory(config, half).total + beside, alone)
+    together = sum(experts) if online else 0
+    alone = 0 if together else max(experts, default=0)
+    need = training_memory(config, half).total + together
+    return max(need, alone), max(least_memory(config, half).total + together, alone)
 
 
 def check_memory(
@@ -141,35 +143,35 @@ def check_memory(
     total: int,
     available: int,
     half: bool,
-    what: str = "memory",
+    topic: str = "memory",
 ) -> Check:
-    """Whether the student, and the experts that stand beside it, fit into this memory."""
+    """Whether the student, and experts loaded together with it, fit into this memory (bytes)."""
     need, least = memory_needs(config, specs, half)
     figure = f"{gib(available)} of {gib(total)} free, {gib(need)} needed"
     if available >= need:
-        return Check(topic=what, status="ok", figure=figure)
+        return Check(topic=topic, status="ok", figure=figure)
     if available >= least:
         return Check(
-            topic=what,
+            topic=topic,
             status="warn",
             figure=f"{figure}, {gib(least)} with activation checkpointing",
-            remedy="it is turned on by itself; to do it now: "
+            remedy="training turns it on when memory runs out; to start with it: "
             "--set optimizer.activation_checkpointing=true",
         )
-    smaller = "" if config.preset in ("nano", "demo") else ", or a smaller student: --preset nano"
+    smaller = "" if config.preset in ("nano", "demo") else ", or train a smaller one: --preset nano"
     if total >= least:
         remedy = f"close other programs until {gib(least)} are free{smaller}"
     else:
-        remedy = f"{gib(need)} or more (at least {gib(least)}){smaller}"
+        remedy = f"use a device with {gib(need)} (at least {gib(least)}){smaller}"
         before = memory_needs(config, specs, half, online=False)[1]
         if scores_online(config) and total >= before:
             remedy += (
-                f"; or let the experts score their text before ({gib(before)}): "
+                f"; or score the experts' text before training ({gib(before)}): "
                 "--set data.corpora=[] --set targets.source=cached"
             )
     if least < need:
         figure += f", {gib(least)} with activation checkpointing"
-    return Check(topic=what, status="fail", figure=figure, remedy=remedy)
+    return Check(topic=topic, status="fail", figure=figure, remedy=remedy)
 
 
 # The disk
@@ -178,7 +180,11 @@ def check_memory(
 def check_disk(
     config: RunConfig, states: Mapping[str, ExpertStatus], free: int, scored_tokens: int
 ) -> Check:
-    """Whether experts, scored text, checkpoints and the model have room."""
+    """Whether experts, scored text, checkpoints and the model fit on the disk.
+
+    `states`: the experts that are downloaded; `free`: bytes; `scored_tokens`: tokens whose targets
+    are stored.
+    """
     missing = sum(
         max(0, state.expected_bytes - state.present_bytes)
         for state in states.values()
@@ -202,62 +208,64 @@ def check_disk(
             topic="disk",
             status="fail",
             figure=figure,
-            remedy="make room (gladius_train clean shows what could go), or: --root DIR",
+            remedy="free disk space (gladius_train clean lists what can go), or: --root DIR",
         )
     return Check(topic="disk", status="ok", figure=figure)
 
 
 def write_speed(folder: Path, most: int = 1 << 30, seconds: float = 2.0) -> float:
-    """Bytes a second that are written durably in `folder`: random bytes, with fsync; the file is
-    removed. OSError where it can't be written."""
+    """Bytes a second written durably (fsync) to a temporary file in `folder`.
+
+    Writes `most` bytes, or for `seconds`. Raises OSError if the folder can't be written.
+    """
     path = folder / f".probe-{os.getpid()}"
-    piece = os.urandom(8 << 20)
+    chunk = os.urandom(8 << 20)
     written = 0
     try:
-        began = time.perf_counter()
+        started = time.perf_counter()
         with open(path, "wb", buffering=0) as file:
-            while written < most and time.perf_counter() - began < seconds:
-                written += file.write(piece)
+            while written < most and time.perf_counter() - started < seconds:
+                written += file.write(chunk)
             os.fsync(file.fileno())
-        return written / max(time.perf_counter() - began, 1e-6)
+        return written / max(time.perf_counter() - started, 1e-6)
     finally:
         path.unlink(missing_ok=True)
 
 
 def check_grace(config: RunConfig, speed: float) -> Check:
-    """How long a run may take to save when it is asked to end: three times bytes over speed."""
+    """Whether a run can save its checkpoint between SIGTERM and SIGKILL; `speed` in bytes/s."""
     count = checkpoint_bytes(config.student)
     seconds = grace_seconds(config, speed)
     size = gib(count) if count >= GIB // 10 else f"{count / (1 << 20):.0f} MiB"
     figure = f"{seconds:.0f} s (3 × {size} at {speed / 1e6:,.0f} MB/s) to save after SIGTERM"
     if seconds <= GRACE_SECONDS:
         return Check(topic="grace", status="ok", figure=figure)
-    whole = 10 * (int(seconds) // 10 + 1)
+    limit = 10 * (int(seconds) // 10 + 1)
     return Check(
         topic="grace",
         status="warn",
         figure=figure,
-        remedy=f"docker stop -t {whole}; systemd TimeoutStopSec={whole}; Slurm "
-        f"--signal=B:TERM@{whole}",
+        remedy=f"raise the limit: docker stop -t {limit}; systemd TimeoutStopSec={limit}; Slurm "
+        f"--signal=B:TERM@{limit}",
     )
 
 
 def grace_seconds(config: RunConfig, speed: float) -> float:
-    """The grace time in seconds at `speed` bytes a second; at least 1."""
+    """Seconds to save a checkpoint at `speed` bytes/s, with a safety factor of 3; at least 1."""
     return max(1.0, 3 * checkpoint_bytes(config.student) / max(speed, 1.0))
 
 
-# What is optional
+# Optional tools
 
 
 def check_tools() -> list[Check]:
-    """What more could be had; lacking it is no fault."""
+    """Which optional tools are installed; a missing one is only a note."""
     quantizer, runtime = find_quantizer(), find_python()
     xet = importlib.util.find_spec("hf_xet")
     rows = (
-        ("llama-quantize", quantizer, "for k-quants; build llama.cpp in ~/llama.cpp"),
+        ("llama-quantize", quantizer, "writes k-quants; build llama.cpp in ~/llama.cpp"),
         ("llama-cpp-python", runtime, "checks exports in llama.cpp; make llama-cpp"),
-        ("hf-xet", xet and "installed", "quicker uploads (export --push); pip install hf-xet"),
+        ("hf-xet", xet and "installed", "faster uploads (export --push); pip install hf-xet"),
     )
     return [
         Check(

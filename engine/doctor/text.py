@@ -1,5 +1,5 @@
-"""Owns the checks of text and time: how much text a run has for how long it is, and the least time
-that its arithmetic takes.
+"""Doctor checks of training text and time: enough text for the run's length, and a lower bound on
+its duration.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LONG_DAYS = 60.0
 
 
 def check_text(budget: TokenBudget, config: RunConfig) -> Check:
-    """How much text there is for how long a run, and whether what streams it is installed."""
+    """Whether there is enough text for the run's length, and whether it can be read."""
     try:
         check_run_text(config)
     except GladiusError as error:
@@ -31,7 +31,7 @@ def check_text(budget: TokenBudget, config: RunConfig) -> Check:
 
 
 def scored_tokens(config: RunConfig, specs: Sequence[ExpertSpec], budget: TokenBudget) -> int:
-    """Tokens whose targets are kept on disk, all experts together, at most."""
+    """Upper bound on the tokens whose targets are stored on disk, summed over the experts."""
     if scores_online(config):
         return 0
     most = config.data.max_teacher_tokens
@@ -40,8 +40,8 @@ def scored_tokens(config: RunConfig, specs: Sequence[ExpertSpec], budget: TokenB
 
 
 def least_tokens(config: RunConfig, budget: TokenBudget) -> float | None:
-    """Tokens that the run trains on, or those of its expert phases where only convergence ends it;
-    None where hours do."""
+    """Tokens that the run trains on at least: its length, or that of its expert phases if
+    convergence ends it. None if --hours ends it."""
     if budget.planned is not None or config.schedule.hours is not None:
         return budget.planned
     return float(len(config.experts.names) * config.schedule.expert_tokens)
@@ -50,28 +50,32 @@ def least_tokens(config: RunConfig, budget: TokenBudget) -> float | None:
 def check_speed(
     config: RunConfig, device: str, precision: str, flops: float, tokens: float | None
 ) -> Check:
-    """The least time that the matrix products of the run take: six operations a parameter and
-    token (arXiv 2001.08361)."""
+    """Lower bound on the run's duration: 6 FLOPs for each parameter and token
+    (https://arxiv.org/abs/2001.08361).
+
+    `flops`: measured FLOP/s of matrix products; `tokens`: None for a run of `schedule.hours`.
+    """
     figure = f"{flops / 1e12:,.2f} TFLOP/s in {precision} on {device}"
     rate = flops / (6 * parameter_count(config.student).total)
-    figure += f", so {rate:,.0f} tokens/s at the very most"
+    figure += f", so at most {rate:,.0f} tokens/s"
     if tokens is None:
         if hours := config.schedule.hours:
             figure += f": {count_text(rate * 3600 * hours)} in {hours:g} h"
         return Check(topic="speed", status="ok", figure=figure)
     seconds = tokens / rate
-    figure += f": {_length(seconds)} for {tokens:,.0f} tokens"
+    figure += f": {_duration(seconds)} for {tokens:,.0f} tokens"
     if seconds > LONG_DAYS * 86400:
         return Check(
             topic="speed",
             status="warn",
             figure=figure,
-            remedy="a faster GPU, a shorter run (--hours N), or a smaller student: --preset nano",
+            remedy="use a faster GPU, a shorter run (--hours N) or a smaller student "
+            "(--preset nano)",
         )
     return Check(topic="speed", status="ok", figure=figure)
 
 
-def _length(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"

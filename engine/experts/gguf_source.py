@@ -1,7 +1,7 @@
-"""Owns reading an expert out of a GGUF file: its config, its weights and its tokenizer.
+"""Read an expert from a GGUF file: its config, weights and tokenizer.
 
-The weights are dequantised exactly. The tokenizer is rebuilt from the file's tokens and merges,
-with the pre-tokenizer that its name stands for. It does not own writing GGUF (`engine.deliver`).
+Weights are dequantised exactly. The tokenizer is rebuilt from the file's tokens and merges and the
+pre-tokenizer that the file names. `engine.export` writes GGUF.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from engine.errors import GladiusError
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
-# How a byte-level BPE cuts text before it merges, by the name that GGUF gives it.
+# Pre-tokenizers of byte-level BPE by their name in GGUF (tokenizer.ggml.pre).
 _SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
     "gpt-2": lambda: pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
     "smollm": lambda: pre_tokenizers.Sequence(
@@ -38,7 +38,7 @@ _SPLITS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 }
 
 _EPSILON = "attention.layer_norm_rms_epsilon"
-_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # values of tokenizer.ggml.token_type
 
 _GLOBAL_TENSORS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -68,9 +68,9 @@ def _regex_split(pattern: str) -> pre_tokenizers.PreTokenizer:
 
 
 class GGUFExpert:
-    """An expert in one GGUF file (architectures llama and qwen2), opened for reading.
+    """An expert in one GGUF file (architectures llama and qwen2).
 
-    Raises GladiusError when the file is damaged or holds something that can't be read exactly.
+    All methods raise GladiusError if the file is damaged or can't be read exactly.
     """
 
     def __init__(self, path: Path) -> None:
@@ -78,9 +78,9 @@ class GGUFExpert:
         try:
             self._reader = GGUFReader(path)
         except (ValueError, OSError, IndexError, KeyError) as error:
-            raise GladiusError(f"{path} is no readable GGUF file ({error}); get it again") from (
-                error
-            )
+            raise GladiusError(
+                f"{path} is not a readable GGUF file ({error}); download it again"
+            ) from error
 
     def _get(self, key: str, default: Any = None) -> Any:
         field = self._reader.fields.get(key)
@@ -93,19 +93,19 @@ class GGUFExpert:
         return value
 
     def config(self) -> PreTrainedConfig:
-        """The model's config as transformers knows it, without a trace of the quantisation."""
+        """The model's config for transformers, without quantisation settings."""
         arch = self._need("general.architecture")
         classes = {"llama": LlamaConfig, "qwen2": Qwen2Config}
         tensors = {tensor.name for tensor in self._reader.tensors}
         if arch not in classes or self._get(f"{arch}.rope.scaling.type") not in (None, "none"):
             raise GladiusError(
                 f"{self.path}: architecture {arch} with its rope scaling can't be read from GGUF; "
-                "give the model's folder of safetensors instead"
+                "use the model's safetensors folder instead"
             )
         if unread := sorted(t for t in tensors if "rope_freqs" in t or "exps" in t):
             raise GladiusError(
                 f"{self.path}: tensor {unread[0]} can't be read from GGUF; "
-                "give the model's folder of safetensors instead"
+                "use the model's safetensors folder instead"
             )
         heads = self._need(f"{arch}.attention.head_count")
         hidden = self._need(f"{arch}.embedding_length")
@@ -121,7 +121,7 @@ class GGUFExpert:
             num_attention_heads=heads,
             num_key_value_heads=self._get(f"{arch}.attention.head_count_kv", heads),
             max_position_embeddings=self._need(f"{arch}.context_length"),
-            # The f32 in the file, as the decimal that it was written from (1e-5).
+            # The file stores an f32; its shortest decimal is the original value (1e-5).
             rms_norm_eps=float(str(np.float32(self._need(f"{arch}.{_EPSILON}")))),
             rope_parameters={
                 "rope_type": "default",
@@ -135,9 +135,9 @@ class GGUFExpert:
         )
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """The weights under transformers' names, dequantised to fp32, one after the other."""
+        """(name in transformers, fp32 weight) of every tensor, dequantised one at a time."""
         config: Any = self.config()
-        # llama.cpp stores llama's q and k for its own rotation of neighbouring pairs.
+        # llama.cpp permutes the rows of llama's q and k: it rotates neighbouring pairs.
         rotated = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         for tensor in self._reader.tensors:
             name, kind = self._name(tensor.name)
@@ -149,15 +149,15 @@ class GGUFExpert:
             yield name, torch.from_numpy(np.require(weight, requirements=["C", "W"]))
 
     def _name(self, name: str) -> tuple[str, str]:
-        """transformers' name of a tensor, and its kind within a block (empty outside)."""
+        """(name in transformers, kind within a block or "") of a GGUF tensor."""
         if name in _GLOBAL_TENSORS:
             return _GLOBAL_TENSORS[name], ""
         parts = name.split(".")
         if len(parts) == 4 and parts[0] == "blk" and parts[2] in _BLOCK_TENSORS:
             return f"model.layers.{parts[1]}.{_BLOCK_TENSORS[parts[2]]}.{parts[3]}", parts[2]
         raise GladiusError(
-            f"{self.path}: tensor {name} has no place in this architecture; "
-            "give the model's folder of safetensors instead"
+            f"{self.path}: tensor {name} is unknown in this architecture; "
+            "use the model's safetensors folder instead"
         )
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -170,8 +170,8 @@ class GGUFExpert:
             backend = self._sentencepiece(tokens)
         else:
             raise GladiusError(
-                f"{self.path}: tokenizer {kind} can't be rebuilt; "
-                "give the model's folder with its tokenizer.json instead"
+                f"{self.path}: tokenizer {kind} can't be rebuilt from GGUF; "
+                "use the model's folder with its tokenizer.json instead"
             )
         backend.add_tokens(self._added(tokens, _USER_DEFINED))
         backend.add_special_tokens(self._added(tokens, _CONTROL))
@@ -205,8 +205,8 @@ class GGUFExpert:
         kinds = (_CONTROL, _UNKNOWN) if special else (token_type,)
         return [
             AddedToken(token, special=special, normalized=False)
-            for token, own in zip(tokens, types, strict=True)
-            if own in kinds
+            for token, type_ in zip(tokens, types, strict=True)
+            if type_ in kinds
         ]
 
     def _adds_bos(self, kind: str) -> bool:
@@ -217,16 +217,16 @@ class GGUFExpert:
         pre = self._get("tokenizer.ggml.pre", "gpt-2")
         if pre not in _SPLITS:
             raise GladiusError(
-                f"{self.path}: how its tokenizer {pre} cuts text isn't known; "
-                "give the model's folder with its tokenizer.json instead"
+                f"{self.path}: its pre-tokenizer {pre} is unknown; "
+                "use the model's folder with its tokenizer.json instead"
             )
-        # In "Ġ Ġ" the separator is the one space: no token of a byte-level BPE holds a space.
+        # A merge is two tokens with one space between: byte-level tokens contain no space.
         merges = [
             (left, right)
             for left, right in (m.split(" ", 1) for m in self._need("tokenizer.ggml.merges"))
         ]
         vocabulary = {token: index for index, token in enumerate(tokens)}
-        # Llama 3 takes a piece that is a token as it is, without merging.
+        # Llama 3 uses a pre-token that is in the vocabulary directly, without merging.
         backend = Tokenizer(BPE(vocabulary, merges, ignore_merges=pre == "llama-bpe"))
         backend.pre_tokenizer = _SPLITS[pre]()
         backend.decoder = decoders.ByteLevel()
@@ -256,7 +256,7 @@ class GGUFExpert:
 def merges_from_scores(tokens: list[str], scores: list[float]) -> list[tuple[str, str]]:
     """The merges of a SentencePiece BPE: every pair of tokens that joins to a token, best first.
 
-    The order is that of transformers' own conversion, so the ids are SentencePiece's.
+    The order is the one of transformers' SentencePiece conversion, so that token ids agree.
     """
     index = {token: n for n, token in enumerate(tokens)}
     merges: list[tuple[str, str, float]] = []

@@ -1,8 +1,6 @@
-"""Owns what is asked of the Hub, but for the bytes of files: which files a repository has at a
-commit, and which of them are fetched.
+"""List the files of a Hub repository at a commit and choose those that are downloaded.
 
-Metadata, addresses, session and token are `huggingface_hub`'s; the bytes are `ranges`', and what a
-refusal means is `refusals`'.
+Uses `huggingface_hub` for metadata, URLs, session and token.
 """
 
 from __future__ import annotations
@@ -18,11 +16,11 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 
 from engine.errors import GladiusError, UsageError
 from engine.experts.folder import INDEX, PICKLES
-from engine.experts.refusals import Hiccup, hub_token, told
+from engine.experts.hub_errors import TransientError, hub_token, translate_error
 from engine.experts.registry import ExpertSpec
 
-# Everything that is fetched besides weights: configs, tokenizers, chat templates. Weights come as
-# safetensors and as nothing else: .bin, .pt and .pth unpickle, and code is never fetched.
+# Files that are downloaded besides weights: configs, tokenizers, chat templates. Weights are
+# downloaded only as safetensors (.bin, .pt and .pth are pickles); code is never downloaded.
 _TEXTS = frozenset(
     {
         "config.json",
@@ -41,27 +39,27 @@ _TEXTS = frozenset(
 )
 _SHARD = re.compile(r".+-\d+-of-\d+\.safetensors")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,199}")
-_LARGEST_CONFIG = 1 << 20
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 class RemoteFile(msgspec.Struct, frozen=True, kw_only=True):
-    """A file as the Hub has it."""
+    """A file of a Hub repository."""
 
     name: str
     size: int
     sha256: str = ""
-    """Of a large file (LFS)."""
+    """Set for a large file (LFS)."""
     blob_id: str = ""
-    """Git's SHA-1 of a small one."""
+    """Git's blob id, set for a small file."""
 
     @property
     def key(self) -> str:
-        """What names its content: the sha256, else git's id."""
+        """The hash that identifies its content: the sha256, else git's blob id."""
         return self.sha256 or self.blob_id
 
 
 class Listing(msgspec.Struct, frozen=True, kw_only=True):
-    """The files of a repository that are fetched, at one commit."""
+    """The files to download from a repository, at one commit."""
 
     repo: str
     commit: str
@@ -69,14 +67,14 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
+        """Bytes of all files."""
         return sum(file.size for file in self.files)
 
 
 def list_files(spec: ExpertSpec) -> Listing:
-    """What of the expert's repository is fetched, with size and hash of each file.
+    """The files to download for the expert, each with its size and hash.
 
-    Raises Hiccup where another try may help, else GladiusError with one line.
+    Raises TransientError if a retry may help, else GladiusError.
     """
     try:
         info = HfApi().model_info(
@@ -89,12 +87,12 @@ def list_files(spec: ExpertSpec) -> Listing:
         commit = info.sha or ""
         if not re.fullmatch(r"[0-9a-f]{40,64}", commit):
             raise GladiusError(
-                f"{spec.name}: {constants.ENDPOINT} names no commit of {spec.repo}; is it a Hub? "
-                "see HF_ENDPOINT"
+                f"{spec.name}: {constants.ENDPOINT} returns no commit of {spec.repo}, as a Hub "
+                "would; check HF_ENDPOINT"
             )
         siblings = {s.rfilename: s for s in info.siblings or ()}
         if info.gated or spec.gated:
-            # A gated repository's listing is public, its files are not: ask before planning.
+            # The listing of a gated repository is public, its files are not: check access first.
             get_hf_file_metadata(
                 hf_hub_url(spec.repo, "config.json", revision=commit), token=hub_token() or False
             )
@@ -104,7 +102,7 @@ def list_files(spec: ExpertSpec) -> Listing:
             sha256 = found.lfs.sha256 if found.lfs else ""
             blob_id, size = found.blob_id or "", found.size
             if size is None or not (sha256 or blob_id):
-                # A mirror may leave them out of the listing; the file's own headers have them.
+                # A mirror may omit them in the listing; the headers of the file contain them.
                 head = get_hf_file_metadata(
                     hf_hub_url(spec.repo, name, revision=commit), token=hub_token() or False
                 )
@@ -112,37 +110,38 @@ def list_files(spec: ExpertSpec) -> Listing:
                 sha256, blob_id = (etag, "") if len(etag) == 64 else ("", etag)
             _check_identity(spec, name, size, sha256 or blob_id)
             files.append(RemoteFile(name=name, size=size or 0, sha256=sha256, blob_id=blob_id))
-    except (GladiusError, Hiccup):
+    except (GladiusError, TransientError):
         raise
     except Exception as error:
-        raise told(spec, error) from error
+        raise translate_error(spec, error) from error
     return Listing(repo=spec.repo, commit=commit, files=tuple(files))
 
 
 def _check_identity(spec: ExpertSpec, name: str, size: int | None, key: str) -> None:
-    # The key becomes the name of the part file, so it is nothing but hex.
+    # The key becomes the name of the part file, so it must be hexadecimal.
     if size is None or size < 0 or not re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", key):
         raise GladiusError(
-            f"{spec.name}: the Hub gives no size or no hash of {name}, so it can't be verified; "
-            "see HF_ENDPOINT"
+            f"{spec.name}: the Hub gives no size or hash for {name}, so it can't be verified; "
+            "check HF_ENDPOINT"
         )
     if size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         raise GladiusError(
             f"{spec.name}: {name} has {size / (1 << 30):.0f} GiB, more than the Hub serves in one "
-            "file over HTTP; fetch it with the hf command and add the folder: gladius_train models "
-            "add"
+            "file over HTTP; download it with the hf command and add the folder with: "
+            "gladius_train models add"
         )
 
 
 def chosen_files(spec: ExpertSpec, names: Iterable[str]) -> list[str]:
-    """Which of a repository's files are fetched, small ones first.
+    """The file names to download from a repository, small files first.
 
-    Raises UsageError for a name that leads elsewhere, GladiusError where weights, config or
-    tokenizer are not there in a form that is loaded.
+    Raises:
+        UsageError: a name is a path out of the folder.
+        GladiusError: weights, config or tokenizer are missing in a supported format.
     """
     names = list(names)
-    texts = sorted(name for name in names if is_wanted(name) and name in _TEXTS)
-    weights = sorted(name for name in names if is_wanted(name) and name not in _TEXTS)
+    texts = sorted(name for name in names if is_downloaded(name) and name in _TEXTS)
+    weights = sorted(name for name in names if is_downloaded(name) and name not in _TEXTS)
     if INDEX in texts:
         weights = [name for name in weights if _SHARD.fullmatch(name)] or weights
     else:
@@ -151,8 +150,8 @@ def chosen_files(spec: ExpertSpec, names: Iterable[str]) -> list[str]:
         pickles = any(PurePosixPath(name).suffix in PICKLES for name in names)
         has = "only pickled weights (.bin, .pt)" if pickles else "no model.safetensors"
         raise GladiusError(
-            f"{spec.name}: {spec.repo} has {has}, and only safetensors are ever loaded; "
-            "choose a repository that has them"
+            f"{spec.name}: {spec.repo} has {has}; only safetensors are loaded, choose a "
+            "repository that has them"
         )
     for needed in ("config.json", "tokenizer.json"):
         if needed not in texts:
@@ -162,28 +161,34 @@ def chosen_files(spec: ExpertSpec, names: Iterable[str]) -> list[str]:
     return texts + weights
 
 
-def is_wanted(name: str) -> bool:
-    """Whether a file of a repository is of a kind that is fetched: top-level safetensors, configs,
-    tokenizers and templates. UsageError for a name that leads out of the folder."""
+def is_downloaded(name: str) -> bool:
+    """Whether a file of a repository is downloaded: top-level safetensors, configs, tokenizers and
+    templates. Raises UsageError for a name that is a path out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise UsageError(f"the repository holds a file named {name!r}; it is not fetched")
+        raise UsageError(
+            f"the repository has a file named {name!r}, which is no safe file name; choose "
+            "another repository"
+        )
     if not _PLAIN.fullmatch(name):
         return False
     return name in _TEXTS or name.endswith(".safetensors")
 
 
 def file_url(listing: Listing, file: RemoteFile) -> str:
-    """Where the file's bytes are, at the listing's commit."""
+    """The URL of the file at the listing's commit."""
     return hf_hub_url(listing.repo, file.name, revision=listing.commit)
 
 
 def fetch_config(spec: ExpertSpec, listing: Listing) -> dict[str, Any]:
-    """The repository's config.json. Raises as `list_files` does."""
+    """The repository's config.json, parsed. Raises as `list_files` does."""
     file = next(file for file in listing.files if file.name == "config.json")
     try:
-        if file.size > _LARGEST_CONFIG:
-            raise GladiusError(f"{spec.name}: config.json of {spec.repo} is no config")
+        if file.size > _MAX_CONFIG_BYTES:
+            raise GladiusError(
+                f"{spec.name}: config.json of {spec.repo} has {file.size:,} bytes, too many for a "
+                "config; choose another repository"
+            )
         response = get_session().get(
             file_url(listing, file),
             headers=request_headers(),
@@ -191,15 +196,15 @@ def fetch_config(spec: ExpertSpec, listing: Listing) -> dict[str, Any]:
         )
         hf_raise_for_status(response)
         config = response.json()
-    except (GladiusError, Hiccup):
+    except (GladiusError, TransientError):
         raise
     except Exception as error:
-        raise told(spec, error, file.name) from error
+        raise translate_error(spec, error, file.name) from error
     return config if isinstance(config, dict) else {}
 
 
 def request_headers() -> dict[str, str]:
-    """The client's headers, with the token where there is one. No compression: ranges and sizes
-    must be those of the file."""
+    """HTTP headers of a request, with the token if there is one. Compression is off: byte
+    ranges and sizes must be those of the file."""
     headers = build_hf_headers(token=hub_token() or False, library_name="gladius")
     return {**headers, "Accept-Encoding": "identity"}

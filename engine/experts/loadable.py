@@ -1,5 +1,6 @@
-"""Owns whether transformers can load an expert: its architecture, config and tokenizer. No weights
-are read. It brings torch: for workers only.
+"""Check that transformers can load an expert's config, architecture and tokenizer; no weights.
+
+Imports torch, so only worker processes import this module.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from engine.workspace import Workspace
 
 
 def check_loadable(workspace: Workspace, spec: ExpertSpec, path: Path | None = None) -> None:
-    """GladiusError unless config and tokenizer of the expert (at `path`, else where it lies) load.
+    """Load the expert's config and tokenizer from `path` (default: its folder or file).
 
-    Nothing is fetched, and no code of the model's own is run.
+    Nothing is downloaded and no code of the model is run. Raises GladiusError if loading fails.
     """
     path = path or expert_path(workspace, spec)
     if spec.source == "gguf":
@@ -32,10 +33,10 @@ def check_loadable(workspace: Workspace, spec: ExpertSpec, path: Path | None = N
         return
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever a strange config can make it raise
+    except Exception as error:  # an invalid config can raise anything
         raise GladiusError(
             f"{spec.name}: transformers {transformers.__version__} can't read its config "
-            f"({_first(error)}); a newer one may: pip install -U transformers"
+            f"({_summary(error)}); a newer version may: pip install -U transformers"
         ) from error
     check_architecture(spec, config.model_type)
     try:
@@ -44,20 +45,20 @@ def check_loadable(workspace: Workspace, spec: ExpertSpec, path: Path | None = N
         with_bytes.encode("a 1\n")
     except Exception as error:
         raise GladiusError(
-            f"{spec.name}: its tokenizer can't be loaded ({_first(error)}); download it again, or "
+            f"{spec.name}: its tokenizer can't be loaded ({_summary(error)}); download it again or "
             "choose another model"
         ) from error
 
 
 def check_architecture(spec: ExpertSpec, model_type: Any) -> None:
-    """GladiusError unless transformers knows a causal language model of this type."""
+    """Raise GladiusError unless transformers has a causal language model of this type."""
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise GladiusError(
-            f"{spec.name}: transformers {transformers.__version__} knows no language model of type "
-            f"{model_type!r}, and a model's own code is never run; choose another model, or: "
+            f"{spec.name}: transformers {transformers.__version__} has no language model of type "
+            f"{model_type!r}, and code from a repository is never run; choose another model, or: "
             "pip install -U transformers"
         )
 
 
-def _first(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:160]

@@ -1,5 +1,6 @@
-"""Owns the user's own experts in gladius.toml: adding and removing them. What else stands there,
-comments too, is left as it is. Whether a candidate can be an expert is found by `fetch`'s check.
+"""Add the user's own experts to gladius.toml and remove them; everything else in the file is kept.
+
+The job in `fetch` checks beforehand whether a candidate can be loaded.
 """
 
 from __future__ import annotations
@@ -32,17 +33,16 @@ def candidate(
     revision: str | None = None,
     title: str | None = None,
 ) -> tuple[ExpertSpec, dict[str, Any]]:
-    """The expert that `models add` means, and the table that says it in gladius.toml.
+    """The expert that `models add` describes, and its table for gladius.toml.
 
-    `target` is a path as seen from the current folder where something lies there or it is written
-    as one (./x, /x, ~/x, x.gguf), else a Hub id. UsageError for what can be neither, and for a
-    name that is taken.
+    `target` is a path relative to the current folder if it exists or is written as one (./x, /x,
+    ~/x, x.gguf), else a Hub id. Raises UsageError if it is neither, or the name is taken.
     """
     if name in load_experts(workspace):
         if name in shipped_names():
-            raise UsageError(f"an expert called {name!r} ships already; choose another name")
+            raise UsageError(f"{name!r} is the name of a built-in expert; choose another name")
         raise UsageError(
-            f"an expert called {name!r} is there already; choose another name, or remove it with: "
+            f"an expert named {name!r} exists already; choose another name, or remove it with: "
             f"gladius_train models remove {name}"
         )
     table: dict[str, Any] = {"repo": target}
@@ -52,12 +52,12 @@ def candidate(
         if not path.exists():
             raise UsageError(f"{path} doesn't exist; give a folder, a .gguf file or a Hub id")
         if path.is_file() and path.suffix != ".gguf":
-            raise UsageError(f"{path} is no folder and no .gguf file; give one of these")
-        table["repo"] = _seen_from(workspace.root, path)
+            raise UsageError(f"{path} is neither a folder nor a .gguf file; give one of these")
+        table["repo"] = _relative_to_root(workspace.root, path)
     elif not is_hub_id(target):
-        raise UsageError(f"{target!r} is no folder, no .gguf file and no Hub id (org/model)")
+        raise UsageError(f"{target!r} is not a folder, a .gguf file or a Hub id (org/model)")
     else:
-        table["source"] = "hub"  # a folder of the same name would be taken for it
+        table["source"] = "hub"  # else a folder of the same name would be used
     given = {"title": title, "revision": revision, "weight": weight}
     table |= {key: value for key, value in given.items() if value is not None}
     if capabilities:
@@ -69,7 +69,7 @@ def candidate(
 
 
 def add_expert(workspace: Workspace, name: str, table: dict[str, Any]) -> None:
-    """Write the expert's table into gladius.toml."""
+    """Write the expert's table to gladius.toml."""
     import tomlkit
 
     document = _read(workspace)
@@ -85,9 +85,9 @@ def add_expert(workspace: Workspace, name: str, table: dict[str, Any]) -> None:
 
 
 def remove_expert(workspace: Workspace, name: str) -> str:
-    """Take the expert's table out of gladius.toml; returns a line on what is left of it.
+    """Remove the expert's table from gladius.toml; returns a line that reports it.
 
-    UsageError for an expert that only ships, or is none.
+    Raises UsageError for an unknown expert, or a built-in one that has no table.
     """
     document = _read(workspace)
     experts = document.get("experts", {})
@@ -95,23 +95,23 @@ def remove_expert(workspace: Workspace, name: str) -> str:
     if name not in experts:
         if name in shipped:
             raise UsageError(
-                f"{name} ships with the program and stays; leave it out of a run with --experts, "
-                f"its files go with: rm -r {workspace.expert_dir(name)}"
+                f"{name} is a built-in expert and can't be removed; leave it out of a run with "
+                f"--experts, delete its files with: rm -r {workspace.expert_dir(name)}"
             )
-        raise UsageError(f"no expert is called {name!r}; {nearest(name, [*shipped, *experts])}")
+        raise UsageError(f"unknown expert {name!r}; {nearest(name, [*shipped, *experts])}")
     del experts[name]
     if not experts:
         del document["experts"]
     _write(workspace, document)
     if name in shipped:
-        return f"{name} is as it ships again"
+        return f"{name} has its built-in settings again"
     folder = workspace.expert_dir(name)
-    kept = f"; its files stay in {folder}" if folder.is_dir() else ""
+    kept = f"; its files are kept in {folder}" if folder.is_dir() else ""
     return f"removed {name}{kept}"
 
 
-def _seen_from(root: Path, path: Path) -> str:
-    """The path relative to the root where it lies below it, so that the root can be moved."""
+def _relative_to_root(root: Path, path: Path) -> str:
+    """The path relative to the root if it is below it, so that the root can be moved."""
     try:
         return "./" + path.resolve().relative_to(root).as_posix()
     except ValueError:
@@ -124,7 +124,7 @@ def _read(workspace: Workspace) -> Any:
 
     path = workspace.user_config
     if path.is_symlink():
-        raise UsageError(f"{path} is a link; edit what it leads to by hand")
+        raise UsageError(f"{path} is a symbolic link; edit the file that it points to")
     try:
         return tomlkit.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

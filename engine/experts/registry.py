@@ -1,7 +1,7 @@
-"""Owns which experts there are and what of them lies on this machine. No torch, no network.
+"""The registered experts and their state on this machine; no torch, no network.
 
-The ones that ship stand in assets/experts.toml; `[experts.NAME]` tables in the root's gladius.toml
-add others or change single fields. Fetching them is `fetch`'s.
+assets/experts.toml lists the built-in experts; `[experts.NAME]` tables in the root's gladius.toml
+add others or change single fields. The job in `fetch` downloads them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,249}")
 
 
 class ExpertSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """An expert as registered."""
+    """A registered expert: the fields of its table."""
 
     name: str
     title: str
@@ -49,75 +49,76 @@ class ExpertSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Hub id, wheel requirement, or path of the folder or .gguf file."""
     revision: str = "main"
     file: str = ""
-    """Member inside a wheel."""
+    """GGUF file inside the wheel."""
     sha256: str = ""
-    """Of that member, in hex."""
+    """Hash of that file, in hex."""
     size_bytes: Annotated[int, Meta(ge=0)] = 0
-    """Bytes to download; 0 where unknown."""
+    """Bytes to download; 0 if unknown."""
     weight: Annotated[float, Meta(gt=0)] = 1.0
-    """Share of budget and mix, relative to the others'."""
+    """Share of the token budget and of the mix, relative to the other experts."""
     capabilities: tuple[str, ...] = CAPABILITIES
-    """What it is asked for: the prompt banks that it answers."""
+    """Capabilities that it teaches: it answers the prompts of these."""
     required: bool = False
+    """Whether `download` without names fetches it."""
     gated: bool = False
-    """The Hub asks for a licence to be accepted and for a token."""
+    """Whether the Hub needs an accepted licence and a token."""
     license: str = ""
     parameters: Annotated[int, Meta(ge=0)] = 0
     chat: Literal["template", "phi"] = "template"
-    """How it reads a conversation: its tokenizer's template, or phi's Instruct/Output."""
+    """Chat format: the tokenizer's template, or phi's Instruct/Output."""
     end_tokens: tuple[str, ...] = ()
-    """Tokens that end its turn; none: what its tokenizer and generation config call the end."""
+    """Tokens that end its turn; empty: those of its tokenizer and generation config."""
     stop_strings: tuple[str, ...] = ()
-    """Texts at which its answers are cut."""
+    """Strings at which its answers are cut off."""
     trust_end: bool = True
-    """False: its probability of ending a turn is not learnt from (cross-entropy only there)."""
+    """False: the end of a turn is trained with cross-entropy only, not with its distribution."""
 
 
 class ExpertStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What of an expert lies on this machine."""
+    """The state of an expert on this machine."""
 
     name: str
     state: Literal["ready", "partial", "missing"]
     present_bytes: int
     expected_bytes: int
     detail: str = ""
-    """What is lacking, or where it lies."""
+    """What is missing, or the path of a ready expert."""
     revision: str = ""
-    """The commit of the Hub's repository that lies here, where it is known."""
+    """The downloaded commit of the Hub repository; empty if unknown."""
 
     @property
     def unverified(self) -> bool:
-        """Whether all of it is here, and only hashing it (`models --verify`) can say more."""
+        """Whether all files are here but must be hashed first (`models --verify`)."""
         return _CHECK in self.detail
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One file of a fetched expert."""
+    """One file of a downloaded expert."""
 
     size: int
     sha256: str
     mtime_ns: int = 0
-    """When it was written, as the file system had it at the time of the last verification: with
-    the same size and time it is not read again. 0: sizes alone decide."""
+    """Modification time at the last verification: a file with the same size and time is not hashed
+    again. 0: only the size is compared."""
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What the download job writes beside an expert that it has verified (manifest.json)."""
+    """The manifest.json that the download job writes into the folder of a verified expert."""
 
     files: dict[str, ManifestFile]
     """By path relative to the expert's folder."""
     source: str = ""
     revision: str = ""
-    """The commit that was fetched; empty for what does not come from the Hub."""
+    """The downloaded commit; empty for an expert that is not from the Hub."""
     license: str = ""
     damage: str = ""
-    """What the last verification found wrong; empty: nothing."""
+    """The problem that the last verification found; empty if there was none."""
 
 
 def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
-    """All experts by name: the ones that ship, in their order, then the user's.
+    """All experts by name: the built-in ones in their order, then the user's.
 
-    UsageError names every problem of gladius.toml.
+    Raises UsageError that lists every problem of gladius.toml.
     """
     with open(assets_dir() / "experts.toml", "rb") as file:
         tables: dict[str, Any] = dict(tomllib.load(file))
@@ -125,12 +126,12 @@ def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
     for name, table in _user_tables(workspace).items():
         prefix = f"experts.{_printable(name)}"
         if not isinstance(table, dict):
-            problems.append(Problem(prefix, f"{table!r} is no table"))
+            problems.append(Problem(prefix, f"{table!r} is not a table"))
         elif name in tables:
             tables[name] = {**tables[name], **table}
         elif "repo" not in table:
             problems.append(
-                Problem(f"{prefix}.repo", "missing; a Hub id, a folder or a .gguf file")
+                Problem(f"{prefix}.repo", "missing; give a Hub id, a folder or a .gguf file")
             )
         else:
             tables[name] = with_source(table, workspace.root)
@@ -148,7 +149,7 @@ def load_experts(workspace: Workspace) -> dict[str, ExpertSpec]:
 def make_spec(
     workspace: Workspace, name: str, table: dict[str, Any]
 ) -> tuple[ExpertSpec | None, list[Problem]]:
-    """An expert from its table, which names its source, and every problem found."""
+    """An expert from its table (with `source`), and every problem found in it."""
     prefix = f"experts.{_printable(name)}"
     spec, problems = convert(ExpertSpec, {"title": name, **table, "name": name}, prefix)
     if spec is not None:
@@ -161,7 +162,7 @@ def _printable(name: str) -> str:
 
 
 def shipped_names() -> list[str]:
-    """The names of the experts that ship."""
+    """The names of the built-in experts."""
     with open(assets_dir() / "experts.toml", "rb") as file:
         return list(tomllib.load(file))
 
@@ -175,12 +176,15 @@ def _user_tables(workspace: Workspace) -> dict[str, Any]:
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{workspace.user_config}: {error}") from error
     if not isinstance(experts, dict):
-        raise UsageError(f"{workspace.user_config}: experts must be tables, [experts.NAME]")
+        raise UsageError(
+            f"{workspace.user_config}: experts is not a table; write [experts.NAME] tables"
+        )
     return experts
 
 
 def with_source(table: dict[str, Any], root: Path) -> dict[str, Any]:
-    """A user's table with its source (found from `repo`) and, for a path, that path absolute."""
+    """A user's table completed with its source (derived from `repo`) and, for a path, an absolute
+    `repo`."""
     repo = str(table["repo"])
     source = table.get("source")
     if source is None:
@@ -198,17 +202,17 @@ def with_source(table: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def _check(workspace: Workspace, spec: ExpertSpec, prefix: str) -> list[Problem]:
     problems = [
-        Problem(f"{prefix}.capabilities", f"{word!r} is unknown; {nearest(word, CAPABILITIES)}")
-        for word in spec.capabilities
-        if word not in CAPABILITIES
+        Problem(f"{prefix}.capabilities", f"{name!r} is unknown; {nearest(name, CAPABILITIES)}")
+        for name in spec.capabilities
+        if name not in CAPABILITIES
     ]
     if not spec.capabilities:
         problems.append(Problem(f"{prefix}.capabilities", "empty; at least one is needed"))
     if spec.source == "hub" and not is_hub_id(spec.repo):
-        problems.append(Problem(f"{prefix}.repo", f"{spec.repo!r} is no Hub id; write org/model"))
+        problems.append(Problem(f"{prefix}.repo", f"{spec.repo!r} is not a Hub id (org/model)"))
     if not _REVISION.fullmatch(spec.revision) or ".." in spec.revision:
         problems.append(
-            Problem(f"{prefix}.revision", f"{spec.revision!r} is no branch, tag or commit")
+            Problem(f"{prefix}.revision", f"{spec.revision!r} is not a branch, tag or commit")
         )
     try:
         workspace.expert_dir(spec.name)
@@ -218,57 +222,58 @@ def _check(workspace: Workspace, spec: ExpertSpec, prefix: str) -> list[Problem]
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether the text is written as the Hub writes ids: `org/model`, or `model`."""
+    """Whether the text has the form of a Hub id: `org/model` or `model`."""
     return bool(_HUB_ID.fullmatch(text)) and not re.search(r"--|\.\.|\.git$", text)
 
 
 def expert_path(workspace: Workspace, spec: ExpertSpec) -> Path:
-    """Where it is loaded from: tmp/models/NAME, or the user's own folder or .gguf file."""
+    """The path that it is loaded from: tmp/models/NAME, or the user's folder or .gguf file."""
     if spec.source in ("folder", "gguf"):
         return Path(spec.repo)
     return workspace.expert_dir(spec.name)
 
 
 def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
-    """What of it is here, from names, sizes, times and headers only (nothing is hashed).
+    """The expert's state, from file names, sizes, times and headers only (nothing is hashed).
 
-    Ready means that sizes and sha256 of every file were verified, and that the files have not
-    changed since by size and time; for the user's own folder or file, that its form is whole.
+    Ready means that the size and sha256 of every file were verified and that no size or time has
+    changed since. For the user's own folder or .gguf file it means that its format is valid.
     """
     path = expert_path(workspace, spec)
     present = tree_bytes(path) if path.exists() else 0
     expected = spec.size_bytes
     revision = ""
     if spec.source == "gguf":
-        lacking = None if _is_gguf(path) else "no GGUF file there"
+        problem = None if _is_gguf(path) else f"{path} is not a GGUF file"
     elif path.is_dir():
         manifest = read_manifest(path)
         if manifest is not None:
             expected = sum(file.size for file in manifest.files.values())
             revision = manifest.revision
-            lacking = _lacking_of_manifest(path, manifest)
+            problem = _manifest_problem(path, manifest)
         else:
-            lacking = folders.lacking(path)
-            if lacking is None and spec.source in ("hub", "wheel"):
-                lacking = f"not verified yet; {_CHECK}"
+            problem = folders.find_problem(path)
+            if problem is None and spec.source in ("hub", "wheel"):
+                problem = f"not verified yet; {_CHECK}"
     else:
-        lacking = "not downloaded" if spec.source in ("hub", "wheel") else "no such folder"
-    if lacking is None:
+        downloadable = spec.source in ("hub", "wheel")
+        problem = "not downloaded" if downloadable else f"{path} does not exist"
+    if problem is None:
         state = "ready"
     else:
         downloads = workspace.downloads_dir / spec.name
-        coming = tree_bytes(downloads) if downloads.exists() else 0
-        if coming and not present:
-            share = f"{min(coming / expected, 0.99):.0%}" if expected else size(coming)
-            lacking = f"{share} downloaded"
-        present += coming
+        downloaded = tree_bytes(downloads) if downloads.exists() else 0
+        if downloaded and not present:
+            share = f"{min(downloaded / expected, 0.99):.0%}" if expected else size(downloaded)
+            problem = f"{share} downloaded"
+        present += downloaded
         state = "partial" if present else "missing"
     return ExpertStatus(
         name=spec.name,
         state=state,
         present_bytes=present,
         expected_bytes=expected or present,
-        detail=lacking or str(path),
+        detail=problem or str(path),
         revision=revision,
     )
 
@@ -284,7 +289,7 @@ def _is_gguf(path: Path) -> bool:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The folder's manifest; None where there is none that can be read."""
+    """The folder's manifest; None if it is missing or unreadable."""
     if not (folder / MANIFEST).is_file():
         return None
     try:
@@ -293,8 +298,11 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _lacking_of_manifest(folder: Path, manifest: Manifest) -> str | None:
-    """What is no longer as it was verified, by names, sizes and times."""
+def _manifest_problem(folder: Path, manifest: Manifest) -> str | None:
+    """The first difference to the verified files, by names, sizes and times; None: no difference.
+
+    A missing or resized file counts before one whose time alone has changed.
+    """
     changed = None
     for name, file in manifest.files.items():
         try:

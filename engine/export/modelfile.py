@@ -1,11 +1,12 @@
-"""Owns the Modelfile: what Ollama needs beside a GGUF file, its chat template above all.
+"""Write Ollama's Modelfile beside a GGUF file, with the chat template as a Go template.
 
-Ollama's templates are Go's, not Jinja. Where a template only puts something before and after each
-message, what it puts there is found by rendering it, and checked on another conversation.
+A Jinja chat template that only puts text before and after each message is converted: the text is
+found by rendering the template, and checked on another conversation. Other templates are left out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,27 +16,42 @@ from engine.export.tokenizer import GgufTokenizer
 from engine.workspace import write_bytes
 
 _ROLES = ("system", "user", "assistant")
-_MARK = "\u2402gladius\u2403"
+_PLACEHOLDER = "\u2402gladius\u2403"
+
+Messages = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
 class Modelfile:
-    """What was written."""
+    """A Modelfile that was written."""
 
     path: Path
     template: str
-    """In Go's words; empty where the model has none, or one that can't be put so."""
-    why: str = ""
+    """The Go template; empty where the chat template is missing or cannot be converted."""
+    reason: str = ""
+    """Why there is no template."""
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """A chat format that puts fixed text before and after each message."""
+
+    around: dict[str, tuple[str, str]]
+    """(before, after) by role."""
+    generation_prompt: str
+    """Opens the assistant's answer."""
+    prefix: str = ""
+    """Before the first message: a beginning-of-text token, which Ollama adds by itself."""
 
 
 def write_modelfile(gguf: Path, folder: Path, tokenizer: GgufTokenizer) -> Modelfile:
-    """Write `Modelfile` beside the GGUF file."""
+    """Write `Modelfile` beside the GGUF file. Raises OSError."""
     path = gguf.with_name("Modelfile")
-    template, why = "", "the model has no chat template"
+    template, reason = "", "the model has no chat template"
     if tokenizer.chat_template:
-        turns = turn_format(PreTrainedTokenizerFast.from_pretrained(folder))
-        template = go_template(turns) if turns else ""
-        why = "" if template else "its chat template does more than frame each message"
+        chat_format = detect_chat_format(PreTrainedTokenizerFast.from_pretrained(folder))
+        template = go_template(chat_format) if chat_format else ""
+        reason = "" if template else "the chat template does more than wrap each message"
     lines = [
         f"# ollama create {gguf.stem} -f Modelfile && ollama run {gguf.stem}",
         f"FROM ./{gguf.name}",
@@ -43,81 +59,76 @@ def write_modelfile(gguf: Path, folder: Path, tokenizer: GgufTokenizer) -> Model
     if template:
         lines.append(f'TEMPLATE """{template}"""')
     else:
-        lines.append(f"# No TEMPLATE: {why}.")
+        lines.append(f"# No TEMPLATE: {reason}.")
     if "eos" in tokenizer.special:
-        end = tokenizer.tokens[tokenizer.special["eos"]].replace('"', '\\"')
-        lines.append(f'PARAMETER stop "{end}"')
+        stop = tokenizer.tokens[tokenizer.special["eos"]].replace('"', '\\"')
+        lines.append(f'PARAMETER stop "{stop}"')
     write_bytes(path, ("\n".join(lines) + "\n").encode())
-    return Modelfile(path, template, why)
+    return Modelfile(path, template, reason)
 
 
-@dataclass(frozen=True)
-class Turns:
-    """A chat format that frames messages: what stands around each, and what begins an answer."""
+def detect_chat_format(tokenizer: PreTrainedTokenizerFast) -> ChatFormat | None:
+    """The format of the tokenizer's chat template; None where it does more than wrap messages."""
 
-    around: dict[str, tuple[str, str]]
-    answer: str
-    begin: str = ""
-    """What stands before the first message (a beginning-of-text token is left to the runtime)."""
-
-
-def turn_format(tokenizer: PreTrainedTokenizerFast) -> Turns | None:
-    """How the tokenizer's chat template frames messages; None where it does anything else."""
-
-    def render(messages: list[dict[str, str]], answer: bool = False) -> str:
+    def render(messages: Messages, generation_prompt: bool = False) -> str:
         return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer)
+            tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generation_prompt
+            )
         )
 
     try:
         bos = str(tokenizer.bos_token or "")
-        empty = render([{"role": "user", "content": _MARK}])
-        begin = bos if bos and empty.startswith(bos) and not _is_frame(render, bos) else ""
+        first = render([{"role": "user", "content": _PLACEHOLDER}])
+        prefix = bos if bos and first.startswith(bos) and not _repeats(render, bos) else ""
         around: dict[str, tuple[str, str]] = {}
-        former: list[dict[str, str]] = []
+        previous: Messages = []
         for role in _ROLES:
-            messages = [*former, {"role": role, "content": _MARK}]
-            added = render(messages).removeprefix(render(former) if former else begin)
-            before, mark, after = added.partition(_MARK)
-            if not mark:
+            messages = [*previous, {"role": role, "content": _PLACEHOLDER}]
+            added = render(messages).removeprefix(render(previous) if previous else prefix)
+            before, placeholder, after = added.partition(_PLACEHOLDER)
+            if not placeholder:
                 return None
             around[role] = (before, after)
-            former = [{**m, "content": "x"} for m in messages]
-        answer = render(former, True).removeprefix(render(former))
-        turns = Turns(around, answer, begin)
+            previous = [{**message, "content": "x"} for message in messages]
+        generation_prompt = render(previous, True).removeprefix(render(previous))
+        chat_format = ChatFormat(around, generation_prompt, prefix)
         probe = [
             {"role": "user", "content": "How are you?"},
             {"role": "assistant", "content": " Well.\n"},
             {"role": "user", "content": "{}"},
         ]
-        return turns if render(probe, True) == framed(turns, probe) else None
-    except Exception:  # a template may raise whatever it likes for roles it doesn't know
+        return chat_format if render(probe, True) == format_chat(chat_format, probe) else None
+    except Exception:  # a template may raise anything for a role that it does not know
         return None
 
 
-def _is_frame(render, bos: str) -> bool:
-    """Whether the beginning token stands before every message, not before the first alone."""
+def _repeats(render: Callable[[Messages], str], bos: str) -> bool:
+    """Whether the template puts the beginning token before every message, not only the first."""
     messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
     return render(messages).count(bos) > 1
 
 
-def framed(turns: Turns, messages: list[dict[str, str]]) -> str:
-    """A conversation with the beginning of an answer, as the frames put it."""
-    parts = [turns.begin]
+def format_chat(chat_format: ChatFormat, messages: Messages) -> str:
+    """A conversation in this format, with the generation prompt."""
+    parts = [chat_format.prefix]
     for message in messages:
-        before, after = turns.around[message["role"]]
+        before, after = chat_format.around[message["role"]]
         parts.append(before + message["content"] + after)
-    return "".join(parts) + turns.answer
+    return "".join(parts) + chat_format.generation_prompt
 
 
-def go_template(turns: Turns) -> str:
-    """The frames as a template of Go's; empty where their text can't stand in one."""
-    texts = [turns.answer, *(text for pair in turns.around.values() for text in pair)]
+def go_template(chat_format: ChatFormat) -> str:
+    """The format as a Go template; empty where its text contains a Go delimiter."""
+    texts = [
+        chat_format.generation_prompt,
+        *(text for pair in chat_format.around.values() for text in pair),
+    ]
     if any("{{" in text or '"""' in text or "}}" in text for text in texts):
         return ""
     branches = []
-    for number, (role, (before, after)) in enumerate(turns.around.items()):
-        word = "if" if number == 0 else "else if"
-        branches.append(f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
+    for number, (role, (before, after)) in enumerate(chat_format.around.items()):
+        keyword = "if" if number == 0 else "else if"
+        branches.append(f'{{{{ {keyword} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
     body = "".join(branches) + "{{ end }}"
-    return "{{ range .Messages }}" + body + "{{ end }}" + turns.answer
+    return "{{ range .Messages }}" + body + "{{ end }}" + chat_format.generation_prompt

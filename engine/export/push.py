@@ -1,13 +1,12 @@
-"""Owns the way to the Hub: who may write there, what goes, and one line for whatever it answers."""
+"""Upload a model to the Hugging Face Hub: check access, choose the files, explain errors."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import (
@@ -20,7 +19,11 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import disable_progress_bars
 
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.experts.refusals import hub_token
+from engine.experts.hub_errors import hub_token
+from engine.run.job import JobContext
+
+_Result = TypeVar("_Result")
+_COMMIT_MESSAGE = "A student distilled with GLADIUS"
 
 _MODEL_FILES = (
     "README.md",
@@ -34,113 +37,101 @@ _MODEL_FILES = (
     "chat_template.jinja",
     "gladius.json",
 )
-"""Not validation.json: it names folders of this machine, and the card tells its rows."""
+"""Not validation.json: it contains local paths, and the model card has its results."""
 
 
 @dataclass(frozen=True)
-class Push:
-    """Where to."""
+class PushTarget:
+    """The repository to upload to."""
 
     repo: str
     private: bool = False
+    """Whether a repository that does not exist yet is created as private."""
 
 
 def check_access(repo: str) -> None:
-    """Make sure, before minutes of work, that somebody is signed in and the name is a name."""
+    """Check the repository's name and the token before minutes of work.
+
+    Raises UsageError for a bad name, MissingError without a valid token, GladiusError when the Hub
+    cannot be reached.
+    """
     if repo.count("/") != 1 or not all(repo.split("/")):
         raise UsageError(f"--push {repo}: give an owner and a name, such as me/my-student")
-    hub_token()  # one that can't be sent is told of here: the transport would print it
-    with _told(repo):
+    hub_token()  # rejects a malformed token, which the HTTP client would print
+    with _explained(repo):
         HfApi().whoami()
 
 
 def push_files(folder: Path, extra: Sequence[Path]) -> dict[str, Path]:
-    """What goes to the Hub, by its path there: the model's own files and `extra`."""
+    """The files to upload by their path in the repository: the model's own files and `extra`."""
     files = {path.name: path for pattern in _MODEL_FILES for path in sorted(folder.glob(pattern))}
-    # A card that the user wrote goes too; ours then lies beside it under another name.
+    # A model card written by the user is uploaded too; ours then has another name.
     files.update({path.name: path for path in extra})
     return files
 
 
-def push(where: Push, folder: Path, extra: Sequence[Path], tick: Callable[[str], None]) -> str:
-    """Upload the model and what was made of it in one commit; the repository's page.
+def push(ctx: JobContext, target: PushTarget, folder: Path, extra: Sequence[Path]) -> str:
+    """Upload the model and the `extra` files in one commit; returns the repository's URL.
 
-    Makes the repository where there is none. Raises GladiusError in one line, and what `tick` does.
+    Creates the repository if needed. Raises GladiusError with a one-line message, and JobStopped.
     """
     api = HfApi()
     files = push_files(folder, extra)
-    disable_progress_bars()
-    url = _ticking(
-        where.repo,
-        lambda: api.create_repo(where.repo, private=where.private, exist_ok=True),
-        lambda: tick("asking the Hub"),
-    )
     operations = [
         CommitOperationAdd(path_in_repo=name, path_or_fileobj=path) for name, path in files.items()
     ]
-    _ticking(
-        where.repo,
-        lambda: api.create_commit(
-            where.repo, operations, commit_message="A student distilled with GLADIUS"
-        ),
-        lambda: tick(f"uploading {len(files)} files"),
-    )
-    return str(url)
+
+    def create_repo() -> str:
+        with _explained(target.repo):
+            return str(api.create_repo(target.repo, private=target.private, exist_ok=True))
+
+    def create_commit() -> None:
+        with _explained(target.repo):
+            api.create_commit(target.repo, operations, commit_message=_COMMIT_MESSAGE)
+
+    disable_progress_bars()
+    url = _run(ctx, create_repo, "contacting the Hub")
+    _run(ctx, create_commit, f"uploading {len(files)} files")
+    return url
 
 
-def _ticking(repo: str, work: Callable[[], Any], tick: Callable[[], None]) -> Any:
-    """The result of `work`, done in a thread, while `tick` is called twice a second.
-
-    When `tick` raises, the thread is left behind: it ends with the process.
-    """
-    outcome: dict[str, Any] = {}
-
-    def run() -> None:
-        try:
-            with _told(repo):
-                outcome["result"] = work()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=run, name="upload", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        tick()
-        thread.join(0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    return outcome["result"]
+def _run(ctx: JobContext, work: Callable[[], _Result], label: str) -> _Result:
+    """Run `work` in a thread and report it; stopping the job abandons the thread."""
+    ctx.progress(f"export:{label}", label, 0)
+    return ctx.run_in_thread(work, label)
 
 
 @contextmanager
-def _told(repo: str) -> Iterator[None]:
-    """Turn what the Hub's client raises into one line with the remedy (never with the token)."""
+def _explained(repo: str) -> Iterator[None]:
+    """Turn any exception of the Hub's client into a one-line GladiusError without the token."""
     try:
         yield
     except GladiusError:
         raise
     except Exception as error:
-        # Its own, its transport's and the disk's: they have no common base.
-        raise _complaint(repo, error) from error
+        # Exceptions of the client, of its HTTP library and of the disk have no common base.
+        raise _explain(repo, error) from error
 
 
-def _complaint(repo: str, error: Exception) -> GladiusError:
-    sign_in = "sign in with `hf auth login`, or give a token that may write in HF_TOKEN"
+def _explain(repo: str, error: Exception) -> GladiusError:
+    sign_in = "sign in with `hf auth login`, or set HF_TOKEN to a token with write access"
     if isinstance(error, LocalTokenNotFoundError):
-        return MissingError(f"nobody is signed in to the Hub: {sign_in}")
+        return MissingError(f"not signed in to the Hub: {sign_in}")
     if isinstance(error, HFValidationError):
-        return UsageError(f"{repo!r} is no name for a repository; such as me/my-student")
+        return UsageError(f"{repo!r} is not a valid repository name; use one such as me/my-student")
     if isinstance(error, OfflineModeIsEnabled):
-        return GladiusError("the Hub is switched off here (HF_HUB_OFFLINE); unset it")
+        return GladiusError("HF_HUB_OFFLINE is set, so the Hub cannot be reached; unset it")
     if isinstance(error, HfHubHTTPError):
         code = error.response.status_code
         if code in (401, 403) or isinstance(error, RepositoryNotFoundError):
             return MissingError(
-                f"the Hub lets nobody write {repo} with this token ({code}): {sign_in}"
+                f"this token has no write access to {repo} (HTTP {code}): {sign_in}"
             )
-        return GladiusError(f"the Hub answered {code} for {repo}; try again later")
+        return GladiusError(f"the Hub answered HTTP {code} for {repo}; try again later")
     if isinstance(error, ValueError) and "README.md" in str(error):
-        why = " ".join(str(error).split())[:200]
-        return GladiusError(f"the Hub refuses the model card ({why}); correct its header")
-    why = " ".join(f"{type(error).__name__}: {error}".split()).partition("?")[0][:200]
-    return GladiusError(f"the Hub can't be reached ({why}); check the network, then try again")
+        reason = " ".join(str(error).split())[:200]
+        return GladiusError(
+            f"the Hub rejected the model card ({reason}); correct the metadata in README.md"
+        )
+    reason = " ".join(f"{type(error).__name__}: {error}".split()).partition("?")[0][:200]
+    return GladiusError(f"the Hub cannot be reached ({reason}); check the network, then try again")

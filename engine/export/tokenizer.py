@@ -1,8 +1,8 @@
-"""Owns a tokenizer in GGUF's words: its family, tokens, scores or merges, token types, special ids.
+"""Map a Hugging Face tokenizer to GGUF's `tokenizer.ggml.*` values, and refuse what llama.cpp
+cannot reproduce.
 
-Only tokenizer.json says what a tokenizer does, so everything is read from there; the roles of the
-special tokens and the chat template come from the files beside it. What llama.cpp can't express is
-refused here; whether it then gives the same ids is `parity`'s to find out.
+The behaviour is read from tokenizer.json; the roles of the special tokens and the chat template
+come from the files beside it. `parity` checks that llama.cpp then produces the same token ids.
 """
 
 from __future__ import annotations
@@ -16,49 +16,56 @@ from gguf import TokenType
 
 from engine.errors import GladiusError, MissingError
 
-_GPT4_WORDS = (
+_GPT4_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# What llama.cpp calls them. The first takes a piece that is a token as it is, without merging.
-_SPLITS = {
-    (_GPT4_WORDS % r"\p{N}{1,3}", True): "llama-bpe",
-    (_GPT4_WORDS % r"\p{N}{1,3}", False): "smaug-bpe",
-    (_GPT4_WORDS % r"\p{N}", False): "qwen2",
+_PRE_TOKENIZERS = {
+    (_GPT4_REGEX % r"\p{N}{1,3}", True): "llama-bpe",
+    (_GPT4_REGEX % r"\p{N}{1,3}", False): "smaug-bpe",
+    (_GPT4_REGEX % r"\p{N}", False): "qwen2",
 }
+"""llama.cpp's pre-tokenizer name by (split regex, ignore_merges). With ignore_merges, a word that
+is a token is not merged from its parts."""
 _NEVER_MERGED = -1e9
-"""Score of tokens that no merge makes: the last that llama.cpp would ever join."""
+"""Score of a token that no merge produces: llama.cpp merges it last."""
+_NFC_WARNING = (
+    "this tokenizer normalizes text to Unicode NFC and llama.cpp does not: text with decomposed "
+    "letters gets other token ids there"
+)
 
 
 @dataclass(frozen=True)
 class GgufTokenizer:
-    """What the `tokenizer.ggml.*` keys say."""
+    """The values of the `tokenizer.ggml.*` keys."""
 
     model: str
     """`llama` (SentencePiece-style BPE) or `gpt2` (byte-level BPE)."""
     pre: str
+    """llama.cpp's name of the pre-tokenizer."""
     tokens: list[str]
     types: list[int]
     scores: list[float] | None
-    """By token, the higher the earlier it is merged; None for a byte-level BPE."""
+    """By token id: a higher score is merged earlier. None for a byte-level BPE."""
     merges: list[str] | None
     """None for a SentencePiece-style BPE, which has scores."""
     special: dict[str, int]
-    """Ids by role: bos, eos, unk, pad."""
+    """Token id by role: bos, eos, unk, pad."""
     add_bos: bool
     add_eos: bool
     add_space_prefix: bool
     chat_template: str | None
     needs_nfc: bool = False
-    """Text must come in Unicode's form NFC: llama.cpp does not bring it there."""
-    notes: list[str] = field(default_factory=list)
+    """The tokenizer normalizes text to NFC; llama.cpp does not."""
+    warnings: list[str] = field(default_factory=list)
 
 
 def read_gguf_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
-    """The tokenizer of a model folder; rows of the embedding beyond its tokens become unused ones.
+    """Read the tokenizer of a model folder.
 
-    Raises MissingError without a tokenizer.json, and GladiusError for one that llama.cpp's two
-    families of BPE can't express.
+    Embedding rows beyond the tokenizer's tokens (up to `vocab_size`) become unused tokens.
+
+    Raises MissingError without a tokenizer.json, GladiusError for one that GGUF cannot represent.
     """
     path = folder / "tokenizer.json"
     if not path.is_file():
@@ -69,74 +76,67 @@ def read_gguf_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
         tokens = _tokens(model, data["added_tokens"], vocab_size, path)
     except (ValueError, KeyError, TypeError) as error:
         raise GladiusError(f"{path} is damaged ({error}); save the model again") from error
-    if model.get("type") != "BPE":
-        raise _inexpressible(path, f"its model is {model.get('type')}, not BPE")
-    for flag in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
-        if model.get(flag):
-            raise _inexpressible(path, f"its BPE has a {flag}")
-    for token in data["added_tokens"]:
-        for flag in ("lstrip", "rstrip", "single_word"):
-            if token.get(flag):
-                raise _inexpressible(path, f"its token {token['content']!r} is matched by {flag}")
+    _refuse_unsupported(model, data["added_tokens"], path)
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model["merges"]]
     types = _types(tokens, data["added_tokens"], model, vocab_size)
-    roles, template = _roles(folder, tokens, types)
-    add_bos, add_eos = _post_processor(data.get("post_processor"), roles, path)
+    special, template = _special_tokens(folder, tokens, types)
+    add_bos, add_eos = _post_processor(data.get("post_processor"), special, path)
     unknown = model.get("unk_token")
     if unknown in tokens:
-        roles.setdefault("unk", tokens.index(unknown))
-    if model.get("byte_fallback"):
-        prefix = _sentencepiece(data, path)
-        scores = _scores(tokens, merges)
-        family = {"model": "llama", "pre": "default", "scores": scores, "merges": None}
-    else:
-        prefix = False
-        if any(" " in part for pair in merges for part in pair):
-            raise _inexpressible(path, "its merges hold spaces, which part their halves there")
-        joined = [f"{left} {right}" for left, right in merges]
-        family = {"model": "gpt2", "pre": _pre_tokenizer(data, path), "merges": joined}
-        family["scores"] = None
+        special.setdefault("unk", tokens.index(unknown))
+    sentencepiece = bool(model.get("byte_fallback"))
     needs_nfc = (data.get("normalizer") or {}).get("type") == "NFC"
     return GgufTokenizer(
-        **family,
+        model="llama" if sentencepiece else "gpt2",
+        pre="default" if sentencepiece else _pre_tokenizer(data, path),
         tokens=tokens,
         types=types,
-        special=roles,
+        scores=_scores(tokens, merges) if sentencepiece else None,
+        merges=None if sentencepiece else _joined_merges(merges, path),
+        special=special,
         add_bos=add_bos,
         add_eos=add_eos,
-        add_space_prefix=prefix,
+        add_space_prefix=sentencepiece and _adds_space_prefix(data, path),
         chat_template=template,
         needs_nfc=needs_nfc,
-        notes=[
-            "llama.cpp does not bring text into Unicode's form NFC, as this tokenizer does: "
-            "decomposed letters get other token ids there"
-        ]
-        if needs_nfc
-        else [],
+        warnings=[_NFC_WARNING] if needs_nfc else [],
     )
 
 
-def _inexpressible(path: Path, why: str) -> GladiusError:
+def _unsupported(path: Path, reason: str) -> GladiusError:
     return GladiusError(
-        f"this tokenizer can't be expressed in GGUF: {why} ({path}); train a student with "
-        "student.tokenizer=train, or with TinyLlama's, to export it"
+        f"this tokenizer cannot be represented in GGUF: {reason} ({path}); to export a student, "
+        "train it with student.tokenizer=train or with TinyLlama's tokenizer"
     )
+
+
+def _refuse_unsupported(model: dict[str, Any], added: list[dict], path: Path) -> None:
+    """Raise GladiusError for options that llama.cpp does not have."""
+    if model.get("type") != "BPE":
+        raise _unsupported(path, f"its model is {model.get('type')}, not BPE")
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            raise _unsupported(path, f"its BPE model uses {option}")
+    for token in added:
+        for option in ("lstrip", "rstrip", "single_word"):
+            if token.get(option):
+                raise _unsupported(path, f"its added token {token['content']!r} uses {option}")
 
 
 def _tokens(model: dict[str, Any], added: list[dict], vocab_size: int, path: Path) -> list[str]:
-    """Token by id, as many as the embedding has rows."""
+    """Token by id, one for each embedding row."""
     by_id = {index: token for token, index in model["vocab"].items()}
     by_id.update({token["id"]: token["content"] for token in added})
     if max(by_id, default=-1) >= vocab_size:
         raise GladiusError(
-            f"{path} has {max(by_id) + 1:,} tokens and the model {vocab_size:,} rows: "
-            "they don't belong together"
+            f"{path} has {max(by_id) + 1:,} tokens, but the model's embedding has {vocab_size:,} "
+            "rows; save the model with its own tokenizer"
         )
-    taken = set(by_id.values())
+    used = set(by_id.values())
     for index in range(vocab_size):
         if index not in by_id:
             name = f"[PAD{index}]"
-            while name in taken:  # llama.cpp ends itself on two tokens of one text
+            while name in used:  # llama.cpp aborts on two tokens with the same text
                 name = f"[{name}]"
             by_id[index] = name
     return [by_id[index] for index in range(vocab_size)]
@@ -150,52 +150,61 @@ def _types(
         is_byte = model.get("byte_fallback") and len(token) == 6 and token.startswith("<0x")
         types[index] = int(TokenType.BYTE if is_byte else TokenType.NORMAL)
     for token in added:
-        special = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
-        types[token["id"]] = int(special)
+        token_type = TokenType.CONTROL if token.get("special") else TokenType.USER_DEFINED
+        types[token["id"]] = int(token_type)
     if model.get("byte_fallback") and model.get("unk_token") in model["vocab"]:
         types[model["vocab"][model["unk_token"]]] = int(TokenType.UNKNOWN)
     return types
 
 
 def _scores(tokens: list[str], merges: list[tuple[str, ...]]) -> list[float]:
-    """-(rank of the first merge that makes a token).
+    """The score of a token is minus the rank of the first merge that produces it.
 
-    llama.cpp joins the pair whose joined token has the highest score, as BPE joins the pair of the
-    lowest rank. Floats throughout: integers would be written as an array that is read otherwise.
+    llama.cpp merges the pair whose joined token has the highest score, as BPE merges the pair of
+    the lowest rank. All scores are floats: gguf would write an integer array otherwise.
     """
-    first: dict[str, int] = {}
+    first_rank: dict[str, int] = {}
     for rank, (left, right) in enumerate(merges):
-        first.setdefault(left + right, rank)
-    return [-float(first[token]) if token in first else _NEVER_MERGED for token in tokens]
+        first_rank.setdefault(left + right, rank)
+    return [-float(first_rank[token]) if token in first_rank else _NEVER_MERGED for token in tokens]
 
 
-def _sentencepiece(data: dict[str, Any], path: Path) -> bool:
-    """Whether a space is put before the text; GladiusError for steps that llama.cpp has not."""
+def _joined_merges(merges: list[tuple[str, ...]], path: Path) -> list[str]:
+    if any(" " in part for pair in merges for part in pair):
+        raise _unsupported(path, "its merges contain spaces, which GGUF uses as the separator")
+    return [f"{left} {right}" for left, right in merges]
+
+
+def _adds_space_prefix(data: dict[str, Any], path: Path) -> bool:
+    """Whether a SentencePiece-style tokenizer puts a space before the text.
+
+    Raises GladiusError for a normalizer or pre-tokenizer that llama.cpp does not have.
+    """
     normalizer = data.get("normalizer") or {}
     steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
-    kinds = [(s.get("type"), s.get("prepend") or s.get("content")) for s in steps]
+    found = [(step.get("type"), step.get("prepend") or step.get("content")) for step in steps]
     replace = ("Replace", "▁")
     pre = data.get("pre_tokenizer")
-    if pre is None and kinds == [("Prepend", "▁"), replace]:
+    if pre is None and found == [("Prepend", "▁"), replace]:
         return True
-    if pre is None and kinds == [replace]:
+    if pre is None and found == [replace]:
         return False
     never = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "never", "split": False}
-    if pre == never and not kinds:
+    if pre == never and not found:
         return False
-    raise _inexpressible(path, "it prepares text otherwise than SentencePiece does")
+    raise _unsupported(path, "it does not normalize text as SentencePiece does")
 
 
 def _pre_tokenizer(data: dict[str, Any], path: Path) -> str:
-    """llama.cpp's name of how a byte-level BPE cuts text, from its structure."""
+    """llama.cpp's name of a byte-level BPE's pre-tokenizer, found by its structure."""
     normalizer = data.get("normalizer")
     if normalizer and normalizer.get("type") != "NFC":
-        raise _inexpressible(path, f"its normalizer {normalizer.get('type')} is unknown there")
+        raise _unsupported(path, f"llama.cpp does not have its normalizer {normalizer.get('type')}")
     pre = data.get("pre_tokenizer") or {}
     steps = pre.get("pretokenizers", [pre])
     last = steps[-1]
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space"):
-        raise _inexpressible(path, "it is no byte-level BPE that leaves the text's start alone")
+        raise _unsupported(path, "it is not a byte-level BPE without a space prefix")
     ignore_merges = bool(data["model"].get("ignore_merges"))
     uses_regex = last.get("use_regex", True)
     match steps[:-1]:
@@ -204,47 +213,50 @@ def _pre_tokenizer(data: dict[str, Any], path: Path) -> str:
         case [{"type": "Digits", "individual_digits": True}] if uses_regex and not ignore_merges:
             return "smollm"
         case [{"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"} as split]:
-            name = _SPLITS.get((regex, ignore_merges))
+            name = _PRE_TOKENIZERS.get((regex, ignore_merges))
             if name and not uses_regex and not split.get("invert"):
                 return name
-    raise _inexpressible(path, "llama.cpp has no name for how it cuts text into words")
+    raise _unsupported(path, "llama.cpp does not have its pre-tokenizer")
 
 
-def _roles(folder: Path, tokens: list[str], types: list[int]) -> tuple[dict[str, int], str | None]:
-    """Ids of the special tokens by role, and the chat template."""
-    config: dict[str, Any] = {}
-    if (path := folder / "tokenizer_config.json").is_file():
-        config = json.loads(path.read_bytes())
+def _special_tokens(
+    folder: Path, tokens: list[str], types: list[int]
+) -> tuple[dict[str, int], str | None]:
+    """Token ids by role, from tokenizer_config.json and then config.json; and the chat template."""
+    config = _read_json(folder / "tokenizer_config.json")
     index = {token: n for n, token in enumerate(tokens)}
-    roles: dict[str, int] = {}
+    special: dict[str, int] = {}
     for role in ("bos", "eos", "unk", "pad"):
         named = config.get(f"{role}_token")
         text = named.get("content") if isinstance(named, dict) else named
         if text in index:
-            roles[role] = index[text]
-    if (path := folder / "config.json").is_file():
-        model = json.loads(path.read_bytes())
-        for role in ("bos", "eos", "pad"):
-            # A list of ends is a chat model's; its first one ends the text.
-            given = model.get(f"{role}_token_id")
-            given = given[0] if isinstance(given, list) and given else given
-            if role in roles or not isinstance(given, int) or not 0 <= given < len(tokens):
-                continue
-            # A config names 1 and 2 where nobody told it otherwise: words, in many a vocabulary.
-            if types[given] == TokenType.CONTROL:
-                roles[role] = given
+            special[role] = index[text]
+    model_config = _read_json(folder / "config.json")
+    for role in ("bos", "eos", "pad"):
+        # A chat model may list several end tokens; the first one ends a text.
+        token_id = model_config.get(f"{role}_token_id")
+        token_id = token_id[0] if isinstance(token_id, list) and token_id else token_id
+        if role in special or not isinstance(token_id, int) or not 0 <= token_id < len(tokens):
+            continue
+        # LlamaConfig's defaults are 1 and 2, which are ordinary words in many vocabularies.
+        if types[token_id] == TokenType.CONTROL:
+            special[role] = token_id
     template: Any = config.get("chat_template")
     if (path := folder / "chat_template.jinja").is_file():
         template = path.read_text(encoding="utf-8")
-    if isinstance(template, list):  # several with names; the plain one is `default`
+    if isinstance(template, list):  # named templates; the plain one is `default`
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return roles, template
+    return special, template
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_bytes()) if path.is_file() else {}
 
 
 def _post_processor(
-    processor: dict[str, Any] | None, roles: dict[str, int], path: Path
+    processor: dict[str, Any] | None, special: dict[str, int], path: Path
 ) -> tuple[bool, bool]:
-    """Whether a text gets a beginning and an end; GladiusError where it gets anything else."""
+    """(add_bos, add_eos); raises GladiusError where the post-processor adds any other token."""
     processors = (processor or {}).get("processors", [processor] if processor else [])
     before: list[int] = []
     after: list[int] = []
@@ -253,15 +265,17 @@ def _post_processor(
         if kind == "ByteLevel":
             continue  # moves offsets, changes no token
         if kind != "TemplateProcessing":
-            raise _inexpressible(path, f"its post-processor {kind} is unknown there")
+            raise _unsupported(path, f"llama.cpp does not have its post-processor {kind}")
         ids = entry["special_tokens"]
-        where = before
+        added = before
         for piece in entry["single"]:
             if "Sequence" in piece:
-                where = after
+                added = after
             else:
-                where += ids[piece["SpecialToken"]["id"]]["ids"]
+                added += ids[piece["SpecialToken"]["id"]]["ids"]
     for found, role, place in ((before, "bos", "before"), (after, "eos", "after")):
-        if not (found == [] or found == [roles.get(role)]):
-            raise _inexpressible(path, f"it puts the tokens {found} {place} a text, not its {role}")
+        if not (found == [] or found == [special.get(role)]):
+            raise _unsupported(
+                path, f"it adds the tokens {found} {place} a text instead of its {role} token"
+            )
     return bool(before), bool(after)

@@ -1,8 +1,8 @@
-"""Owns what experts wrote, on disk: every answer with where it comes from, the verdicts on them,
-and which of them are learnt from. No torch; the writing is `distill.conversations`'.
+"""Store the experts' answers and the verdicts on them, and select those to train on.
 
-An answers' file begins with a Head and has a line for each finished Batch; the verdicts lie beside
-it, so that a better checker asks no expert to write again.
+An answer file (JSON Lines) begins with a Head and has one line for each finished Batch. Verdicts
+are stored in a second file, so that a new version of the checkers needs no new answers.
+`distill.data.conversations` generates the answers.
 """
 
 from __future__ import annotations
@@ -23,54 +23,54 @@ from engine.workspace import append_line
 
 Keep = Literal["right", "sound", "all"]
 
-# Faults of any text, whatever was asked; "sound" drops these only.
+# Reasons that do not depend on the question; keep="sound" drops answers for these only.
 UNSOUND = ("empty", "markup", "looping", "echo", "near_duplicate")
 
 
 class Head(msgspec.Struct, frozen=True, tag="head"):
-    """Where all answers of a file come from."""
+    """The origin of all answers in a file."""
 
     expert: str
     repo: str
     commit: str
-    """The revision that was fetched, or the file's sha256."""
+    """The downloaded revision of the expert, or the sha256 of its file."""
     precision: str
     seed: int
     digest: str
-    """Of everything that the answers depend on."""
+    """Digest of everything that the answers depend on."""
 
 
-class Written(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answers to one prompt: one, or as many as the dialogue has turns."""
+class Answer(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answers of an expert to one prompt, one for each turn of the dialogue."""
 
     prompt: Prompt
     sample: int
     texts: tuple[str, ...]
     complete: tuple[bool, ...]
-    """Whether each came to its end, and was not cut."""
+    """For each text, whether it was finished (not cut off by the token limit)."""
     sampling: Sampling
 
 
 class Batch(msgspec.Struct, frozen=True, tag="batch"):
-    """Answers that were written together; on disk whole or not at all."""
+    """Answers that were generated together; written to the file as one line."""
 
     key: str
     seed: int
-    answers: tuple[Written, ...]
+    answers: tuple[Answer, ...]
 
 
 class Verdicts(msgspec.Struct, frozen=True):
-    """Why each answer of a batch is wrong ("" where it is not), by which checks."""
+    """The reason why each answer of a batch is wrong ("": right), and the digest of the checks."""
 
     batch: str
     checks: str
     reasons: tuple[str, ...]
 
 
-class Judged(msgspec.Struct, frozen=True):
-    """An answer, what is wrong with it, and whether it is learnt from."""
+class JudgedAnswer(msgspec.Struct, frozen=True):
+    """An answer, the reason why it is wrong ("": right), and whether it is trained on."""
 
-    written: Written
+    answer: Answer
     reason: str
     kept: bool
 
@@ -81,37 +81,38 @@ _encode = msgspec.json.Encoder().encode
 
 
 class AnswerFile:
-    """One file of answers and the verdicts beside it."""
+    """An answer file and its file of verdicts."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.verdicts_path = path.with_name(path.name.replace("answers-", "verdicts-", 1))
 
     def read(self) -> tuple[Head | None, dict[str, Batch]]:
-        """The head and the finished batches by key; a line that a crash tore is not there."""
+        """The head and the batches by key; lines that a crash left incomplete are skipped."""
         head: Head | None = None
         batches: dict[str, Batch] = {}
         for line in _lines(self.path):
             try:
-                found = _line_decoder.decode(line)
+                record = _line_decoder.decode(line)
             except msgspec.MsgspecError:
                 continue
-            if isinstance(found, Head):
-                head = found
+            if isinstance(record, Head):
+                head = record
             else:
-                batches[found.key] = found
+                batches[record.key] = record
         return head, batches
 
     def begin(self, head: Head) -> None:
-        """Write the head, where there is none yet."""
+        """Write the head if the file has none."""
         if self.read()[0] is None:
             append_line(self.path, _encode(head))
 
     def add(self, batch: Batch) -> None:
+        """Append a finished batch."""
         append_line(self.path, _encode(batch))
 
     def read_verdicts(self) -> dict[tuple[str, str], tuple[str, ...]]:
-        """The reasons by (batch, checks)."""
+        """The stored reasons by (key of the batch, digest of the checks)."""
         found: dict[tuple[str, str], tuple[str, ...]] = {}
         for line in _lines(self.verdicts_path):
             try:
@@ -127,16 +128,16 @@ class AnswerFile:
         known: dict[tuple[str, str], tuple[str, ...]],
         beat: Callable[[], None] = lambda: None,
     ) -> tuple[str, ...]:
-        """The reasons of a batch: those that are known, else found now and written down.
+        """The reasons of a batch: from `known`, else judged now and stored in file and `known`.
 
-        `beat` is called before each verdict that must be found; code takes a moment to run.
+        `beat` is called before each answer that is judged; running code takes a moment.
         """
         checks = checks_digest(batch.answers)
         if (reasons := known.get((batch.key, checks))) is None:
             found: list[str] = []
-            for written in batch.answers:
+            for answer in batch.answers:
                 beat()
-                found.append(reason_of(written))
+                found.append(reason_of(answer))
             reasons = tuple(found)
             append_line(self.verdicts_path, _encode(Verdicts(batch.key, checks, reasons)))
             known[batch.key, checks] = reasons
@@ -152,87 +153,88 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def answer_files(folder: Path) -> list[AnswerFile]:
-    """The answers' files of an expert's cache folder, the oldest first."""
+    """The answer files in an expert's cache folder, oldest first."""
     paths = sorted(folder.glob("answers-*.jsonl"), key=lambda path: path.stat().st_mtime)
     return [AnswerFile(path) for path in paths]
 
 
-def checks_digest(answers: Iterable[Written]) -> str:
-    """What the verdicts on these answers depend on, the version of the rules included."""
-    texts = [str(VERSION), *(check_digest(written.prompt.check) for written in answers)]
+def checks_digest(answers: Iterable[Answer]) -> str:
+    """Digest of everything that the verdicts depend on: the checks and the version of the rules."""
+    texts = [str(VERSION), *(check_digest(answer.prompt.check) for answer in answers)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def reason_of(written: Written) -> str:
-    """What is wrong with an answer; a dialogue is cut where any of its answers is."""
-    asked = [m.content for m in written.prompt.messages if m.role == "user"]
-    asked += written.prompt.then
-    return judge(written.texts, all(written.complete), asked, written.prompt.check)
+def reason_of(answer: Answer) -> str:
+    """The reason why an answer is wrong, "" if it is right. A dialogue is incomplete if any
+    of its answers is."""
+    questions = [m.content for m in answer.prompt.messages if m.role == "user"]
+    questions += answer.prompt.then
+    return judge(answer.texts, all(answer.complete), questions, answer.prompt.check)
 
 
 def is_open(prompt: Prompt) -> bool:
-    """Whether the text that answers it may be cut: its beginning can be learnt from alone, and is
-    all that a checker needs."""
+    """Whether a cut-off answer to this prompt is still usable: its beginning is enough for the
+    checker and for training."""
     return isinstance(prompt.check, RefusalCheck | None) or prompt.capability == "fluency"
 
 
-def select(answers: Sequence[tuple[Written, str]], keep: Keep = "right") -> list[Judged]:
-    """Which answers are learnt from, in their order, and why the others are not.
+def select(answers: Sequence[tuple[Answer, str]], keep: Keep = "right") -> list[JudgedAnswer]:
+    """Decide which answers are trained on; returns all of them in their order.
 
-    "right": wrong ones go, and cut ones where something is to be checked; "sound": only what is
-    faulty as a text (UNSOUND); "all": only empty ones. Near-duplicates go but for "all": of texts
-    that are nearly the same, with what was asked, the first one stays.
+    keep="right" drops wrong answers, and cut-off ones unless `is_open`; "sound" drops only those
+    with a reason in UNSOUND; "all" drops only empty ones. Except with "all", of answers that are
+    nearly the same (question included) only the first is kept.
     """
-    like: dict[str, NearDuplicates] = {}
-    judged: list[Judged] = []
-    for number, (written, reason) in enumerate(answers):
-        kept = _may_stay(written, reason, keep)
+    seen_by_capability: dict[str, NearDuplicates] = {}
+    judged: list[JudgedAnswer] = []
+    for number, (answer, reason) in enumerate(answers):
+        kept = _is_kept(answer, reason, keep)
         if kept and keep != "all":
-            capability = written.prompt.capability
-            seen = like.setdefault(capability, NearDuplicates())
-            if seen.add(str(number), _said(written)) is not None:
+            capability = answer.prompt.capability
+            seen = seen_by_capability.setdefault(capability, NearDuplicates())
+            if seen.add(str(number), _dialogue_text(answer)) is not None:
                 reason, kept = "near_duplicate", False
-        judged.append(Judged(written, reason, kept))
+        judged.append(JudgedAnswer(answer, reason, kept))
     return judged
 
 
-def _may_stay(written: Written, reason: str, keep: Keep) -> bool:
+def _is_kept(answer: Answer, reason: str, keep: Keep) -> bool:
     if not reason:
         return True
-    if reason == "truncated" and is_open(written.prompt):
-        return all(written.complete[:-1])
+    if reason == "truncated" and is_open(answer.prompt):
+        return all(answer.complete[:-1])
     if keep == "all":
         return reason != "empty"
     return keep == "sound" and reason not in UNSOUND
 
 
-def _said(written: Written) -> str:
-    """What was asked and answered, for comparing."""
-    asked = [m.content for m in written.prompt.messages if m.role == "user"]
-    return "\n".join((*asked, *written.prompt.then, *written.texts))
+def _dialogue_text(answer: Answer) -> str:
+    """The questions and answers as one text, for comparison."""
+    questions = [m.content for m in answer.prompt.messages if m.role == "user"]
+    return "\n".join((*questions, *answer.prompt.then, *answer.texts))
 
 
-def to_example(written: Written, expert: str) -> Example:
-    """The conversation that is learnt from."""
-    messages: list[Message] = list(written.prompt.messages)
-    for turn, text in enumerate(written.texts):
+def to_example(answer: Answer, expert: str) -> Example:
+    """The training conversation of an answer."""
+    messages: list[Message] = list(answer.prompt.messages)
+    for turn, text in enumerate(answer.texts):
         if turn:
-            messages.append(Message("user", written.prompt.then[turn - 1]))
+            messages.append(Message("user", answer.prompt.then[turn - 1]))
         messages.append(Message("assistant", text))
     return Example(
         messages=tuple(messages),
-        capability=written.prompt.capability,
+        capability=answer.prompt.capability,
         expert=expert,
-        family=written.prompt.group,
-        complete=all(written.complete),
+        family=answer.prompt.group,
+        complete=all(answer.complete),
     )
 
 
-def count_reasons(judged: Collection[Judged]) -> dict[str, dict[str, int]]:
-    """By capability: how many were kept ("kept"), and dropped by reason."""
+def count_reasons(judged: Collection[JudgedAnswer]) -> dict[str, dict[str, int]]:
+    """For each capability, the number of answers that were kept ("kept") or dropped, by reason."""
     table: dict[str, dict[str, int]] = {}
     for one in judged:
-        row = table.setdefault(one.written.prompt.capability, {})
-        word = "kept" if one.kept else one.reason
-        row[word] = row.get(word, 0) + 1
+        row = table.setdefault(one.answer.prompt.capability, {})
+        outcome = "kept" if one.kept else one.reason
+        row[outcome] = row.get(outcome, 0) + 1
     return dict(sorted(table.items()))

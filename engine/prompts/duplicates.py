@@ -1,5 +1,5 @@
-"""Owns what counts as nearly the same text, and finding it among many: MinHash over word trigrams
-(Broder 1997) with locality-sensitive hashing, by datasketch.
+"""Find near-duplicate texts with MinHash over word trigrams (Broder 1997, "On the resemblance and
+containment of documents") and locality-sensitive hashing, by datasketch.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from datasketch import MinHash
 
 SIMILAR = 0.8
-"""Jaccard similarity of the trigrams from which on two texts are nearly the same."""
+"""Jaccard similarity of their trigrams at which two texts count as near-duplicates."""
 _PERMUTATIONS = 64
 
 
 def shingles(text: str) -> frozenset[str]:
-    """The word trigrams of a text, without case and punctuation; of a short one, its words."""
+    """The word trigrams of a text, in lower case without punctuation; below three words, all of
+    it."""
     words = re.findall(r"\w+", text.lower())
     if len(words) < 3:
         return frozenset([" ".join(words)])
@@ -24,37 +25,37 @@ def shingles(text: str) -> frozenset[str]:
 
 
 def similarity(one: str, other: str) -> float:
-    """Jaccard similarity of two texts' trigrams, exactly."""
+    """The exact Jaccard similarity of two texts' shingles, 0 to 1."""
     first, second = shingles(one), shingles(other)
     return len(first & second) / max(1, len(first | second))
 
 
 class NearDuplicates:
-    """Tells of each text whether one that is nearly the same was added before.
+    """An index of texts that finds near-duplicates of a new one.
 
-    Candidates come from MinHash; what decides is the exact similarity, so that no chance of a hash
-    ever drops a text that is unlike all others.
+    MinHash gives candidates and the exact similarity decides, so that a hash collision never drops
+    a distinct text.
     """
 
     def __init__(self, threshold: float = SIMILAR) -> None:
-        from datasketch import MinHashLSH  # brings scipy: only who looks for duplicates needs it
+        from datasketch import MinHashLSH  # slow import (scipy)
 
         self._threshold = threshold
-        # A little below the threshold, since the estimate scatters around it.
+        # Below the threshold, since MinHash only estimates the similarity.
         self._index = MinHashLSH(threshold=max(0.3, threshold - 0.15), num_perm=_PERMUTATIONS)
         self._shingles: dict[str, frozenset[str]] = {}
 
     def find(self, text: str) -> str | None:
-        """The key of a text that is nearly the same; None where there is none."""
-        mine = shingles(text)
-        for key in self._index.query(_minhash(mine)):
-            theirs = self._shingles[str(key)]
-            if len(mine & theirs) >= self._threshold * len(mine | theirs):
+        """The key of a near-duplicate that was added before; None if there is none."""
+        new = shingles(text)
+        for key in self._index.query(_minhash(new)):
+            known = self._shingles[str(key)]
+            if len(new & known) >= self._threshold * len(new | known):
                 return str(key)
         return None
 
     def add(self, key: str, text: str) -> str | None:
-        """As `find`; a text that has no like is remembered under `key`."""
+        """As `find`; a text without near-duplicate is added under `key`."""
         if (found := self.find(text)) is not None:
             return found
         self._shingles[key] = shingles(text)

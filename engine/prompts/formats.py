@@ -1,4 +1,4 @@
-"""Owns the rules of form that an instruction may ask for, and whether a text keeps them."""
+"""Check that a text follows the format rules of an instruction (`FormatCheck`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LIST_LINE = re.compile(r"^\s*(?:[-*•–]|\d{1,2}[.):])\s+(?=\S)", re.M)
 _NUMBERED_LINE = re.compile(r"^\s*(\d{1,2})[.):]\s+\S", re.M)
 _ABBREVIATION = re.compile(r"\b(?:Mr|Mrs|Ms|Dr|St|vs|etc|e\.g|i\.e|a\.m|p\.m|No|approx)\.", re.I)
 
-# The commonest short words of a language that others lack: enough to tell which it is.
+# Frequent short words of each language, by which `language_of` recognises it.
 _STOPWORDS = {
     "en": "the and is are of to in that it for with was you this be have not they",
     "de": "der die das und ist nicht ein eine ich sie mit den dem von zu auf für sich auch wir",
@@ -23,8 +23,8 @@ _STOPWORDS = {
 LANGUAGES = {code: frozenset(words.split()) for code, words in _STOPWORDS.items()}
 
 
-def keeps(check: FormatCheck, text: str) -> bool:
-    """Whether the text keeps every rule of the check."""
+def follows(check: FormatCheck, text: str) -> bool:
+    """Whether the text follows every rule of the check."""
     text = text.strip()
     words = words_of(text)
     lowered = [word.lower() for word in words]
@@ -41,7 +41,7 @@ def keeps(check: FormatCheck, text: str) -> bool:
         not check.without_letter or check.without_letter.lower() not in text.lower(),
         not check.upper or (text == text.upper() and text != text.lower()),
         not check.lower or (text == text.lower() and text != text.upper()),
-        not check.exact or _plain(text) in {_plain(one) for one in check.exact},
+        not check.exact or _normalised(text) in {_normalised(one) for one in check.exact},
         in_order(lowered, check.order),
         not check.language or language_of(text) == check.language,
     )
@@ -49,12 +49,13 @@ def keeps(check: FormatCheck, text: str) -> bool:
 
 
 def words_of(text: str) -> list[str]:
-    """Words, with their inner apostrophes and hyphens; marks of a list are none."""
+    """The words of a text, with inner apostrophes and hyphens; list numbers are not words."""
     return re.findall(r"\w+(?:['’-]\w+)*", re.sub(r"^\s*\d{1,2}[.):]\s", "", text, flags=re.M))
 
 
 def count_sentences(text: str) -> int:
-    """Sentences: what ends in . ! ? or … before a space or the end; abbreviations end none."""
+    """The number of sentences: they end in . ! ? or … before white space or the end of the text;
+    abbreviations do not end one."""
     text = _ABBREVIATION.sub(lambda match: match.group().replace(".", ""), text)
     text = re.sub(r"^\s*\d{1,2}[.):]\s", "", text, flags=re.M)
     parts = re.split(r"(?<=[.!?…])[\"'”’)]*(?:\s+|$)|\n{2,}", text)
@@ -62,45 +63,50 @@ def count_sentences(text: str) -> int:
 
 
 def count_paragraphs(text: str) -> int:
-    """Blocks of text between blank lines."""
+    """The number of paragraphs, separated by blank lines."""
     return sum(1 for part in re.split(r"\n\s*\n", text) if part.strip())
 
 
 def count_items(text: str) -> int:
-    """Items of the list: marked lines; where no line is marked, the lines, or what commas part."""
+    """The number of list items: bulleted or numbered lines, else lines, else parts between commas
+    and "and"."""
     marked = len(_LIST_LINE.findall(text))
     if marked:
         return marked
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
-        # A first line that ends in a colon announces the list.
+        # A first line that ends in a colon introduces the list.
         return len(lines) - lines[0].rstrip().endswith(":")
     return len([part for part in re.split(r",| and ", text) if part.strip()])
 
 
 def are_different(text: str) -> bool:
-    """Whether no item of the list stands in it twice."""
+    """Whether all bulleted or numbered items differ."""
     items = [
-        _plain(_LIST_LINE.sub("", line)) for line in text.splitlines() if _LIST_LINE.match(line)
+        _normalised(_LIST_LINE.sub("", line))
+        for line in text.splitlines()
+        if _LIST_LINE.match(line)
     ]
     return len(set(items)) == len(items)
 
 
 def is_numbered(text: str, count: int) -> bool:
-    """Whether the text has lines numbered 1 to `count`, and no more."""
+    """Whether the numbered lines of the text are exactly 1 to `count`."""
     return [int(n) for n in _NUMBERED_LINE.findall(text)] == list(range(1, count + 1))
 
 
 def in_order(words: list[str], order: tuple[str, ...]) -> bool:
-    """Whether the words of `order` occur one after the other."""
+    """Whether the words of `order` occur in this order (others may be between them)."""
     rest = iter(words)
-    return all(any(word == wanted.lower() for word in rest) for wanted in order)
+    return all(any(word == expected.lower() for word in rest) for expected in order)
 
 
 def language_of(text: str) -> str:
-    """The language with the most stopwords in the text; "" where hardly any is there."""
+    """The language with the most stopwords in the text; "" if there are too few."""
     words = [word.lower() for word in words_of(text)]
-    counts = {code: sum(word in known for word in words) for code, known in LANGUAGES.items()}
+    counts = {
+        code: sum(word in stopwords for word in words) for code, stopwords in LANGUAGES.items()
+    }
     best = max(counts, key=lambda code: counts[code])
     return best if counts[best] >= max(1, len(words) // 12) else ""
 
@@ -109,5 +115,5 @@ def _has(text: str, phrase: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text, re.I) is not None
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     return " ".join(re.findall(r"[\w+-]+", text.lower()))

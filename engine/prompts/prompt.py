@@ -1,7 +1,5 @@
-"""Owns what an expert is asked: prompts, what would make an answer right, the hand-written seeds
-in assets/prompts, and which families of prompts are kept for measuring.
-
-It does not own the variants of seeds (`variants`) nor how an answer is judged (`checks`).
+"""Prompts and the checks of their answers, the hand-written prompts in assets/prompts, and the
+split into families for training and for evaluation.
 """
 
 from __future__ import annotations
@@ -19,90 +17,91 @@ from engine.text.examples import Message
 from engine.workspace import assets_dir
 
 RESERVED = 1 / 16
-"""Share of the families that nothing is learnt from: they are what is measured on."""
+"""Share of the families that are held out for evaluation and never trained on."""
 
 
 class Check(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="is"):
-    """What can be said by rule about a right answer."""
+    """A rule that a right answer meets."""
 
 
 class NumberCheck(Check, frozen=True, kw_only=True, tag="number"):
-    """The answer ends in this number."""
+    """The result of the answer is this number."""
 
     value: float
     tolerance: float = 1e-6
-    """Relative; roundings of the value to two decimals count as right too."""
+    """Relative; the value rounded to two decimals is accepted too."""
 
 
 class MentionCheck(Check, frozen=True, kw_only=True, tag="mention"):
-    """The answer says one of `any`, and none of `none` (whole words, any case)."""
+    """The answer contains one of `any` and none of `none` (whole words, any case)."""
 
     any: tuple[str, ...]
     none: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
-    """Wrong answers that an explanation may name: then what is said first, or last, decides."""
+    """Wrong answers that an explanation may mention: the first or last mention decides."""
     begins: bool = False
-    """One of `any` is the first word."""
+    """The answer must begin with one of `any`."""
 
 
 class JsonCheck(Check, frozen=True, kw_only=True, tag="json"):
-    """The answer is JSON that fits `schema`; where `values` names a top-level key, it has them."""
+    """The answer is JSON that matches `schema` and has the top-level `values`."""
 
     schema: dict[str, Any] = {}
     values: dict[str, Any] = {}
 
 
 class ToolCall(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A call that is wanted; `arguments` None: any that fit."""
+    """An expected call; `arguments` None: any that match the tool's schema."""
 
     tool: str
     arguments: dict[str, Any] | None = None
 
 
 class ToolCheck(Check, frozen=True, kw_only=True, tag="tool"):
-    """The answer calls these tools in any order, and no others; no calls: it answers in words."""
+    """The answer makes exactly these calls, in any order; without `calls`, none at all."""
 
     tools: dict[str, dict[str, Any]]
-    """JSON Schema of the arguments of every tool that is on offer, by name."""
+    """JSON Schema of the arguments of every offered tool, by name."""
     calls: tuple[ToolCall, ...] = ()
 
 
 class CodeCheck(Check, frozen=True, kw_only=True, tag="code"):
-    """The answer's Python passes these statements, run after it."""
+    """The answer's Python code passes these statements, which run after it."""
 
     tests: tuple[str, ...]
 
 
 class RefusalCheck(Check, frozen=True, kw_only=True, tag="refusal"):
-    """The answer declines (`refuse`), or helps."""
+    """The answer refuses (`refuse`), or helps."""
 
     refuse: bool
 
 
 class FormatCheck(Check, frozen=True, kw_only=True, tag="format"):
-    """The answer keeps all the rules that are given."""
+    """The answer follows all format rules that are set."""
 
     sentences: int | None = None
     paragraphs: int | None = None
     items: int | None = None
-    """Lines of a list, bulleted or numbered."""
+    """Number of list items, bulleted or numbered."""
     numbered: int | None = None
+    """Number of lines, numbered from 1."""
     words: tuple[int, int] | None = None
-    """Fewest and most."""
+    """Smallest and largest number of words."""
     starts: str = ""
     ends: str = ""
     contains: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    """Words that may not occur."""
+    """Words that must not occur."""
     without_letter: str = ""
     upper: bool = False
     lower: bool = False
     exact: tuple[str, ...] = ()
-    """The whole answer is one of these, but for case and punctuation around it."""
+    """The whole answer is one of these, apart from case and punctuation."""
     order: tuple[str, ...] = ()
-    """Words that occur in this order."""
+    """Words that must occur in this order."""
     language: str = ""
-    """Two letters: en, de, fr, es, it, pt, nl."""
+    """ISO 639-1 code: en, de, fr, es, it, pt or nl."""
 
 
 AnyCheck = (
@@ -111,21 +110,21 @@ AnyCheck = (
 
 
 class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A conversation that waits for the expert's answer."""
+    """A conversation that an expert continues with an answer."""
 
     id: str
     capability: str
     messages: tuple[Message, ...]
     family: str = ""
-    """What it is a variant of; none: it stands for itself."""
+    """Name shared by variants of one prompt; empty: the prompt has no variants."""
     check: AnyCheck | None = None
     then: tuple[str, ...] = ()
-    """What the user says after each answer, for a dialogue of several turns. The check is of the
-    last answer."""
+    """Further user messages, one after each answer, for a dialogue of several turns. The check
+    applies to the last answer."""
 
     @property
     def group(self) -> str:
-        """The family; prompts of one group are learnt from or measured on together."""
+        """The family, else the id; a group is trained on or held out as a whole."""
         return self.family or self.id
 
 
@@ -133,9 +132,9 @@ _decoder = msgspec.json.Decoder(Prompt)
 
 
 def load_prompts(capabilities: Iterable[str], folder: Path | None = None) -> list[Prompt]:
-    """The hand-written prompts of these capabilities, one capability after the other, as NFC.
+    """The hand-written prompts of these capabilities, in their order, normalised to NFC.
 
-    A capability without a prompt file has none. Raises GladiusError for a broken line.
+    A capability without a prompt file has none. Raises GladiusError for an invalid line.
     """
     folder = folder or assets_dir() / "prompts"
     prompts: list[Prompt] = []
@@ -154,16 +153,16 @@ def load_prompts(capabilities: Iterable[str], folder: Path | None = None) -> lis
 
 
 def nfc(text: str) -> str:
-    """The text in Unicode's composed form, in which all text is learnt."""
+    """The text in Unicode normalisation form C, as all training text."""
     return unicodedata.normalize("NFC", text)
 
 
 def family_digest(family: str) -> str:
-    """Hex digits that order families for splitting; the smallest are the reserved ones."""
+    """Hex digest that orders families for the split; the smallest ones are reserved."""
     return hashlib.sha256(f"family {family}".encode()).hexdigest()
 
 
 def is_reserved(family: str) -> bool:
-    """Whether a family is kept for measuring. It depends on the name alone, so that prompts that
-    are added later move no other ones over the border."""
+    """Whether a family is held out for evaluation. It depends on the name alone, so that adding
+    prompts moves no other family across the split."""
     return int(family_digest(family)[:8], 16) < RESERVED * 2**32

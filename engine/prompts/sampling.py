@@ -1,4 +1,4 @@
-"""Owns how answers are sampled, by capability, where the config does not say."""
+"""Default sampling parameters of answers, by capability."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from engine.config import DataConfig
 
 
 class Sampling(msgspec.Struct, frozen=True):
-    """Nucleus sampling and the longest answer, tokens."""
+    """Parameters of nucleus sampling; `max_tokens` limits the answer."""
 
     temperature: float
     top_p: float
@@ -17,7 +17,7 @@ class Sampling(msgspec.Struct, frozen=True):
 
 _OPEN = Sampling(0.8, 0.95, 384)
 _BY_CAPABILITY = {
-    # What has one right form is drawn close to the mode; what lives by variety is not.
+    # Low temperature where few answers are right, high where variety matters.
     "tool_calling": Sampling(0.2, 0.9, 192),
     "json": Sampling(0.3, 0.9, 256),
     "math": Sampling(0.4, 0.95, 384),
@@ -30,11 +30,11 @@ _BY_CAPABILITY = {
 
 
 def sampling_of(capability: str, data: DataConfig) -> Sampling:
-    """What the config says, else what the capability asks for."""
-    own = _BY_CAPABILITY.get(capability, _OPEN)
+    """The config's sampling parameters, with the capability's defaults where it sets none."""
+    default = _BY_CAPABILITY.get(capability, _OPEN)
     temperature, top_p = data.answer_temperature, data.answer_top_p
     return Sampling(
-        own.temperature if temperature is None else temperature,
-        own.top_p if top_p is None else top_p,
-        min(own.max_tokens, data.max_answer_tokens),
+        default.temperature if temperature is None else temperature,
+        default.top_p if top_p is None else top_p,
+        min(default.max_tokens, data.max_answer_tokens),
     )

@@ -1,15 +1,14 @@
-"""Owns running code that a model wrote, apart from everything of ours: in a process of its own,
-with limits, and behind the walls that this system has.
+"""Run code that a model wrote in a sandboxed subprocess with resource limits.
 
-Always: an isolated Python without site-packages and environment, in an empty folder; limits of
-processor time, memory, file size, open files and core; a wall clock, after which the whole session
-is killed; an audit hook that refuses files for writing, sockets, processes and ctypes. Where Linux
-allows it to this user: namespaces of its own for processes (the end of the first ends all others,
-however they hid), network (there is none), mounts (everything is read-only) and IPC.
+Always: an isolated Python without site-packages and environment, in an empty folder; limits on CPU
+time, memory, file size, open files, processes and core dumps; a timeout, after which the whole
+session is killed; an audit hook that rejects writing files, sockets, processes and ctypes. Where
+Linux allows this user to create them, also namespaces for processes (the end of the first one ends
+all others), network (none), mounts (read-only) and IPC.
 
-What it is not: a wall against somebody who attacks the kernel or the interpreter. Without
-namespaces (`walls` says which there are) a program that gets round the audit hook could reach the
-network and the user's files; files that the user may read can be read in either case.
+It does not protect against attacks on the kernel or the interpreter. Without namespaces (see
+`isolation`) code that bypasses the audit hook could reach the network and the user's files. Files
+that the user may read can be read in either case.
 """
 
 from __future__ import annotations
@@ -29,17 +28,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 SECONDS = 4.0
-"""Wall clock for code and tests together."""
+"""Timeout for code and tests together, wall-clock seconds."""
 CPU_SECONDS = 2
 MEMORY = 512 * 2**20
-"""Address space of each process, bytes."""
+"""Address space of a process, bytes."""
 
 _CHILD = Path(__file__).with_name("sandbox_child.py")
-_MOST_OUTPUT = 4096
+_MAX_REPORT_BYTES = 4096
 
 
 class Outcome(NamedTuple):
-    """How a run ended. `detail` is the error's last line, or which limit it met."""
+    """How a run ended; `detail` is the error, or the limit that stopped it."""
 
     result: Literal["passed", "failed", "stopped"]
     detail: str = ""
@@ -53,21 +52,23 @@ def run(
     hook: bool = True,
     namespaces: bool | None = None,
 ) -> Outcome:
-    """Run the code, then each test after it, in the sandbox.
+    """Run the code and then each test in the same namespace, in the sandbox.
 
-    "passed": all came to their end. "failed": something raised. "stopped": a limit was met, or the
-    process ended itself. Never raises for what the code does. `hook` and `namespaces` (None: where
-    they can be had) are walls that tests take away, to see what each of them holds.
+    The result is "passed" if everything finished, "failed" if something raised, "stopped"
+    if a limit was reached or the process exited. Nothing that the code does raises here.
+
+    `hook` and `namespaces` (None: where available) switch single layers of isolation off, to test
+    the others.
     """
-    word = secrets.token_hex(16)  # what only the harness, not the code's output, can say
+    secret = secrets.token_hex(16)  # the code can't forge a report without it
     task = {
         "code": code,
         "tests": list(tests),
-        "word": word,
+        "secret": secret,
         "cpu": CPU_SECONDS,
         "memory": MEMORY,
         "hook": hook,
-        "namespaces": walls() == "namespaces" if namespaces is None else namespaces,
+        "namespaces": isolation() == "namespaces" if namespaces is None else namespaces,
     }
     with tempfile.TemporaryDirectory(prefix="gladius-code-") as folder:
         reading, writing = os.pipe()
@@ -76,14 +77,14 @@ def run(
         finally:
             os.close(writing)
         try:
-            return _outcome(process, json.dumps(task).encode(), reading, word, seconds)
+            return _outcome(process, json.dumps(task).encode(), reading, secret, seconds)
         finally:
             os.close(reading)
-            _end(process)
+            _kill(process)
 
 
 def _start(folder: str, report: int) -> subprocess.Popen[bytes]:
-    # -I: no environment, no user's site, not this folder's modules; -S: no site-packages.
+    # -I: no environment variables, user site or modules of this folder; -S: no site-packages.
     return subprocess.Popen(
         [sys.executable, "-I", "-S", "-B", str(_CHILD), str(report)],
         stdin=subprocess.PIPE,
@@ -97,8 +98,9 @@ def _start(folder: str, report: int) -> subprocess.Popen[bytes]:
 
 
 def _outcome(
-    process: subprocess.Popen[bytes], task: bytes, reading: int, word: str, seconds: float
+    process: subprocess.Popen[bytes], task: bytes, reading: int, secret: str, seconds: float
 ) -> Outcome:
+    """Send the task and read the report from the pipe `reading`, until the timeout."""
     assert process.stdin is not None
     try:
         process.stdin.write(task)
@@ -106,30 +108,30 @@ def _outcome(
     except OSError:
         return Outcome("stopped", "it did not start")
     deadline = time.monotonic() + seconds
-    said = b""
-    while len(said) < _MOST_OUTPUT:
-        left = deadline - time.monotonic()
-        if left <= 0:
+    report = b""
+    while len(report) < _MAX_REPORT_BYTES:
+        remaining = deadline - time.monotonic()
+        if remaining <= 0:
             return Outcome("stopped", f"it ran longer than {seconds:g} s")
-        if not select.select([reading], [], [], left)[0]:
+        if not select.select([reading], [], [], remaining)[0]:
             continue
-        data = os.read(reading, _MOST_OUTPUT)
+        data = os.read(reading, _MAX_REPORT_BYTES)
         if not data:
             break
-        said += data
-        if b"\n" in said:
+        report += data
+        if b"\n" in report:
             break
-    head, _, rest = said.decode(errors="replace").partition(" ")
-    if head != word:
-        return Outcome("stopped", "a limit ended it")
+    head, _, rest = report.decode(errors="replace").partition(" ")
+    if head != secret:
+        return Outcome("stopped", "it exceeded a limit or exited")
     result, _, detail = rest.strip().partition(" ")
     if result == "passed":
         return Outcome("passed")
     return Outcome("stopped" if result == "stopped" else "failed", detail[:200])
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left: the session, and (with namespaces) everything below its first process."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the session and, with namespaces, all processes in its process namespace."""
     for _ in range(3):
         try:
             os.killpg(process.pid, signal.SIGKILL)
@@ -141,13 +143,13 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 @functools.cache
-def walls() -> Literal["namespaces", "limits"]:
-    """What holds here besides the limits: namespaces, where this user may make them."""
+def isolation() -> Literal["namespaces", "limits"]:
+    """Whether this user may create namespaces on this system, or only limits apply."""
     if not sys.platform.startswith("linux"):
         return "limits"
     probe = [sys.executable, "-I", "-S", "-B", str(_CHILD), "probe"]
     try:
-        ended = subprocess.run(probe, capture_output=True, timeout=10, check=False)
+        result = subprocess.run(probe, capture_output=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return "limits"
-    return "namespaces" if ended.returncode == 0 else "limits"
+    return "namespaces" if result.returncode == 0 else "limits"

@@ -1,5 +1,6 @@
-"""Owns the inside of the sandbox: what the process of `sandbox` does before and while it runs the
-code. It is run as a script, imports nothing of ours and nothing outside Python's own library.
+"""The script that runs inside the sandbox process: isolate itself, then run code and tests.
+
+It imports only Python's standard library. `sandbox` starts it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _SYS_MOUNT_SETATTR = 442  # the same number on all of Linux's 64-bit architectur
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
-# What Python tells its audit hooks of before it does it (docs: "Audit events table").
+# Prefixes of rejected audit events (Python docs: "Audit events table").
 _FORBIDDEN = (
     "os.fork",
     "os.forkpty",
@@ -67,52 +68,54 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 def main() -> None:
     if sys.argv[1] == "probe":
-        _raise_walls()
+        _enter_namespaces()
         os._exit(0)
     report = int(sys.argv[1])
     task = json.loads(sys.stdin.buffer.read())
     if task["namespaces"]:
-        _raise_walls()
-    _limit(task["cpu"], task["memory"])
+        _enter_namespaces()
+    _set_limits(task["cpu"], task["memory"])
     sys.setrecursionlimit(2000)
     sys.stdin = open(os.devnull)  # noqa: SIM115 (for the rest of the process)
-    word = task["word"]
+    secret = task["secret"]
 
-    def say(text: str) -> None:
-        os.write(report, f"{word} {' '.join(text.split())[:300]}\n".encode())
+    def write_report(text: str) -> None:
+        os.write(report, f"{secret} {' '.join(text.split())[:300]}\n".encode())
 
     if task["hook"]:
-        sys.addaudithook(_refuse)
-    _run(task["code"], task["tests"], say)
+        sys.addaudithook(_audit_hook)
+    _run(task["code"], task["tests"], write_report)
     os._exit(0)
 
 
-def _run(code: str, tests: list[str], say) -> None:
-    space: dict[str, object] = {"__name__": "answer"}
+def _run(code: str, tests: list[str], write_report) -> None:
+    namespace: dict[str, object] = {"__name__": "answer"}
     try:
-        exec(compile(code, "answer", "exec"), space)
+        exec(compile(code, "answer", "exec"), namespace)
         for test in tests:
-            exec(compile(test, "test", "exec"), space)
+            exec(compile(test, "test", "exec"), namespace)
     except MemoryError:
-        say("stopped out of memory")
+        write_report("stopped out of memory")
     except BaseException as error:
-        say(f"failed {type(error).__name__}: {error}")
+        write_report(f"failed {type(error).__name__}: {error}")
     else:
-        say("passed")
+        write_report("passed")
 
 
-def _refuse(event: str, arguments: tuple) -> None:
+def _audit_hook(event: str, arguments: tuple) -> None:
+    """Raise PermissionError for writing files and for the events in _FORBIDDEN."""
     if event == "open":
         path, mode, flags = (*arguments, None, None, None)[:3]
         writes = isinstance(mode, str) and any(letter in mode for letter in "wax+")
         if writes or (isinstance(flags, int) and flags & _WRITES):
-            raise PermissionError(f"no writing here: {path!r}")
+            raise PermissionError(f"writing is not allowed in the sandbox: {path!r}")
     elif event.startswith(_FORBIDDEN):
-        raise PermissionError(f"{event} is not allowed here")
+        raise PermissionError(f"{event} is not allowed in the sandbox")
 
 
-def _limit(cpu: int, memory: int) -> None:
-    for what, most in (
+def _set_limits(cpu: int, memory: int) -> None:
+    """Set resource limits; `cpu` in seconds, `memory` in bytes of address space."""
+    for kind, limit in (
         (resource.RLIMIT_CPU, cpu),
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, 0),
@@ -120,15 +123,15 @@ def _limit(cpu: int, memory: int) -> None:
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NPROC, 16),
     ):
-        resource.setrlimit(what, (most, most))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write then fails with an error
+        resource.setrlimit(kind, (limit, limit))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing then raises an error
 
 
-def _raise_walls() -> None:
-    """Namespaces of its own; exits with 3 where the system does not allow them.
+def _enter_namespaces() -> None:
+    """Enter new namespaces; exits with code 3 if the system does not allow it.
 
-    The process stays behind as the parent of the first process of the new process namespace, and
-    returns in that one only.
+    Returns only in a child, the first process of the new process namespace. The calling process
+    waits for it and exits with its code.
     """
     import ctypes
 
@@ -139,7 +142,7 @@ def _raise_walls() -> None:
     if libc.unshare(spaces) != 0:
         os._exit(3)
     try:
-        # The user stays himself: in his own namespace root could lift limits, nobody else can.
+        # Map the user to itself: as root of the namespace it could raise its limits.
         for name, text in (
             ("setgroups", "deny"),
             ("uid_map", f"{user} {user} 1"),
@@ -169,7 +172,7 @@ def _raise_walls() -> None:
 
 
 def _drop_capabilities(libc) -> None:
-    """Give up what being first in a user namespace gave, so that nothing can be mounted back."""
+    """Drop the capabilities of a new user namespace, so that nothing can be remounted writable."""
     import ctypes
 
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)

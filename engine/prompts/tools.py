@@ -1,5 +1,5 @@
-"""Owns the tools that ship (assets/tools.jsonl): their schemas, requests that need them, and how
-they are put before a model. They are described, not run.
+"""The built-in tool descriptions (assets/tools.jsonl): schemas, example requests and the system
+message that offers them to a model. The tools are never run.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from engine.workspace import assets_dir
 
 
 class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a user may say, with slots, and the arguments that follow from it."""
+    """A user message with slots, and the arguments of the call that it needs."""
 
     text: str
     arguments: dict[str, Any] = {}
 
 
 class Tool(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A tool on offer."""
+    """A tool that a prompt may offer."""
 
     name: str
     domain: str
@@ -40,7 +40,7 @@ def load_tools() -> dict[str, Tool]:
 
 
 def signature(tool: Tool) -> str:
-    """`name(arg: type, other?: type): what it does`, on one line."""
+    """One line: `name(arg: type, optional?: type): description`."""
     required = tool.parameters.get("required", [])
     parts = [
         f"{name}{'' if name in required else '?'}: {_type(schema)}"
@@ -57,7 +57,7 @@ def _type(schema: dict[str, Any]) -> str:
 
 
 def offer(tools: Sequence[Tool], style: str = "signatures") -> str:
-    """The system turn that puts the tools before a model: `signatures`, or `schemas` as JSON."""
+    """The system message that offers the tools, as `signatures` or JSON `schemas`."""
     if style == "schemas":
         described = [
             {"name": t.name, "description": t.description, "parameters": t.parameters}

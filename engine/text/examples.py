@@ -1,7 +1,8 @@
-"""Owns the JSON Lines format of text that is learnt from: conversations and documents.
+"""The JSON Lines format of training text: conversations and documents.
 
-One object a line: {"messages": [{"role", "content"}, ...]} or {"text": "..."}, with the optional
-keys capability, expert, family and complete. It does not own how a model reads the text.
+Each line is an object, {"messages": [{"role", "content"}, ...]} or {"text": "..."}, with the
+optional keys capability, expert, family and complete. `distill.data.conversations` encodes it for
+a model.
 """
 
 from __future__ import annotations
@@ -28,25 +29,25 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     messages: tuple[Message, ...] | None = None
     text: str | None = None
     capability: str | None = None
-    """What it teaches, such as `math`."""
+    """The capability that it trains, such as `math`."""
     expert: str | None = None
     """Name of the expert that wrote it."""
     family: str | None = None
-    """What it is a variant of: texts of one family are learnt from or held out together."""
+    """Groups variants of one text: a family is trained on or held out as a whole."""
     complete: bool = True
-    """False where the last answer (or the document) was cut short: its end is not learnt."""
+    """False if the last answer (or the document) was cut off: its end is no training target."""
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
-            raise ValueError('either "messages" or "text" is needed, and not both')
+            raise ValueError('needs either "messages" or "text", not both')
         if self.messages is not None and not any(m.role == "assistant" for m in self.messages):
-            raise ValueError('"messages" has no assistant turn to learn from')
+            raise ValueError('"messages" has no assistant turn to train on')
         if self.text is not None and not self.text:
             raise ValueError('"text" is empty')
 
 
 OPTIONAL = ("capability", "expert", "family", "complete")
-"""Columns of a table that say more of its text."""
+"""Optional keys of a line, and optional columns of a table."""
 _decoder = msgspec.json.Decoder(Example)
 _encoder = msgspec.json.Encoder()
 
@@ -57,7 +58,7 @@ def encode_example(example: Example) -> bytes:
 
 
 def decode_line(line: bytes) -> Example:
-    """The example of a line; ValueError where it is none."""
+    """The example of a line; raises ValueError if it is not valid."""
     try:
         return _decoder.decode(line)
     except msgspec.MsgspecError as error:
@@ -65,29 +66,29 @@ def decode_line(line: bytes) -> Example:
 
 
 def example_of(values: Mapping[str, Any], column: str) -> Example:
-    """The example of a row of a table: a conversation in `messages`, else the text of `column`.
+    """The example of a table row: `column` holds a conversation (a list of turns) or a text.
 
-    ValueError where it is none.
+    Raises ValueError if it is not valid.
     """
     content = values.get(column)
-    known = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
+    fields = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
     if isinstance(content, list):
-        # Tables give every turn all keys that any turn has.
+        # In a table every turn has all the keys that any turn has; keep only ours.
         turns = [{"role": t.get("role"), "content": t.get("content")} for t in content]
-        known["messages"] = turns
+        fields["messages"] = turns
     else:
-        known["text"] = content
+        fields["text"] = content
     try:
-        return msgspec.convert(known, Example)
+        return msgspec.convert(fields, Example)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from error
 
 
 def read_data_file(path: str | Path) -> Iterator[Example]:
-    """The examples of a JSON Lines file, in order; blank lines are passed over.
+    """The examples of a JSON Lines file, in order; blank lines are skipped.
 
-    UsageError names the file (and the line) where it can't be opened or a line is no example, and
-    a file without any example.
+    Raises UsageError, with file and line, if the file can't be opened, has an invalid line or
+    has no example.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115 (entered below; only the opening is guarded here)
@@ -98,7 +99,7 @@ def read_data_file(path: str | Path) -> Iterator[Example]:
         found = False
         try:
             for number, line in enumerate(file, start=1):
-                # A byte-order mark is what some editors leave at the start.
+                # Some editors write a byte-order mark at the start.
                 line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
                 if not line.strip():
                     continue
@@ -107,16 +108,16 @@ def read_data_file(path: str | Path) -> Iterator[Example]:
                 except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                     problem = " ".join(str(error).split())
                     raise UsageError(
-                        f"{path}, line {number}: {problem}; each line is an object with "
+                        f"{path}, line {number}: {problem}; each line must be an object with "
                         '"messages" or "text"'
                     ) from error
                 found = True
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror or error}") from error
     if not found:
-        raise UsageError(f"{path} is empty; it needs at least one line with an example")
+        raise UsageError(f"{path} is empty; write at least one example into it")
 
 
 def check_data_file(path: str | Path) -> int:
-    """Read the whole file and return its number of examples; UsageError as `read_data_file`."""
+    """The number of examples in a file, all of it read; raises as `read_data_file` does."""
     return sum(1 for _ in read_data_file(path))

@@ -1,5 +1,6 @@
-"""Owns text of data sets on the Hub (or in folders laid out like them), read piece by piece over
-the network by the library `datasets`; nothing is downloaded whole. No torch.
+"""Stream the text of Hub data sets, or of local folders laid out like them, with `datasets`.
+
+Pieces are read over the network as they are needed; no data set is downloaded whole.
 """
 
 from __future__ import annotations
@@ -11,52 +12,60 @@ from typing import Any
 
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.text.examples import Example
-from engine.text.sources import HubText, Warn, example_or_warning, need_datasets, text_column
+from engine.text.parquet import Warn, example_or_warning, text_column
+from engine.text.sources import HubText, need_datasets
 
 _REMEDY = (
-    "check the name and the network (HF_TOKEN for a gated one), or go on without it: "
-    "--set data.corpora=[] and text of your own with --data"
+    "check the name and the network (a gated data set needs HF_TOKEN), or train without it: "
+    "--set data.corpora=[] and your own text with --data"
 )
 
 
 class HubPieces:
-    """A split of a data set; a piece is one of its files, a part one row group of Parquet."""
+    """A split of a data set: each piece is one file, each part one row group of Parquet."""
 
     def __init__(self, text: HubText, title: str, cache_dir: Path) -> None:
-        """MissingError where it can't be reached, UsageError where it lacks split or column."""
+        """Open the data set; its examples are read later.
+
+        Raises:
+            MissingError: it can't be reached.
+            UsageError: it has no such split or column.
+        """
         need_datasets(title)
         self.title = title
         self.size: int | None = None
         self._dataset, column, files = _open(text, title, cache_dir)
         self._column = column
         self.pieces: int = self._dataset.num_shards
-        # Names, not the commit: a change of the data set's card changes no text.
+        # File names without the commit: an edit of the data set's card leaves the text as it is.
         self.fingerprint = f"{text} {column} {re.sub('@[0-9a-f]{40}', '', files)}"
 
     def read(
         self, piece: int, part: int, passed: int, warn: Warn
     ) -> Iterator[tuple[int, Example | None]]:
+        """See `TextPieces.read`."""
         try:
             shard = self._dataset.shard(self.pieces, piece)
-            # Row groups of Parquet can be read by themselves; other files are one part.
+            # One part for each row group of Parquet; other files, and older versions of `datasets`,
+            # have a single part.
             parts = shard.reshard() if hasattr(shard, "reshard") else shard
             for number in range(part, parts.num_shards):
                 skip = passed if number == part else 0
                 rows = parts.shard(parts.num_shards, number)
                 for row, values in enumerate(rows.skip(skip) if skip else rows, start=skip + 1):
-                    where = f"{self.title}, file {piece}, part {number}, row {row}"
-                    yield number, example_or_warning(values, self._column, where, warn)
+                    source = f"{self.title}, file {piece}, part {number}, row {row}"
+                    yield number, example_or_warning(values, self._column, source, warn)
         except GladiusError:
             raise
         except Exception as error:  # whatever fsspec, httpx and pyarrow raise over a network
             raise GladiusError(
-                f"{self.title} can't be read any further ({_line(error)}); training goes on from "
-                "its last checkpoint with: gladius_train resume"
+                f"{self.title} can no longer be read ({_line(error)}); continue from the last "
+                "checkpoint with: gladius_train resume"
             ) from error
 
 
 def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
-    """(streaming data set, column, what its files are)"""
+    """(streaming data set, text column, names of its files)"""
     from importlib import import_module
 
     datasets: Any = import_module("datasets")
@@ -78,9 +87,9 @@ def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
     except GladiusError:
         raise
     except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError) as error:
-        raise MissingError(f"{title} is not to be had ({_line(error)}); {_REMEDY}") from error
+        raise MissingError(f"{title} was not found ({_line(error)}); {_REMEDY}") from error
     except ValueError as error:
-        # An unknown config or column: the library's message names those that there are.
+        # An unknown config or column: the library's message lists those that exist.
         raise UsageError(f"{title}: {_line(error)}") from error
     except Exception as error:  # whatever the network and its libraries raise
         raise MissingError(f"{title} can't be reached ({_line(error)}); {_REMEDY}") from error
@@ -89,5 +98,6 @@ def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
 
 
 def _line(error: BaseException) -> str:
+    """The error's message on one line, at most 200 characters."""
     words = " ".join(str(error).split()) or type(error).__name__
     return words if len(words) <= 200 else words[:197] + "..."

@@ -1,12 +1,11 @@
-"""Owns the report on a model: its rows, the verdict that they add up to, and how it compares with
-the report before. It measures nothing.
+"""validation.json: the report's structs, the verdict, and the comparison with the previous report.
 
-The verdict has two halves that never mix. The structure is `sound` when no structural check failed
-and `broken` otherwise; that alone decides the exit code. The quality is told beside it, from the
-quality rows that have a bound:
+The verdict has two independent halves. The structure is `sound` when no structural check failed and
+`broken` otherwise; it alone decides the exit code. The quality follows from the quality rows that
+have a bound:
 
-    good     every one is within its bound
-    low      fewer than half of them are
+    good     all are within their bounds
+    low      fewer than half are
     fair     in between
     unknown  none could be measured
 """
@@ -27,9 +26,9 @@ FORMAT = 1
 Structure = Literal["sound", "broken"]
 Quality = Literal["good", "fair", "low", "unknown"]
 
-# A change of a number by less than this is noise: absolute for shares, relative for the others.
 _NOISE = {"share": 0.02, "relative": 0.005}
-_BETTER = {
+"""Smaller changes are noise: absolute for shares, relative for other numbers."""
+COMPARED_METRICS = {
     "bits_per_byte": ("lower", "relative"),
     "kl": ("lower", "relative"),
     "agreement": ("higher", "share"),
@@ -38,11 +37,12 @@ _BETTER = {
     "right_tool_calls": ("higher", "share"),
     "repetition": ("lower", "share"),
 }
-"""By the part of a row's name before the colon; what is not here (speeds) is not compared."""
+"""(better direction, kind of noise) by the part of a row's name before the colon. Other rows (such
+as speeds) are not compared with the previous report."""
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
-    """A check as the report keeps it; the fields are those of CheckDone."""
+    """A check in the report; the fields are those of CheckDone."""
 
     group: Literal["structural", "quality"]
     name: str
@@ -61,7 +61,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generation(msgspec.Struct, frozen=True, kw_only=True):
-    """A text that the model wrote, in full."""
+    """An answer of the model, in full."""
 
     check: str
     """Name of the row that it belongs to."""
@@ -69,11 +69,11 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
     text: str
     tokens: int
     ended: bool
-    """Whether it came to its end by itself; False: it was cut."""
+    """Whether the model ended the answer; False: it was cut off at the limit."""
 
 
 class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Which model was looked at."""
+    """The model that was validated."""
 
     path: str
     title: str
@@ -83,11 +83,11 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
     tokens_seen: int | None = None
     parameters: int = 0
     weights: str = ""
-    """SHA-256 over the weight files' own: tells one state of a model from another."""
+    """SHA-256 over the digests of the weight files."""
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where it was measured."""
+    """Where the model was validated."""
 
     device: str = ""
     precision: str = ""
@@ -96,7 +96,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """A row whose number can be held against the former report's."""
+    """A metric that is in the previous report as well."""
 
     name: str
     title: str
@@ -105,8 +105,8 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     change: Literal["better", "worse", "same"]
 
 
-class Former(msgspec.Struct, frozen=True, kw_only=True):
-    """The report before this one, and what has changed since."""
+class PreviousReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A summary of the previous report, and what has changed since."""
 
     created: float
     same_weights: bool
@@ -117,7 +117,7 @@ class Former(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """validation.json."""
+    """The content of validation.json."""
 
     format: int = FORMAT
     created: float
@@ -130,7 +130,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     machine: Machine
     checks: tuple[Row, ...]
     generations: tuple[Generation, ...] = ()
-    former: Former | None = None
+    previous: PreviousReport | None = msgspec.field(name="former", default=None)
 
 
 def structure_of(rows: Iterable[Row | CheckDone]) -> Structure:
@@ -140,21 +140,17 @@ def structure_of(rows: Iterable[Row | CheckDone]) -> Structure:
 
 
 def quality_of(rows: Iterable[Row | CheckDone]) -> Quality:
-    """What the quality rows with a bound add up to (the module's docstring has the rules)."""
-    judged = [
-        row.verdict == "pass"
-        for row in rows
-        if row.group == "quality" and row.bound and row.verdict != "skip"
-    ]
-    if not judged:
+    """The quality half of the verdict; see the module's docstring."""
+    within = [row.verdict == "pass" for row in _judged(rows)]
+    if not within:
         return "unknown"
-    if all(judged):
+    if all(within):
         return "good"
-    return "low" if sum(judged) * 2 < len(judged) else "fair"
+    return "low" if sum(within) * 2 < len(within) else "fair"
 
 
 def verdict_text(rows: Sequence[Row | CheckDone]) -> str:
-    """Both halves in a sentence."""
+    """Both halves of the verdict in one sentence."""
     failed = [row for row in rows if row.group == "structural" and row.verdict == "fail"]
     structure = "structurally sound"
     if failed:
@@ -162,32 +158,26 @@ def verdict_text(rows: Sequence[Row | CheckDone]) -> str:
     quality = quality_of(rows)
     if quality == "unknown":
         return f"{structure}, quality not measured"
-    judged = [r for r in rows if r.group == "quality" and r.bound and r.verdict != "skip"]
+    judged = _judged(rows)
     within = sum(row.verdict == "pass" for row in judged)
-    return f"{structure}, quality {quality} ({within} of {len(judged)} measures within bounds)"
+    return f"{structure}, quality {quality} ({within} of {len(judged)} metrics within bounds)"
+
+
+def _judged(rows: Iterable[Row | CheckDone]) -> list[Row | CheckDone]:
+    """The quality rows that count in the verdict."""
+    return [r for r in rows if r.group == "quality" and r.bound and r.verdict != "skip"]
 
 
 def compare(
-    former: Report, rows: Sequence[Row | CheckDone], weights: str
-) -> tuple[Former, CheckDone]:
-    """The former report against these rows, and the row that says so."""
-    before = {row.name: row for row in former.checks}
-    changes = []
-    for row in rows:
-        old = before.get(row.name)
-        kind = _BETTER.get(row.name.partition(":")[0])
-        if kind is None or old is None or row.number is None or old.number is None:
-            continue
-        if "skip" in (row.verdict, old.verdict):
-            continue
-        direction, noise = kind
-        gain = row.number - old.number if direction == "higher" else old.number - row.number
-        least = _NOISE[noise] * (abs(old.number) if noise == "relative" else 1.0)
-        change = "same" if abs(gain) <= least else "better" if gain > 0 else "worse"
-        changes.append(
-            Change(name=row.name, title=row.title, before=old.value, after=row.value, change=change)
-        )
-    broke = [
+    previous: Report, rows: Sequence[Row | CheckDone], weights: str
+) -> tuple[PreviousReport, CheckDone]:
+    """Compare rows with the previous report; returns its summary and the row about it.
+
+    weights: the digest of the weights that the rows are about (`ModelFacts.weights`).
+    """
+    before = {row.name: row for row in previous.checks}
+    changes = [change for row in rows if (change := _change(before.get(row.name), row)) is not None]
+    newly_failed = [
         row.title
         for row in rows
         if row.group == "structural"
@@ -195,43 +185,63 @@ def compare(
         and row.name in before
         and before[row.name].verdict != "fail"
     ]
-    same = bool(weights) and former.model.weights == weights
-    summary = Former(
-        created=former.created,
-        same_weights=same,
-        step=former.model.step,
-        structure=former.structure,
-        quality=former.quality,
+    summary = PreviousReport(
+        created=previous.created,
+        same_weights=bool(weights) and previous.model.weights == weights,
+        step=previous.model.step,
+        structure=previous.structure,
+        quality=previous.quality,
         changes=tuple(changes),
     )
-    return summary, _comparison_row(summary, broke)
+    return summary, _comparison_row(summary, newly_failed)
 
 
-def _comparison_row(former: Former, broke: Sequence[str]) -> CheckDone:
-    counts = {
-        kind: sum(c.change == kind for c in former.changes) for kind in ("better", "worse", "same")
-    }
-    value = f"{counts['better']} better, {counts['worse']} worse, {counts['same']} the same"
-    if broke:
-        value += f"; no longer sound: {', '.join(broke)}"
-    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(former.created))
-    step = "" if former.step is None else f" of step {former.step:,}"
-    which = "the same weights" if former.same_weights else f"another state of the model{step}"
-    moved = [c for c in former.changes if c.change != "same"]
+def _change(old: Row | None, new: Row | CheckDone) -> Change | None:
+    """How a metric has changed; None where it is not compared or was not measured both times."""
+    metric = COMPARED_METRICS.get(new.name.partition(":")[0])
+    if metric is None or old is None or new.number is None or old.number is None:
+        return None
+    if "skip" in (new.verdict, old.verdict):
+        return None
+    direction, noise = metric
+    gain = new.number - old.number if direction == "higher" else old.number - new.number
+    threshold = _NOISE[noise] * (abs(old.number) if noise == "relative" else 1.0)
+    return Change(
+        name=new.name,
+        title=new.title,
+        before=old.value,
+        after=new.value,
+        change="same" if abs(gain) <= threshold else "better" if gain > 0 else "worse",
+    )
+
+
+def _comparison_row(previous: PreviousReport, newly_failed: Sequence[str]) -> CheckDone:
+    better, worse, same = (
+        sum(change.change == kind for change in previous.changes)
+        for kind in ("better", "worse", "same")
+    )
+    value = f"{better} better, {worse} worse, {same} unchanged"
+    if newly_failed:
+        value += f"; newly failed: {', '.join(newly_failed)}"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(previous.created))
+    step = "" if previous.step is None else f" (step {previous.step:,})"
+    weights = "the same weights" if previous.same_weights else f"different weights{step}"
+    moved = [change for change in previous.changes if change.change != "same"]
     return CheckDone(
         group="quality",
         name="comparison",
-        title="against the former report",
+        title="previous report",
         value=value,
         bound="",
-        verdict="warn" if counts["worse"] > counts["better"] or broke else "pass",
-        meaning=f"The former report is of {when}, on {which}; differences within noise are none.",
+        verdict="warn" if worse > better or newly_failed else "pass",
+        meaning=f"The previous report is from {when}, for {weights}; changes within noise count as "
+        "unchanged.",
         detail="\n".join(f"{c.title}: {c.before} → {c.after} ({c.change})" for c in moved),
     )
 
 
 def read_report(path: Path) -> Report | None:
-    """A former report; None where there is none that can be read."""
+    """A report; None where there is none that can be read."""
     try:
         report = msgspec.json.decode(path.read_bytes(), type=Report)
     except (OSError, msgspec.MsgspecError):
@@ -240,5 +250,5 @@ def read_report(path: Path) -> Report | None:
 
 
 def write_report(path: Path, report: Report) -> None:
-    """Replace the report durably; OSError when it can't be written."""
+    """Replace the report durably. Raises OSError."""
     write_json(path, report)

@@ -1,4 +1,6 @@
-"""Owns what stands in the terminal once the app is closed: what goes on, and what can come next."""
+"""The lines that are printed in the terminal when the app is closed: what is still running, and
+what to do next.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +14,52 @@ from engine.run.job import JOBS
 from engine.workspace import Workspace
 
 
-def command(ws: Workspace, *words: str) -> str:
-    """The command line of `gladius_train WORDS` on this root, from the folder one is in."""
-    beside = shutil.which("gladius_train") is None and Path("gladius_train").is_file()
-    here = Workspace.find().root == ws.root
-    root = [] if here else ["--root", str(ws.root)]
-    return shlex.join(["./gladius_train" if beside else "gladius_train", *root, *words])
+def shell_command(ws: Workspace, *words: str) -> str:
+    """The command line of `gladius_train WORDS` on this root, from the current folder."""
+    in_folder = shutil.which("gladius_train") is None and Path("gladius_train").is_file()
+    is_default_root = Workspace.find().root == ws.root
+    root = [] if is_default_root else ["--root", str(ws.root)]
+    return shlex.join(["./gladius_train" if in_folder else "gladius_train", *root, *words])
 
 
-def farewell(ws: Workspace, seen: Collection[str]) -> list[str]:
-    """Lines about the jobs that run, and about those that ran while the app was open (`seen`)."""
+def exit_summary(ws: Workspace, jobs_seen: Collection[str]) -> list[str]:
+    """Lines about the jobs that run, or about the training run that ended while the app was open.
+
+    Args:
+        jobs_seen: jobs that ran while the app was open.
+    """
     from engine.run.lock import lock_owner
-    from engine.run.state import read_state
 
-    lines: list[str] = []
     running: list[Job] = [job for job in JOBS if lock_owner(ws, job)]
+    if not running:
+        return _run_lines(ws) if "train" in jobs_seen else []
+    lines: list[str] = []
     for job in running:
         owner = lock_owner(ws, job)
         pid = f" (pid {owner.pid})" if owner is not None else ""
-        lines.append(f"The {JOBS[job].title} goes on{pid}.")
-    if running:
-        shows = "dashboard" if running[0] == "train" else ""
-        lines.append(f"  {command(ws, *filter(None, [shows]))}  shows it again")
-        jobs = ["--job", running[0]] if len(running) > 1 else []
-        lines.append(f"  {command(ws, 'stop', *jobs)}  ends it; what it has done is kept")
-    elif "train" in seen:
-        state = read_state(ws)
-        if state.status == "completed":
-            lines = [
-                f"The training is completed, at step {state.step:,}; the model lies in "
-                f"{ws.model_dir}.",
-                f"  {command(ws, 'validate')}  checks it",
-                f"  {command(ws, 'export')}  writes it as GGUF",
-            ]
-        elif state.status in ("paused", "failed"):
-            word = "stopped" if state.status == "paused" else "failed"
-            lines = [
-                f"The training {word} at step {state.step:,}.",
-                f"  {command(ws, 'resume')}  goes on from its newest checkpoint",
-            ]
+        lines.append(f"The {JOBS[job].title} is still running{pid}.")
+    mode = "dashboard" if running[0] == "train" else ""
+    lines.append(f"  {shell_command(ws, *filter(None, [mode]))}  to watch it")
+    job = ["--job", running[0]] if len(running) > 1 else []
+    lines.append(f"  {shell_command(ws, 'stop', *job)}  to stop it; its progress is saved")
     return lines
+
+
+def _run_lines(ws: Workspace) -> list[str]:
+    """How the training run ended, and what to do next."""
+    from engine.run.state import read_state
+
+    state = read_state(ws)
+    if state.status == "completed":
+        return [
+            f"Training finished at step {state.step:,}. The model is in {ws.model_dir}.",
+            f"  {shell_command(ws, 'validate')}  to check it",
+            f"  {shell_command(ws, 'export')}  to write it as a GGUF file",
+        ]
+    if state.status in ("paused", "failed"):
+        word = "stopped" if state.status == "paused" else "failed"
+        return [
+            f"Training {word} at step {state.step:,}.",
+            f"  {shell_command(ws, 'resume')}  to resume from its newest checkpoint",
+        ]
+    return []

@@ -1,6 +1,6 @@
-"""Owns what the app remembers of its user: the theme, and keys of their own choice.
+"""The user's settings: the theme, and remapped keys.
 
-They stand in `settings.toml` in the user's config folder (XDG_CONFIG_HOME/gladius on Linux):
+They are stored in `settings.toml` in the user's config folder (XDG_CONFIG_HOME/gladius on Linux):
 
     theme = "textual-light"
     [keys]
@@ -19,40 +19,40 @@ from engine.workspace import write_bytes
 
 @dataclass(frozen=True)
 class Settings:
-    """What was read; `trouble` says in a line why not all of it could be."""
+    """The settings that could be read; `error` says in one line why others could not."""
 
     theme: str = ""
     keys: dict[str, str] = field(default_factory=dict)
-    """By binding id: keys separated by commas. The ids stand in the help of each screen."""
-    trouble: str = ""
+    """Keys separated by commas, by binding id. The help of each screen shows the ids."""
+    error: str = ""
 
 
 def settings_file() -> Path:
-    """Where they lie; nothing is created."""
+    """Path of the settings file; nothing is created."""
     from platformdirs import user_config_path
 
     return user_config_path("gladius") / "settings.toml"
 
 
 def load_settings() -> Settings:
-    """The user's settings; never fails."""
+    """Read the user's settings; never raises."""
     path = settings_file()
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return Settings()
     except (OSError, ValueError) as error:
-        return Settings(trouble=f"{path}: {error}")
+        return Settings(error=f"{path}: {error}")
     theme, keys = table.get("theme", ""), table.get("keys", {})
     if not isinstance(theme, str):
-        return Settings(trouble=f'{path}: theme must be a name, such as "textual-light"')
+        return Settings(error=f'{path}: theme must be a name such as "textual-light"')
     if not isinstance(keys, dict) or not all(isinstance(key, str) for key in keys.values()):
-        return Settings(theme=theme, trouble=f'{path}: keys must be texts, such as "a,b"')
+        return Settings(theme=theme, error=f'{path}: keys must be strings such as "a,b"')
     return Settings(theme=theme, keys=keys)
 
 
-def remember_theme(name: str) -> None:
-    """Write the theme into the settings; all else in the file stays as it is. OSError when not."""
+def save_theme(name: str) -> None:
+    """Write the theme to the settings file and keep everything else in it. Raises OSError."""
     import tomlkit
 
     path = settings_file()
@@ -61,7 +61,7 @@ def remember_theme(name: str) -> None:
     except FileNotFoundError:
         document = tomlkit.document()
     except ValueError:
-        return  # the user is at work on it: not ours to write over
+        return  # the file is not valid TOML, perhaps being edited: don't overwrite it
     if document.get("theme") == name:
         return
     document["theme"] = name

@@ -1,5 +1,6 @@
-"""Owns colours: Textual's own themes, a dark and a light one for the colour-blind, and the colours
-of charts in each. No meaning rests on a colour alone.
+"""Themes for colour-blind users, and the colours of charts in every theme.
+
+No meaning rests on a colour alone.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from textual.app import App
 from textual.theme import Theme
 
 # The palette of M. Okabe and K. Ito, "Color universal design" (2008), which people with any of the
-# usual colour blindnesses tell apart; lighter ones on dark ground, darker ones on light.
+# usual colour blindnesses can distinguish; lighter ones on dark ground, darker ones on light.
 _SAFE_DARK = ("#56b4e9", "#e69f00", "#f0e442", "#cc79a7", "#009e73")
 _SAFE_LIGHT = ("#0072b2", "#d55e00", "#8a5a83", "#007a5a", "#5a5a5a")
 
@@ -50,7 +51,7 @@ THEMES = (
 
 
 def chart_defaults(dark: bool) -> dict[str, str]:
-    """The variables $chart-1 to $chart-5 for themes that do not set them."""
+    """The variables $chart-1 to $chart-5 for themes that do not define them."""
     return {f"chart-{n}": colour for n, colour in enumerate(_DARK if dark else _LIGHT, 1)}
 
 

@@ -1,4 +1,4 @@
-"""The commands, a file for each room; importing this registers them all."""
+"""The commands, one module for each group; importing this package registers them all."""
 
 from gladius_tui.commands import clean, data, doctor, experts, export, training, validate
 

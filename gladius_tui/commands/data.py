@@ -1,16 +1,43 @@
-"""Owns the commands about what experts write: have it made, look at it, take it along."""
+"""The commands `data make`, `data inspect` and `data export`: answers written by experts."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from engine.errors import MissingError, UsageError
-from gladius_tui.shell import EPILOG, Options, app, narrate, print_json, print_out, run_here
+from gladius_tui.commands.run_options import config_option, overrides_option, preset_option
+from gladius_tui.shell import (
+    EPILOG,
+    Options,
+    app,
+    print_json,
+    print_stderr,
+    print_stdout,
+    run_in_foreground,
+)
+
+expert_option = click.option("--expert", metavar="NAME", help="Only the answers of this expert.")
+capability_option = click.option(
+    "--capability",
+    "capabilities",
+    metavar="NAME",
+    multiple=True,
+    help="Only this capability (repeatable) [all of the expert's].",
+)
+keep_option = click.option(
+    "--keep",
+    type=click.Choice(("right", "sound", "all")),
+    default="right",
+    show_default=True,
+    help="Which answers to keep, as data.keep_answers.",
+)
 
 
 @app.group(epilog=EPILOG)
 def data() -> None:
-    """Have experts write answers; look at them, export them."""
+    """Generate answers with experts, inspect them, export them."""
 
 
 @data.command(epilog=EPILOG)
@@ -19,27 +46,17 @@ def data() -> None:
     "experts",
     metavar="NAME",
     multiple=True,
-    help="Who writes (repeatable) [the preset's].",
+    help="The expert that writes (repeatable) [the preset's].",
 )
 @click.option(
-    "--count", type=click.IntRange(min=1), help="Answers in all [every hand-written prompt once]."
+    "--count",
+    type=click.IntRange(min=1),
+    help="Answers of each expert [one for every hand-written prompt].",
 )
-@click.option(
-    "--capability",
-    "capabilities",
-    metavar="NAME",
-    multiple=True,
-    help="Only this one (repeatable) [all of the expert's].",
-)
-@click.option("--preset", metavar="NAME", help="A config that ships: 1b, nano, demo.")
-@click.option("--config", metavar="FILE", help="TOML laid over the preset.")
-@click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a field: section.field=value (repeatable).",
-)
+@capability_option
+@preset_option
+@config_option
+@overrides_option
 @click.pass_obj
 def make(
     options: Options,
@@ -50,12 +67,11 @@ def make(
     config: str | None,
     overrides: tuple[str, ...],
 ) -> None:
-    """Let experts write answers to prompts, and check them; a stopped call goes on.
+    """Generate answers to prompts and check them.
 
-    A training run with the same options finds the answers there.
+    Continues where it was stopped. A training run with the same options uses these answers.
     """
     from engine.config import load_config, to_json
-    from engine.experts.registry import expert_status, load_experts
 
     ws = options.workspace
     ws.create()
@@ -68,72 +84,62 @@ def make(
     run_config = load_config(
         ws, preset=preset, file=config, overrides=changes, experts=list(experts) or None
     )
-    known = load_experts(ws)
-    names = run_config.experts.names
-    lacking = [name for name in names if expert_status(ws, known[name]).state != "ready"]
-    if lacking:
+    _check_ready(options, run_config.experts.names)
+    run_in_foreground(options, ws, job="data", config=to_json(run_config))
+
+
+def _check_ready(options: Options, names: list[str]) -> None:
+    """MissingError unless these experts are downloaded and verified."""
+    from engine.experts.registry import expert_status, load_experts
+
+    ws = options.workspace
+    registered = load_experts(ws)
+    missing = [name for name in names if expert_status(ws, registered[name]).state != "ready"]
+    if missing:
+        joined = " ".join(missing)
         raise MissingError(
-            f"not ready: {', '.join(lacking)}; fetch with: gladius_train download "
-            f"{' '.join(lacking)}; or name another: --expert smollm2"
+            f"not ready: {', '.join(missing)}; download with: gladius_train download {joined}; "
+            "or name another: --expert smollm2"
         )
-    run_here(options, ws, job="data", config=to_json(run_config))
 
 
 @data.command(epilog=EPILOG)
-@click.option("--expert", metavar="NAME", help="Only this one's answers.")
+@expert_option
 @click.option(
     "--samples",
     type=click.IntRange(min=0),
     default=1,
     show_default=True,
-    help="Answers shown of each capability.",
+    help="Answers to show for each capability.",
 )
 @click.option("--dropped", is_flag=True, help="Show dropped answers, with the reason.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Which samples.")
-@click.option(
-    "--keep",
-    type=click.Choice(("right", "sound", "all")),
-    default="right",
-    show_default=True,
-    help="As data.keep_answers.",
-)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples.")
+@keep_option
 @click.pass_obj
 def inspect(
     options: Options, expert: str | None, samples: int, dropped: bool, seed: int, keep: str
 ) -> None:
-    """Count what was written, kept and dropped, and why; show samples."""
-    from gladius_tui.answers import inspect_lines, plain_report, read_all
+    """Count the kept and dropped answers, with reasons; show samples."""
+    from gladius_tui.commands.data_report import read_answers, report_fields, report_lines
 
-    found = read_all(options.workspace, expert, keep)
-    if not found:
+    files = read_answers(options.workspace, expert, keep)
+    if not files:
         raise MissingError(
-            "no expert has written answers here; begin with: gladius_train data make"
+            "no expert has written answers here; generate some with: gladius_train data make"
         )
     if options.json:
-        print_json([plain_report(one) for one in found])
+        print_json([report_fields(file) for file in files])
         return
-    for one in found:
-        print_out(inspect_lines(one, samples=samples, dropped=dropped, seed=seed))
+    for file in files:
+        print_stdout(report_lines(file, samples=samples, dropped=dropped, seed=seed))
 
 
 @data.command(epilog=EPILOG)
 @click.argument("path", metavar="FILE.jsonl")
-@click.option("--expert", metavar="NAME", help="Only this one's answers.")
-@click.option(
-    "--capability",
-    "capabilities",
-    metavar="NAME",
-    multiple=True,
-    help="Only this one (repeatable).",
-)
-@click.option(
-    "--keep",
-    type=click.Choice(("right", "sound", "all")),
-    default="right",
-    show_default=True,
-    help="As data.keep_answers.",
-)
-@click.option("--force", is_flag=True, help="Write over a file that is there.")
+@expert_option
+@capability_option
+@keep_option
+@click.option("--force", is_flag=True, help="Overwrite an existing file.")
 @click.pass_obj
 def export(
     options: Options,
@@ -143,14 +149,12 @@ def export(
     keep: str,
     force: bool,
 ) -> None:
-    """Write the kept conversations as JSON Lines, as --data reads them."""
-    from pathlib import Path
-
+    """Write the kept conversations to a file for --data."""
     from engine.experts.registry import CAPABILITIES
     from engine.prompts.answers import to_example
     from engine.text.examples import encode_example
     from engine.workspace import write_bytes
-    from gladius_tui.answers import read_all
+    from gladius_tui.commands.data_report import read_answers
 
     if unknown := set(capabilities) - set(CAPABILITIES):
         raise UsageError(
@@ -158,17 +162,18 @@ def export(
         )
     target = Path(path).expanduser()
     if target.exists() and not force:
-        raise UsageError(f"{target} is there already; choose another name, or give --force")
+        raise UsageError(f"{target} exists; choose another name, or overwrite it with --force")
     lines = [
-        encode_example(to_example(one.written, answers.head.expert))
-        for answers in read_all(options.workspace, expert, keep)
-        for one in answers.judged
-        if one.kept and (not capabilities or one.written.prompt.capability in capabilities)
+        encode_example(to_example(judged.answer, file.head.expert))
+        for file in read_answers(options.workspace, expert, keep)
+        for judged in file.answers
+        if judged.kept and (not capabilities or judged.answer.prompt.capability in capabilities)
     ]
     if not lines:
-        raise MissingError("there is nothing to export; make some with: gladius_train data make")
+        raise MissingError("no answers to export; generate some with: gladius_train data make")
     try:
         write_bytes(target, b"\n".join(lines) + b"\n")
     except OSError as error:
-        raise UsageError(f"{target}: {error.strerror or error}; choose another place") from error
-    narrate(f"{len(lines):,} conversations in {target}; learn from them with: --data {target}")
+        reason = error.strerror or error
+        raise UsageError(f"can't write {target}: {reason}; choose another path") from error
+    print_stderr(f"{len(lines):,} conversations in {target}; train on them with: --data {target}")

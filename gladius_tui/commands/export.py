@@ -1,13 +1,14 @@
-"""Owns the command that makes a GGUF file of the trained model."""
+"""The command `export`: write the trained model as a GGUF file."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
 from engine.errors import UsageError
-from gladius_tui.shell import Options, command, narrate, open_screen, run_here
+from gladius_tui.shell import Options, command, open_screen, print_stderr, run_in_foreground
 
 
 @command()
@@ -15,8 +16,8 @@ from gladius_tui.shell import Options, command, narrate, open_screen, run_here
 @click.option("--checkpoint", metavar="WHICH", help="latest, best, or a step.")
 @click.option("--output", metavar="FILE", help="The file, or a folder for it.")
 @click.option("--push", metavar="REPO", help="Upload model and file to the Hub: owner/name.")
-@click.option("--private", is_flag=True, help="With --push: a new repository is private.")
-@click.option("--yes", is_flag=True, help="With --push: don't ask.")
+@click.option("--private", is_flag=True, help="With --push: create the repository as private.")
+@click.option("--yes", is_flag=True, help="With --push: don't ask for confirmation.")
 @click.pass_obj
 def export(
     options: Options,
@@ -27,41 +28,43 @@ def export(
     private: bool,
     yes: bool,
 ) -> None:
-    """Make a GGUF file of the trained model, verified, with Modelfile and model card."""
-    if options.wants_screen and not push:  # before an upload it asks, in the terminal
-        open_screen(options, "export", start=True)
-    from pathlib import Path
+    """Write the trained model as a GGUF file.
 
+    The file is compared with the model; a Modelfile and a model card are written next to it.
+    """
+    if options.use_screen and not push:  # --push asks for confirmation in the terminal
+        open_screen(options, "export", start=True)
     import msgspec
 
     from engine.gguf_types import DEFAULT_TYPE, gguf_type
 
     if (private or yes) and not push:
-        raise UsageError("--private and --yes belong to --push REPO")
-    wanted = gguf_type(kind or DEFAULT_TYPE).name
+        raise UsageError("--private and --yes need --push REPO")
+    weights = gguf_type(kind or DEFAULT_TYPE).name
     ws = options.workspace
     ws.create()
     if push and not yes:
-        _ask(push, private)
-    where = None
-    if output is not None:
-        # The worker may stand elsewhere; a slash at the end says that it is a folder.
-        where = str(Path(output).expanduser().absolute()) + ("/" if output.endswith("/") else "")
+        _confirm_push(push, private)
     config = {
-        "type": wanted,
+        "type": weights,
         "checkpoint": checkpoint,
-        "output": where,
+        "output": None if output is None else _absolute(output),
         "push": push,
         "private": private,
     }
-    run_here(options, ws, job="export", config=msgspec.json.encode(config))
+    run_in_foreground(options, ws, job="export", config=msgspec.json.encode(config))
 
 
-def _ask(repo: str, private: bool) -> None:
-    """Ask before anything leaves this machine."""
+def _absolute(output: str) -> str:
+    """The path for the worker, whose current folder may differ; a trailing slash means a folder."""
+    return str(Path(output).expanduser().absolute()) + ("/" if output.endswith("/") else "")
+
+
+def _confirm_push(repo: str, private: bool) -> None:
+    """Ask for confirmation before anything is uploaded."""
     if not sys.stdin.isatty():
-        raise UsageError("--push asks before it uploads, and nobody is here: add --yes")
-    what = "a private repository" if private else "a PUBLIC repository, unless it is there already"
+        raise UsageError("--push needs a terminal to ask for confirmation; add --yes to skip it")
+    what = "a private repository" if private else "a PUBLIC repository, unless it exists already"
     if not click.confirm(f"Upload the model and its GGUF file to {repo} ({what})?", err=True):
-        narrate("nothing is exported and nothing uploaded; leave out --push for the file alone")
+        print_stderr("nothing exported, nothing uploaded; to export only, leave out --push")
         raise click.exceptions.Exit(1)

@@ -1,4 +1,4 @@
-"""Owns the commands of a training run: start it, ask of it, look at it."""
+"""The commands of a training run: start, resume, pause, checkpoint, stop, show."""
 
 from __future__ import annotations
 
@@ -7,18 +7,27 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import UsageError
+from gladius_tui.commands.run_options import (
+    config_option,
+    data_option,
+    experts_option,
+    hours_option,
+    overrides_option,
+    preset_option,
+    split_names,
+)
 from gladius_tui.shell import (
     Options,
-    chosen_job,
     command,
     job_option,
-    narrate,
     open_screen,
-    plain,
     print_json,
-    print_out,
-    run_here,
-    send,
+    print_stderr,
+    print_stdout,
+    run_in_foreground,
+    select_job,
+    send_command,
+    to_builtins,
 )
 
 if TYPE_CHECKING:
@@ -26,19 +35,11 @@ if TYPE_CHECKING:
     from engine.preflight import Launch
     from engine.workspace import Workspace
 
-overrides_option = click.option(
-    "--set",
-    "overrides",
-    metavar="KEY=VALUE",
-    multiple=True,
-    help="Change a field: section.field=value (repeatable).",
-)
-
 
 @command()
 @click.pass_obj
 def status(options: Options) -> None:
-    """Show where the training run stands."""
+    """Show the state of the training run."""
     from engine.experts.registry import expert_status, load_experts
     from engine.run.state import read_state
 
@@ -46,26 +47,21 @@ def status(options: Options) -> None:
     state = read_state(ws)
     experts = {name: expert_status(ws, spec) for name, spec in load_experts(ws).items()}
     if options.json:
-        print_json({**plain(state), "root": str(ws.root), "experts": list(experts.values())})
+        fields = to_builtins(state)
+        print_json({**fields, "root": str(ws.root), "experts": list(experts.values())})
         return
     from gladius_tui.status import status_lines
 
-    print_out(status_lines(state, experts))
+    print_stdout(status_lines(state, experts))
 
 
 @command()
-@click.option("--preset", metavar="NAME", help="A config that ships: 1b, nano, demo.")
-@click.option("--config", metavar="FILE", help="TOML laid over the preset.")
-@click.option("--experts", metavar="A,B", help="Experts, in the order of their phases.")
-@click.option("--hours", type=float, help="Training time of the whole run, save included.")
-@click.option(
-    "--data",
-    metavar="SOURCE",
-    multiple=True,
-    help="Text to learn from: a file or folder (.jsonl .txt .md .parquet), or "
-    "hf:DATASET[:SPLIT[:COLUMN]] (repeatable).",
-)
-@click.option("--fresh", is_flag=True, help="Begin anew; a former run is kept aside.")
+@preset_option
+@config_option
+@experts_option
+@hours_option
+@data_option
+@click.option("--fresh", is_flag=True, help="Start from step 0; a previous run is moved aside.")
 @overrides_option
 @click.pass_obj
 def train(
@@ -78,8 +74,11 @@ def train(
     fresh: bool,
     overrides: tuple[str, ...],
 ) -> None:
-    """Train the student; an unfinished run of the same config goes on."""
-    if options.wants_screen:
+    """Train the student.
+
+    Resumes an unfinished run of the same config.
+    """
+    if options.use_screen:
         open_screen(options, "train", start=True)
     from engine.config import load_config
     from engine.preflight import launch_training
@@ -92,26 +91,31 @@ def train(
         preset=preset,
         file=config,
         overrides=overrides,
-        experts=None if experts is None else [n.strip() for n in experts.split(",") if n.strip()],
+        experts=split_names(experts),
         data=data,
         hours=hours,
         notes=notes,
     )
     if not options.quiet:
         for note in notes:
-            narrate(note)
+            print_stderr(note)
     _train(options, ws, launch_training(ws, run_config, fresh=fresh))
 
 
 @command()
-@click.option("--hours", type=float, help="Training time of the whole run, what is done included.")
+@click.option(
+    "--hours", type=float, help="Hours of the whole run, past training and save included."
+)
 @overrides_option
 @job_option
 @click.pass_obj
 def resume(
     options: Options, hours: float | None, overrides: tuple[str, ...], job: Job | None
 ) -> None:
-    """Go on: a paused run at once, an ended one from its last checkpoint."""
+    """Resume a paused or stopped run.
+
+    A paused run continues at once, a stopped run from its last checkpoint.
+    """
     from engine.events import Resume
     from engine.preflight import launch_resume
     from engine.run.control import running_jobs
@@ -120,15 +124,17 @@ def resume(
     ws = options.workspace
     if job not in (None, "train"):
         if hours is not None or overrides:
-            raise UsageError(f"--hours and --set are for training; {job} has no use for them")
-        send(options, ws, Resume(), job)
+            raise UsageError(f"--hours and --set apply to training only, not to {job}")
+        send_command(options, ws, Resume(), job)
         return
     if "train" in running_jobs(ws) and read_state(ws).status == "paused":
         if hours is not None or overrides:
-            raise UsageError("a paused run keeps its config; stop it first: gladius_train stop")
-        send(options, ws, Resume(), "train")
+            raise UsageError(
+                "can't change the config of a paused run; stop it first: gladius_train stop"
+            )
+        send_command(options, ws, Resume(), "train")
         return
-    if options.wants_screen:
+    if options.use_screen:
         open_screen(options, "dashboard", start=True)
     _train(options, ws, launch_resume(ws, overrides, hours))
 
@@ -137,23 +143,23 @@ def resume(
 @job_option
 @click.pass_obj
 def pause(options: Options, job: Job | None) -> None:
-    """Let the running job stand still after its current step."""
+    """Pause the running job after its current step."""
     from engine.events import Pause
 
-    send(options, options.workspace, Pause(), job)
+    send_command(options, options.workspace, Pause(), job)
 
 
 @command()
 @job_option
 @click.pass_obj
 def checkpoint(options: Options, job: Job | None) -> None:
-    """Let the running job save a checkpoint after its current step."""
+    """Save a checkpoint after the current step of the running job."""
     from engine.events import Checkpoint
 
-    job = chosen_job(options.workspace, job)
+    job = select_job(options.workspace, job)
     if job not in (None, "train"):
-        raise UsageError(f"{job} has no checkpoints, only training does; nothing of it is lost")
-    send(options, options.workspace, Checkpoint(), job)
+        raise UsageError(f"{job} has no checkpoints, only training does; its finished work is kept")
+    send_command(options, options.workspace, Checkpoint(), job)
 
 
 @command()
@@ -161,10 +167,10 @@ def checkpoint(options: Options, job: Job | None) -> None:
 @job_option
 @click.pass_obj
 def stop(options: Options, finish: bool, job: Job | None) -> None:
-    """End the running job with a checkpoint."""
+    """Stop the running job; training saves a checkpoint first."""
     from engine.events import Stop
 
-    send(options, options.workspace, Stop(finish=finish), job)
+    send_command(options, options.workspace, Stop(finish=finish), job)
 
 
 @command()
@@ -178,15 +184,16 @@ def dashboard(context: click.Context, follow: bool, job: Job | None) -> None:
     if follow:
         from gladius_tui.follow import follow_job
 
-        follow_job(ws, chosen_job(ws, job) or "train", as_json=options.json, quiet=options.quiet)
+        selected = select_job(ws, job) or "train"
+        follow_job(ws, selected, as_json=options.json, quiet=options.quiet)
     elif options.json:
         context.invoke(status)
-    elif options.wants_screen:
+    elif options.use_screen:
         open_screen(options, "dashboard")
     else:
         from gladius_tui.follow import snapshot
 
-        print_out(snapshot(ws))
+        print_stdout(snapshot(ws))
 
 
 def _train(options: Options, ws: Workspace, launch: Launch) -> None:
@@ -194,6 +201,12 @@ def _train(options: Options, ws: Workspace, launch: Launch) -> None:
 
     if not options.quiet:
         for note in launch.notes:
-            narrate(note)
-    config = to_json(launch.config)
-    run_here(options, ws, job="train", config=config, resume=launch.resume, fresh=launch.fresh)
+            print_stderr(note)
+    run_in_foreground(
+        options,
+        ws,
+        job="train",
+        config=to_json(launch.config),
+        resume=launch.resume,
+        fresh=launch.fresh,
+    )

@@ -1,4 +1,4 @@
-"""Owns the command that validates a model and prints what was found."""
+"""The command `validate`: check a model and print a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import MissingError, UsageError
-from gladius_tui.shell import Options, command, narrate, open_screen, print_out
+from gladius_tui.commands.run_options import split_names
+from gladius_tui.shell import Options, command, open_screen, print_stderr, print_stdout
 
 if TYPE_CHECKING:
     from engine.events import AnyEvent
@@ -16,11 +17,11 @@ if TYPE_CHECKING:
 
 
 @command()
-@click.option("--model", metavar="DIR", help="A model's folder [the finished model].")
-@click.option("--gguf", metavar="FILE", help="A GGUF file, held against the folder it lies in.")
+@click.option("--model", metavar="DIR", help="Folder of the model [the finished model].")
+@click.option("--gguf", metavar="FILE", help="A GGUF file, compared with the folder it is in.")
 @click.option("--checkpoint", metavar="latest|best|STEP", help="A checkpoint of this root.")
-@click.option("--tasks", metavar="A,B", help="Tasks of lm-evaluation-harness, added as rows.")
-@click.option("--tasks-path", metavar="DIR", help="A folder with tasks of your own.")
+@click.option("--tasks", metavar="A,B", help="Also run these lm-evaluation-harness tasks.")
+@click.option("--tasks-path", metavar="DIR", help="A folder with your own tasks.")
 @click.pass_obj
 def validate(
     options: Options,
@@ -30,20 +31,20 @@ def validate(
     tasks: str | None,
     tasks_path: str | None,
 ) -> None:
-    """Check a model: is it whole, and is it any good? Ends with 1 when it is not whole.
+    """Check a model's structure and measure its quality. Exits with 1 if the structure is broken.
 
-    The report is written beside the model (validation.json); --json prints it.
+    The report is written next to the model (validation.json); --json prints it.
     """
-    if options.wants_screen:
+    if options.use_screen:
         open_screen(options, "validate", start=True)
     import msgspec
 
-    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    names = split_names(tasks) or []
     if tasks is not None and not names:
-        raise UsageError("--tasks names no task; give some, such as --tasks arc_easy,hellaswag")
+        raise UsageError("--tasks is empty; name tasks, such as --tasks arc_easy,hellaswag")
     if tasks_path is not None and not names:
-        raise UsageError("--tasks-path goes with --tasks: name the tasks to run")
-    _refuse_missing(options.workspace, model, gguf, checkpoint)
+        raise UsageError("--tasks-path needs --tasks: name the tasks to run")
+    _check_paths(options.workspace, model, gguf, checkpoint)
     config = msgspec.json.encode(
         {
             "model": _absolute(model),
@@ -57,7 +58,7 @@ def validate(
 
 
 def _run(options: Options, config: bytes) -> None:
-    """Run the job; under --json nothing but the report goes to standard output."""
+    """Run the job; with --json only the report goes to standard output."""
     from engine.events import LogLine, ReportDone, RunEnded
     from engine.run.runner import run_job
     from gladius_tui.headless import Printer
@@ -74,33 +75,33 @@ def _run(options: Options, config: bytes) -> None:
         if printer is not None:
             printer(event)
         elif isinstance(event, LogLine) and event.level != "info" and not options.quiet:
-            narrate(event.text)
+            print_stderr(event.text)
 
     ws = options.workspace
     code = run_job(ws, job="validate", config=config, on_event=on_event)
     if options.json and report:
-        print_out([Path(report).read_text(encoding="utf-8").rstrip()])
+        print_stdout([Path(report).read_text(encoding="utf-8").rstrip()])
     if failure:
-        narrate(f"error: {failure}")
+        print_stderr(f"error: {failure}")
     if code:
         raise click.exceptions.Exit(code)
 
 
-def _refuse_missing(
+def _check_paths(
     ws: Workspace, model: str | None, gguf: str | None, checkpoint: str | None
 ) -> None:
-    """What a look at the disk tells is said at once, before a worker loads its libraries."""
+    """Report missing files at once, before a worker spends time loading its libraries."""
     if model is not None and not Path(model).expanduser().is_dir():
-        raise MissingError(f"{model} is no folder; give the folder of a model")
+        raise MissingError(f"{model} is not a folder; give the folder of a model")
     if gguf is not None and not Path(gguf).expanduser().is_file():
-        raise MissingError(f"there is no file {gguf}; make one with: gladius_train export")
+        raise MissingError(f"no such file: {gguf}; create one with: gladius_train export")
     from engine.checkpoint.layout import list_checkpoints
 
     trained = ws.model_dir.is_dir() or bool(list_checkpoints(ws.checkpoints_dir))
     if model is None and gguf is None and checkpoint is None and not trained:
         raise MissingError(
-            f"there is no trained model in {ws.model_dir} and no checkpoint in "
-            f"{ws.checkpoints_dir}; train one with: gladius_train train"
+            f"no trained model in {ws.model_dir} and no checkpoint in {ws.checkpoints_dir}; "
+            "train one with: gladius_train train"
         )
 
 

@@ -1,4 +1,4 @@
-"""`gladius_train doctor` as a process: what it prints, for whom, and how it ends."""
+"""`gladius_train doctor` as a process: its output and exit code."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def rows(result) -> dict[str, dict]:
     return {check["topic"]: check for check in json.loads(result.stdout)["checks"]}
 
 
-def test_nano_passes_with_its_expert_at_hand_asks_no_hub_and_leaves_no_trace(
+def test_nano_passes_with_a_local_expert_without_hub_requests_or_new_files(
     ws: Workspace, doctor: Doctor
 ):
     hub = Hub()
     result = doctor(*NANO, HF_ENDPOINT=hub.url)
     hub.close()
     assert result.returncode == 0, result.stdout + result.stderr
-    assert hub.asked == []
+    assert hub.requests == []
     assert "preset nano can run" in result.stdout.splitlines()[-1]
     assert re.search(r"^✓ tiny +ready", result.stdout, re.MULTILINE)
     assert re.search(r"^  tiny +\d+% .*(good|fair|poor)$", result.stdout, re.MULTILINE)
@@ -35,7 +35,7 @@ def test_nano_passes_with_its_expert_at_hand_asks_no_hub_and_leaves_no_trace(
     assert [path.name for path in ws.root.iterdir()] == ["gladius.toml"]
 
 
-def test_1b_names_every_shortfall_with_its_remedy(doctor: Doctor):
+def test_1b_reports_every_failure_with_its_remedy(doctor: Doctor):
     result = doctor("--preset", "1b", "--json", HF_ENDPOINT="http://127.0.0.1:9")
     assert result.returncode == 3
     found = rows(result)
@@ -48,7 +48,7 @@ def test_1b_names_every_shortfall_with_its_remedy(doctor: Doctor):
     assert report["ready"] is False and "tinyllama" in report["audit_problem"]
 
 
-def test_a_gate_is_told_at_its_expert_and_no_token_is_printed(ws: Workspace, doctor: Doctor):
+def test_a_gated_expert_fails_at_its_row_and_no_token_is_printed(ws: Workspace, doctor: Doctor):
     hub = Hub()
     try:
         files = dict.fromkeys(("config.json", "tokenizer.json", "model.safetensors"), b"{}")
@@ -73,7 +73,7 @@ def test_a_gate_is_told_at_its_expert_and_no_token_is_printed(ws: Workspace, doc
         hub.close()
 
 
-def test_an_expert_that_cant_be_audited_is_a_line_and_no_failure(ws: Workspace, doctor: Doctor):
+def test_an_expert_that_cant_be_audited_is_a_line_not_a_failure(ws: Workspace, doctor: Doctor):
     folder = ws.root / "odd"
     folder.mkdir()
     (folder / "tokenizer.json").write_text("{}")
@@ -85,7 +85,7 @@ def test_an_expert_that_cant_be_audited_is_a_line_and_no_failure(ws: Workspace, 
     assert "Traceback" not in result.stdout + result.stderr
 
 
-def test_a_root_that_cant_be_written_is_a_row(ws: Workspace, doctor: Doctor):
+def test_a_root_that_cant_be_written_is_reported(ws: Workspace, doctor: Doctor):
     (ws.root / "tmp").mkdir()
     (ws.root / "tmp" / "checkpoints").write_text("a file where a folder belongs")
     result = doctor(*NANO, "--json")
@@ -94,7 +94,7 @@ def test_a_root_that_cant_be_written_is_a_row(ws: Workspace, doctor: Doctor):
     assert rows(result)["tiny"]["status"] == "ok"
 
 
-def test_wrong_options_are_wrong_usage(doctor: Doctor):
+def test_invalid_options_are_usage_errors(doctor: Doctor):
     for arguments in (("--preset", "nono"), ("--experts", "nobody"), ("--set", "a=1")):
         result = doctor(*arguments)
         assert result.returncode == 2 and len(result.stderr.splitlines()) == 1

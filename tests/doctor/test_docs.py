@@ -1,4 +1,4 @@
-"""What the documents for users say is what the program does."""
+"""README and docs agree with the program."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tools.hardware_table import DOCUMENT, written
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 
 
-def test_the_hardware_tables_are_those_of_the_arithmetic():
-    """`python tools/hardware_table.py --write` brings them up to date."""
+def test_the_hardware_tables_are_up_to_date():
+    """`python tools/hardware_table.py --write` updates them."""
     text = DOCUMENT.read_text(encoding="utf-8")
     assert written(text) == text
 
@@ -39,7 +39,7 @@ def _variables(source: str) -> set[str]:
     return found
 
 
-def test_every_variable_that_the_program_reads_is_in_the_table():
+def test_every_environment_variable_that_the_program_reads_is_documented():
     table = (REPO / "docs" / "environment.md").read_text(encoding="utf-8")
     read = set()
     for folder in ("engine", "gladius_tui"):
@@ -52,13 +52,13 @@ def test_every_variable_that_the_program_reads_is_in_the_table():
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_between_the_pages_lead_somewhere(page: Path):
+def test_relative_links_resolve(page: Path):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_commands_in_the_pages_are_known_with_their_options(page: Path):
+def test_commands_in_the_docs_exist_with_their_options(page: Path):
     import click
 
     import gladius_tui.commands  # noqa: F401

@@ -1,4 +1,4 @@
-"""Fixtures for tests that run the real program."""
+"""Fixtures of tests that run the program as a process."""
 
 from __future__ import annotations
 

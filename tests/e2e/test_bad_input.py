@@ -1,4 +1,4 @@
-"""What can be wrong before a run: one line, a remedy, the documented exit code."""
+"""Invalid input before a run: a one-line error with the remedy and the documented exit code."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tests.support.program import LAUNCHER
         (["--data", "gone.jsonl"], 2, ["gone.jsonl doesn't exist"]),
     ],
 )
-def test_wrong_options_are_answered_with_one_line(root, arguments, code, parts):
+def test_an_invalid_option_is_a_one_line_error(root, arguments, code, parts):
     line = root.error_of(code, *root.training(4), *arguments)
     for part in parts:
         assert part in line
 
 
-def test_all_three_mistakes_of_a_config_are_named(root):
+def test_all_problems_of_a_config_are_named(root):
     result = root.run(
         *root.training(4, optimizer__lr=-1, loss__alfa=1, device__device="tpu"),
     )
@@ -44,7 +44,7 @@ def test_all_three_mistakes_of_a_config_are_named(root):
         ("\n\n", ["is empty"]),
     ],
 )
-def test_a_broken_data_file_is_named_with_its_line(root, content, parts):
+def test_an_invalid_data_file_is_named_with_its_line(root, content, parts):
     data = root.path / "mine.jsonl"
     data.write_text(content)
     line = root.error_of(2, *root.training(4), "--data", str(data))
@@ -53,7 +53,7 @@ def test_a_broken_data_file_is_named_with_its_line(root, content, parts):
     assert root.saved_steps() == []
 
 
-def test_a_text_too_short_to_learn_from_is_told(root):
+def test_a_text_that_is_too_short_to_train_on_is_an_error(root):
     data = root.path / "mine.jsonl"
     data.write_text('{"text": "one"}\n')
     root.text = data
@@ -61,7 +61,7 @@ def test_a_text_too_short_to_learn_from_is_told(root):
     assert "1 texts give" in line and "--data" in line
 
 
-def test_a_root_that_cant_be_written_is_told():
+def test_a_root_that_cant_be_written_is_an_error():
     for root in ("/dev/null/x", "/proc/x"):
         result = subprocess.run(
             [str(LAUNCHER), "--root", root, "train", "--preset", "nano"],

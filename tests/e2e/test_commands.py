@@ -1,4 +1,4 @@
-"""A second terminal beside a running job, and the recipe with nohup."""
+"""Commands from a second terminal on a running job, and the nohup recipe of the docs."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from engine.events import (
     decode_event,
 )
 from engine.run.state import read_state
-from tests.support.program import LAUNCHER, Root, until
+from tests.support.program import LAUNCHER, Root
+from tests.support.waiting import until
 
 
-def answer(root: Root, *command: str):
+def acknowledgement(root: Root, *command: str):
     """The event that acknowledges a command."""
     result = root.run("--json", *command)
     assert result.returncode == 0, result.stderr
@@ -33,7 +34,7 @@ def answer(root: Root, *command: str):
     return decode_event(line)
 
 
-def test_a_second_terminal_acts_on_the_running_job(root):
+def test_commands_from_a_second_terminal_act_on_the_running_job(root):
     running = root.start(*root.training()).reach(3)
     following = root.start("dashboard", "--follow")
     until(following.steps)
@@ -47,23 +48,23 @@ def test_a_second_terminal_acts_on_the_running_job(root):
     assert f"pid {running.pid}" in line
     assert str(running.pid) in root.error_of(75, "resume")
 
-    paused = answer(root, "pause")
+    paused = acknowledgement(root, "pause")
     assert isinstance(paused, RunPaused) and paused.step == running.steps()[-1]
     assert json.loads(root.run("status", "--json").stdout)["status"] == "paused"
-    saved = answer(root, "checkpoint")
+    saved = acknowledgement(root, "checkpoint")
     assert isinstance(saved, CheckpointSaved) and saved.step == paused.step
     assert root.checkpoint(saved.step).is_dir()
     time.sleep(0.5)
-    assert running.steps()[-1] == paused.step  # it stands still
+    assert running.steps()[-1] == paused.step  # no further step while paused
 
-    resumed = answer(root, "resume")
+    resumed = acknowledgement(root, "resume")
     assert isinstance(resumed, RunResumed) and resumed.step == paused.step
     running.reach(paused.step + 3)
-    saved = answer(root, "checkpoint")
+    saved = acknowledgement(root, "checkpoint")
     assert isinstance(saved, CheckpointSaved) and saved.reason == "asked"
     assert root.checkpoint(saved.step).is_dir()
 
-    stopped = answer(root, "stop")
+    stopped = acknowledgement(root, "stop")
     assert isinstance(stopped, RunEnded) and stopped.status == "stopped"
     assert running.end() == 0
     assert root.saved_steps()[-1] == stopped.step == running.steps()[-1]
@@ -74,7 +75,7 @@ def test_a_second_terminal_acts_on_the_running_job(root):
     assert [e.seq for e in seen] == list(range(seen[0].seq, seen[-1].seq + 1))
 
     running = root.start("resume").reach(stopped.step + 2)
-    finished = answer(root, "stop", "--finish")
+    finished = acknowledgement(root, "stop", "--finish")
     assert isinstance(finished, RunEnded) and finished.status == "completed"
     assert running.end() == 0
     assert finished.step < 10_000 and (root.ws.model_dir / "model.safetensors").is_file()
@@ -85,14 +86,14 @@ def test_a_second_terminal_acts_on_the_running_job(root):
 
 @pytest.fixture(scope="module")
 def nohup(make_root) -> tuple[Root, str]:
-    """The root after the recipe, and the exit code that its shell printed."""
+    """The root after the recipe, and the output of its shell."""
     root: Root = make_root("nohup")
     (root.path / "gladius_train").symlink_to(LAUNCHER)
     words = root.training(checkpoint__interval_steps=5)
     arguments = " ".join(f"'{word}'" for word in words)
     script = f"""
 nohup ./gladius_train {arguments} > log 2>&1 & echo $! > training.pid
-until grep -q 'step  *10/' log; do sleep 0.1; done
+until grep -q 'step 10 ' log; do sleep 0.1; done
 tail -n 30 log
 kill $(cat training.pid)
 wait $(cat training.pid)
@@ -118,7 +119,7 @@ echo "exit $?"
 
 @pytest.fixture
 def ended(nohup, tmp_path, expert, text) -> Root:
-    """A copy of that root, to be damaged."""
+    """A copy of that root, to damage."""
     shutil.copytree(nohup[0].path, tmp_path, dirs_exist_ok=True, symlinks=True)
     return Root(tmp_path, expert, text)
 
@@ -130,7 +131,7 @@ def test_the_recipe_with_nohup_ends_with_a_checkpoint_and_143(nohup):
     assert "stopped at step" in (root.path / "log").read_text()
 
 
-def test_sigterm_before_the_first_step_ends_in_order(root):
+def test_sigterm_before_the_first_step_stops_the_run(root):
     running = root.start(*root.training())
     until(lambda: any(isinstance(e, RunStarted) for e in running.events()))
     assert running.end(signal.SIGTERM) == 143
@@ -138,26 +139,26 @@ def test_sigterm_before_the_first_step_ends_in_order(root):
     assert end.status == "stopped" and root.status() == "paused"
 
 
-def test_resume_goes_on_after_the_recipe(ended):
+def test_resume_continues_after_the_recipe(ended):
     last = ended.saved_steps()[-1]
     running = ended.start("resume", "--set", f"schedule.max_steps={last + 5}")
     assert running.end() == 0, running.errors.read_text()
     assert running.steps() == list(range(last + 1, last + 6))
 
 
-def test_a_checkpoint_with_a_flipped_bit_is_kept_aside_and_the_former_one_used(ended):
-    former, last = ended.saved_steps()[-2:]
+def test_a_checkpoint_with_a_flipped_bit_is_moved_aside_and_the_previous_one_is_used(ended):
+    previous, last = ended.saved_steps()[-2:]
     flip_a_bit(ended.checkpoint(last) / "optimizer.safetensors")
-    running = ended.start("resume", "--set", f"schedule.max_steps={former + 3}")
+    running = ended.start("resume", "--set", f"schedule.max_steps={previous + 3}")
     assert running.end() == 0, running.errors.read_text()
     (rejected,) = [e for e in running.events() if isinstance(e, CheckpointRejected)]
     assert rejected.path == str(ended.checkpoint(last)) and "optimizer" in rejected.reason
-    assert running.steps()[0] == former + 1
+    assert running.steps()[0] == previous + 1
     (aside,) = ended.ws.checkpoints_dir.glob("rejected-*")
     assert rejected.moved_to == str(aside) and (aside / "optimizer.safetensors").is_file()
 
 
-def test_without_a_checkpoint_that_verifies_nothing_is_deleted(ended):
+def test_nothing_is_deleted_where_no_checkpoint_verifies(ended):
     steps = ended.saved_steps()
     for step in steps:
         flip_a_bit(ended.checkpoint(step) / "model.safetensors")

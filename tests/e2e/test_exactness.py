@@ -1,4 +1,4 @@
-"""A run that was interrupted is the run that was not: bit by bit, with real signals."""
+"""An interrupted and resumed run equals an undisturbed one, bit for bit, with real signals."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 
 from engine.events import GuardTripped
 from engine.hardware import has_bf16
-from tests.support.program import Root, Running, gone, until
+from tests.support.program import Root, Running
+from tests.support.waiting import gone, until
 
 STEPS = 60
 FIELDS = {
     "max_steps": STEPS,
     "checkpoint__interval_steps": 7,
     "schedule__eval_interval": 12,
-    # longer steps, so that a signal strikes well before the end
+    # longer steps, so that a signal arrives well before the end
     "student__hidden_size": 64,
     "student__max_position_embeddings": 256,
     "optimizer__max_seq_len": 256,
@@ -34,19 +35,19 @@ def trace_of_an_undisturbed_run(make_root, precision: str) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def undisturbed(make_root) -> dict[str, object]:
-    """The trace of a run that nobody touched, in bf16 where the processor has it."""
+    """The trace of an undisturbed run, in bf16 where the CPU supports it."""
     return trace_of_an_undisturbed_run(make_root, "auto")
 
 
-def moments(count: int) -> list[int]:
-    """Steps, in order, at about which to strike; printed when the test fails."""
+def random_steps(count: int) -> list[int]:
+    """Increasing steps at about which to interrupt; printed when the test fails."""
     steps = [random.randint(1 + 16 * n, 9 + 16 * n) for n in range(count)]
     print(f"interrupted at about steps {steps}")
     return steps
 
 
 def test_ctrl_c_sigterm_and_resume_change_nothing(root, undisturbed):
-    first, second = moments(2)
+    first, second = random_steps(2)
     running = root.start(*root.training(**FIELDS)).reach(first)
     assert running.end(signal.SIGINT) == 130
     stopped_at = root.saved_steps()[-1]
@@ -62,7 +63,7 @@ def test_ctrl_c_sigterm_and_resume_change_nothing(root, undisturbed):
 
 
 def test_kill_9_of_the_worker_and_of_the_runner_changes_nothing(root, undisturbed):
-    first, second = moments(2)
+    first, second = random_steps(2)
     running = root.start(*root.training(**FIELDS)).reach(first)
     kill_worker(running)
     guards = [e for e in running.events() if isinstance(e, GuardTripped)]
@@ -71,7 +72,7 @@ def test_kill_9_of_the_worker_and_of_the_runner_changes_nothing(root, undisturbe
     running.reach(max(second, running.steps()[-1] + 1))
     worker = running.worker_pid()
     assert running.end(signal.SIGKILL) == -signal.SIGKILL
-    until(lambda: gone(worker), 10)  # no orphan trains on unseen
+    until(lambda: gone(worker), 10)  # the worker ends with its runner
     assert root.status() == "failed"
 
     assert root.start("resume").end() == 0
@@ -79,19 +80,19 @@ def test_kill_9_of_the_worker_and_of_the_runner_changes_nothing(root, undisturbe
 
 
 @pytest.mark.skipif(not has_bf16(), reason="device.precision=auto is fp32 here: tested above")
-def test_an_interruption_changes_nothing_in_fp32_either(root, make_root):
-    first, second = moments(2)
+def test_interruptions_change_nothing_in_fp32(root, make_root):
+    first, second = random_steps(2)
     fields = {**FIELDS, "device__precision": "fp32"}
     running = root.start(*root.training(**fields)).reach(first)
     kill_worker(running)
     running.reach(max(second, running.steps()[-1] + 1))
     assert running.end(signal.SIGINT) == 130
-    assert root.start(*root.training(**fields)).end() == 0  # `train` again goes on, too
+    assert root.start(*root.training(**fields)).end() == 0  # `train` continues the run too
     assert root.trace(STEPS) == trace_of_an_undisturbed_run(make_root, "fp32")
 
 
 def kill_worker(running: Running) -> None:
-    """Kill it and wait for the one that the runner starts in its place."""
+    """Kill the worker and wait for the one that replaces it."""
     worker = running.worker_pid()
     os.kill(worker, signal.SIGKILL)
     until(lambda: running.worker_pid() != worker)

@@ -1,4 +1,4 @@
-"""The real program about experts: without a network, with a token, and how soon it answers."""
+"""Commands about experts as processes: without network, with a token, and their start time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from pathlib import Path
 import pytest
 
 from engine.events import RunResumed
-from engine.experts.publish import write_manifest
+from engine.experts.install import write_manifest
 from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
 from engine.workspace import write_json
 from gladius_tui.cli import app
 from tests.support.downloading import safetensors
 from tests.support.hub_server import Hub
-from tests.support.program import LAUNCHER, Root, until
+from tests.support.program import LAUNCHER, Root
+from tests.support.waiting import until
 
 TOKEN = "hf_averysecrettokenindeed"
 
-# What every Python process of the program does first when this lies on its path.
+# A sitecustomize.py that every Python process of the program runs first.
 NO_NETWORK = """
 import os, socket
 def refuse(self, address, *rest):
@@ -48,7 +49,7 @@ socket.getaddrinfo = look
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file in which each try to use the network is noted; every try fails."""
+    """A file that records every use of the network; all of them fail."""
     guard = tmp_path / "guard"
     guard.mkdir()
     (guard / "sitecustomize.py").write_text(NO_NETWORK)
@@ -67,7 +68,7 @@ def hub() -> Iterator[Hub]:
 
 
 def _ready(root: Root, expert: Path, name: str = "x") -> None:
-    """An expert of the Hub's, as a download leaves it."""
+    """Put an expert in the root as a download from the Hub leaves it."""
     with open(root.path / "gladius.toml", "a") as file:
         file.write(f'[experts.{name}]\nrepo = "me/{name}"\nend_tokens = ["<|im_end|>"]\n')
     root.ws.create()
@@ -98,11 +99,11 @@ SLOW = (
     (0, "export --type f32"),
     (0, "validate"),
 )
-"""Commands with their exit codes; `train` is the small training of x."""
+"""Commands with their exit codes; `train` stands for a small training run with x."""
 
 
 @pytest.mark.parametrize("commands", [QUICK, pytest.param(SLOW, marks=pytest.mark.slow)])
-def test_with_the_files_there_no_command_touches_the_network(
+def test_no_command_uses_the_network_when_the_files_are_here(
     root: Root, expert, offline, monkeypatch, commands
 ):
     _ready(root, expert)
@@ -110,7 +111,7 @@ def test_with_the_files_there_no_command_touches_the_network(
     monkeypatch.chdir(root.path)
     guarded = [sys.executable, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"]
     assert subprocess.run(guarded, capture_output=True).returncode == 1
-    assert "127.0.0.1" in offline.read_text(), "the guard stands"
+    assert "127.0.0.1" in offline.read_text(), "the guard works"
     offline.unlink()
     training = [word.replace("tiny", "x") for word in root.training(max_steps=2)]
     for code, line in commands:
@@ -121,11 +122,11 @@ def test_with_the_files_there_no_command_touches_the_network(
     assert not offline.exists(), offline.read_text()
 
 
-def test_every_command_is_tried_without_a_network():
+def test_every_command_is_run_without_network():
     assert {line.split()[0] for _, line in (*QUICK, *SLOW)} == set(app.commands)
 
 
-def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
+def test_the_token_is_sent_to_the_hub_but_never_printed_or_stored(
     root: Root, expert, hub: Hub, monkeypatch
 ):
     files = {path.name: path.read_bytes() for path in expert.iterdir()}
@@ -137,23 +138,21 @@ def test_the_token_is_sent_and_neither_printed_nor_written_anywhere(
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-    said = []
+    outputs = []
     for token, code in (("hf_wrong" + TOKEN, 3), (TOKEN, 0)):
         monkeypatch.setenv("HF_TOKEN", token)
         done = root.run("--no-ui", "--json", "download", "x")
         assert done.returncode == code, done.stderr
-        said += [done.stdout, done.stderr]
+        outputs += [done.stdout, done.stderr]
     assert expert_status(root.ws, load_experts(root.ws)["x"]).state == "ready"
-    assert any("Bearer " + TOKEN in str(headers) for _, _, headers in hub.asked)
-    said += [p.read_bytes().decode("latin-1") for p in root.path.rglob("*") if p.is_file()]
-    assert "refuses the token (401)" in said[1]
+    assert any("Bearer " + TOKEN in str(headers) for _, _, headers in hub.requests)
+    outputs += [p.read_bytes().decode("latin-1") for p in root.path.rglob("*") if p.is_file()]
+    assert "rejects the token (401)" in outputs[1]
     for secret in (TOKEN, "secret-of-the-address"):
-        assert not any(secret in text for text in said)
+        assert not any(secret in text for text in outputs)
 
 
-def test_a_second_terminal_pauses_a_download_and_lets_it_go_on(
-    root: Root, expert, hub, monkeypatch
-):
+def test_a_second_terminal_pauses_and_resumes_a_download(root: Root, expert, hub, monkeypatch):
     files = {path.name: path.read_bytes() for path in expert.iterdir()}
     hub.add("me/x", files | {"model.safetensors": bytes(40_000_000)})
     hub.rate = 4_000_000
@@ -179,7 +178,7 @@ def test_a_second_terminal_pauses_a_download_and_lets_it_go_on(
     assert list(root.ws.downloads_dir.rglob("*.part"))
 
 
-def test_each_signal_ends_a_download_in_order_and_the_next_call_goes_on(
+def test_a_download_stopped_by_a_signal_is_resumed_by_the_next_call(
     root: Root, expert, hub, monkeypatch
 ):
     files = {path.name: path.read_bytes() for path in expert.iterdir()}
@@ -204,7 +203,7 @@ def test_each_signal_ends_a_download_in_order_and_the_next_call_goes_on(
     assert hub.sent <= 1.1 * size
 
 
-def test_ones_own_experts_are_checked_added_and_removed(root: Root, expert, tmp_path):
+def test_a_users_own_expert_is_checked_added_and_removed(root: Root, expert, tmp_path):
     before = (root.path / "gladius.toml").read_text()
     own = tmp_path / "own"
     shutil.copytree(expert, own)
@@ -223,7 +222,7 @@ def test_ones_own_experts_are_checked_added_and_removed(root: Root, expert, tmp_
     assert "--verify goes without" in root.error_of(2, "models", "--verify", "remove", "mine")
 
 
-def test_models_answers_at_once_with_thirteen_gigabytes_on_disk(root: Root):
+def test_models_is_fast_with_thirteen_gigabytes_on_disk(root: Root):
     root.ws.create()
     specs = load_experts(root.ws)
     for name in ("qwen", "llama", "phi", "tinyllama"):
@@ -236,17 +235,17 @@ def test_models_answers_at_once_with_thirteen_gigabytes_on_disk(root: Root):
             written = (folder / file).stat().st_mtime_ns
             files[file] = ManifestFile(size=size, sha256="0" * 64, mtime_ns=written)
         write_json(folder / "manifest.json", Manifest(files=files))
-    # Processor time, which a busy machine does not stretch as it does the clock's.
-    spent = []
+    # CPU time: on a busy machine wall-clock time varies more.
+    cpu_seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run(
             [LAUNCHER, "--root", root.path, "models", "--json"], capture_output=True, check=True
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        cpu_seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     rows = json.loads(done.stdout)
     assert [row["name"] for row in rows if row["state"] == "ready"] == [*list(specs)[:4], "tiny"]
     assert sum(row["present_bytes"] for row in rows) > 13e9
-    assert min(spent) < 0.3
+    assert min(cpu_seconds) < 0.3
     assert os.stat(root.ws.experts_dir / "phi" / "model.safetensors").st_blocks == 0

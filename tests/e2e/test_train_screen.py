@@ -1,4 +1,4 @@
-"""A real run from the Train screen: started, watched, left, found again, stopped, gone on with."""
+"""A real run from the Train screen: started, watched, left running, stopped, resumed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from textual.widgets import Input
 from engine.run.control import running_jobs
 from engine.run.state import read_state
 from gladius_tui.app.dialogs.leave import Leave
-from gladius_tui.app.screens.train import ExpertList
+from gladius_tui.app.widgets.expert_list import ExpertList
 from tests.support.driving import opened, text_of, until
 from tests.support.program import SMALL
 
@@ -26,11 +26,11 @@ async def test_a_run_from_its_form_to_its_resumption(root):
         experts = screen.query_one(ExpertList)
         experts.focus()
         await pilot.press("home", *["down"] * (experts.option_count - 2), "space", "down", "space")
-        assert experts.marked == ("tiny",)
+        assert experts.selected == ("tiny",)
         screen.query_one("#data", Input).value = str(root.text)
         overrides = " ".join(f"{name}={value}" for name, value in fields.items())
         screen.query_one("#overrides", Input).value = overrides
-        await until(pilot, lambda: "^s starts it" in text_of(screen))
+        await until(pilot, lambda: "^s to start" in text_of(screen))
         await pilot.press("ctrl+s")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
         await until(pilot, lambda: step(app) > 10, 90)
@@ -50,7 +50,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
     stopped = read_state(root.ws)
     assert stopped.status == "paused" and stopped.last_checkpoint_step == stopped.step
     async with opened(root.ws, "train") as (app, pilot):
-        await until(pilot, lambda: f"step {stopped.step:,}; ^r goes on" in said_facts(app))
+        await until(pilot, lambda: f"step {stopped.step:,}; ^r to resume" in screen_words(app))
         await pilot.press("ctrl+r")
         await until(pilot, lambda: app.current_mode == "dashboard", 60)
         await until(pilot, lambda: step(app) > stopped.step + 3, 90)
@@ -62,11 +62,12 @@ async def test_a_run_from_its_form_to_its_resumption(root):
 
 
 def step(app) -> int:
-    """Of the run; a run that is over fails the test, with what it said."""
+    """The step of the run; fails the test, with what the screen shows, if the run has ended."""
     info = app.watcher.jobs.get("train")
     assert info is not None, text_of(app.screen)
     return info.step
 
 
-def said_facts(app) -> str:
+def screen_words(app) -> str:
+    """What the screen shows, without line breaks."""
     return " ".join(text_of(app.screen).split())

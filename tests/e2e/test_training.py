@@ -1,4 +1,4 @@
-"""The main job as a user runs it: text in, a model out that plain transformers loads."""
+"""Training through the command line: from text to a model that transformers loads."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NASTY = (
 
 @pytest.fixture(scope="module")
 def finished(make_root) -> tuple[Root, list]:
-    """A root with a run of STEPS steps, and what `--json` printed."""
+    """A root with a finished run of STEPS steps, and its events from `--json`."""
     root: Root = make_root("finished")
     result = root.run("--json", *root.training(STEPS, checkpoint__interval_steps=5))
     assert result.returncode == 0, result.stderr
@@ -48,7 +48,7 @@ def finished(make_root) -> tuple[Root, list]:
 
 @pytest.fixture
 def copy(finished, tmp_path) -> Root:
-    """The finished root, to be changed."""
+    """A copy of the finished root, to change."""
     root = finished[0]
     shutil.copytree(root.path, tmp_path, dirs_exist_ok=True)
     return Root(tmp_path, Path(_repo(root)), root.text)
@@ -66,7 +66,7 @@ def _repo(root: Root) -> str:
     return json.loads(line.partition("=")[2])
 
 
-def test_json_output_tells_the_whole_run(finished):
+def test_json_output_has_all_events_of_the_run(finished):
     _, events = finished
     steps = [e for e in events if isinstance(e, StepDone)]
     assert [e.step for e in steps] == list(range(1, STEPS + 1))
@@ -82,7 +82,7 @@ def test_json_output_tells_the_whole_run(finished):
     assert [e.seq for e in events] == list(range(1, len(events) + 1))
 
 
-def test_plain_transformers_loads_the_model(finished):
+def test_transformers_loads_the_model(finished):
     root, events = finished
     model = AutoModelForCausalLM.from_pretrained(root.ws.model_dir)
     started = next(e for e in events if isinstance(e, RunStarted))
@@ -104,7 +104,7 @@ def test_plain_transformers_loads_the_model(finished):
     tokenizer.decode(out[0])
 
 
-def test_the_models_tokenizer_encodes_as_the_training_did(finished):
+def test_the_models_tokenizer_encodes_like_the_training_tokenizer(finished):
     root, _ = finished
     trained = AutoTokenizer.from_pretrained(root.ws.checkpoints_dir / "tokenizer")
     saved = AutoTokenizer.from_pretrained(root.ws.model_dir)
@@ -113,7 +113,7 @@ def test_the_models_tokenizer_encodes_as_the_training_did(finished):
         assert saved.decode(saved(text).input_ids) == text
 
 
-def test_a_finished_run_given_more_steps_goes_on_from_before_its_decay(copy):
+def test_a_finished_run_given_more_steps_resumes_from_before_its_decay(copy):
     journal = (copy.ws.checkpoints_dir / "journal.jsonl").read_text()
     decay = next(d["step"] for d in map(json.loads, journal.splitlines()) if "decay" in d["kind"])
     assert "the run is complete" in copy.error_of(2, "resume")
@@ -125,18 +125,18 @@ def test_a_finished_run_given_more_steps_goes_on_from_before_its_decay(copy):
     assert end_of(running.events()).status == "completed"
 
 
-def test_fresh_keeps_the_former_checkpoints_aside(copy):
-    former = {p.name for p in copy.ws.checkpoints_dir.glob("step-*")}
+def test_fresh_moves_the_previous_checkpoints_aside(copy):
+    previous = {p.name for p in copy.ws.checkpoints_dir.glob("step-*")}
     fresh = copy.training(4, student__num_hidden_layers=1)
     assert copy.run("--no-ui", *fresh, "--fresh").returncode == 0
     (aside,) = copy.ws.checkpoints_dir.glob("old-*")
-    assert former <= {p.name for p in aside.iterdir()}
+    assert previous <= {p.name for p in aside.iterdir()}
     assert copy.saved_steps()[-1] == 4
     model = AutoModelForCausalLM.from_pretrained(copy.ws.model_dir)
     assert model.config.num_hidden_layers == 1
 
 
-def test_hours_end_the_run_by_themselves_with_all_phases_done(root):
+def test_a_run_with_hours_ends_in_time_with_all_phases_done(root):
     hours = 0.004
     running = root.start(*root.training(None), "--hours", str(hours))
     assert running.end() == 0, running.errors.read_text()
@@ -150,13 +150,13 @@ def test_hours_end_the_run_by_themselves_with_all_phases_done(root):
     assert steps[-1].lr < 0.5 * max(e.lr for e in steps)
 
 
-def test_a_finished_root_trains_anew_when_asked_for_the_same_config_again(copy):
-    """`train` after the end begins a new run; the former checkpoints are kept."""
+def test_training_a_finished_config_again_starts_a_new_run(copy):
+    """The previous checkpoints are moved aside."""
     result = copy.run("--no-ui", *copy.training(4))
     assert result.returncode == 0 and "moved aside" in result.stderr
     assert list(copy.ws.checkpoints_dir.glob("old-*/step-*"))
 
 
-def test_nothing_was_rejected_or_guarded_in_a_plain_run(finished):
+def test_an_undisturbed_run_trips_no_guard_and_rejects_no_checkpoint(finished):
     _, events = finished
     assert not [e for e in events if isinstance(e, (CheckpointRejected, GuardTripped))]

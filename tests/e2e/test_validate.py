@@ -1,4 +1,4 @@
-"""`validate` as a user runs it: exit codes, what goes to which stream, the report."""
+"""`validate` as a process: exit codes, output streams and the report."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import pytest
 
 @pytest.fixture(scope="module")
 def root(make_root):
-    made = make_root("validated")
-    result = made.run("--no-ui", "--quiet", *made.training(4))
+    root = make_root("validated")
+    result = root.run("--no-ui", "--quiet", *root.training(4))
     assert result.returncode == 0, result.stderr
-    return made
+    return root
 
 
-def test_without_anything_trained_it_ends_with_3_and_a_line(make_root):
+def test_without_a_trained_model_it_exits_with_3(make_root):
     line = make_root("nothing").error_of(3, "--no-ui", "validate")
-    assert "there is no trained model" in line and "gladius_train train" in line
+    assert "no trained model in" in line and "gladius_train train" in line
 
 
-def test_a_whole_model_ends_with_0_and_json_is_the_report_alone(root):
+def test_an_intact_model_exits_with_0_and_json_is_the_report(root):
     result = root.run("--no-ui", "--json", "validate")
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -31,27 +31,27 @@ def test_a_whole_model_ends_with_0_and_json_is_the_report_alone(root):
     }
 
 
-def test_a_damaged_model_ends_with_1_and_says_what_is_wrong(root):
+def test_a_damaged_model_exits_with_1_and_names_the_damage(root):
     weights = root.ws.model_dir / "model.safetensors"
     data = bytearray(weights.read_bytes())
     data[-9] ^= 4
     weights.write_bytes(data)
     result = root.run("--no-ui", "validate")
     assert result.returncode == 1
-    assert "✗ fail  files as saved" in result.stdout
-    assert "structurally broken (files as saved)" in result.stdout
+    assert "✗ fail  file integrity" in result.stdout
+    assert "structurally broken (file integrity)" in result.stdout
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and "validation.json" in errors[0]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "message"),
     [
-        (["--tasks", " , "], 2, "names no task"),
-        (["--tasks-path", "."], 2, "goes with --tasks"),
-        (["--model", "/nonexistent"], 3, "is no folder"),
+        (["--tasks", " , "], 2, "--tasks is empty"),
+        (["--tasks-path", "."], 2, "needs --tasks"),
+        (["--model", "/nonexistent"], 3, "is not a folder"),
         (["--gguf", "none.gguf"], 3, "gladius_train export"),
     ],
 )
-def test_a_wrong_option_is_answered_in_a_line(root, arguments, code, says):
-    assert says in root.error_of(code, "--no-ui", "validate", *arguments)
+def test_an_invalid_option_is_a_one_line_error(root, arguments, code, message):
+    assert message in root.error_of(code, "--no-ui", "validate", *arguments)

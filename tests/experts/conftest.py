@@ -1,4 +1,4 @@
-"""A Hub of our own for the real client, a tiny model on it, and a root to download to."""
+"""A local Hub server for the real client, a tiny model on it, and a root to download to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from engine.experts.fetch import DownloadRequest, main
 from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.downloading import RecordingLink, model_files
-from tests.support.hub_server import Hub, Repo
+from tests.support.hub_repo import Repo
+from tests.support.hub_server import Hub
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The server, as HF_ENDPOINT for this process; waits between tries are short.
+    """The server, set as the Hub endpoint of this process; waits between retries are short.
 
-    The client reads its environment when it is imported, so its constants are set; tests that
-    start the program as a process of its own go by HF_ENDPOINT.
+    huggingface_hub reads its environment on import, so its constants are patched. Tests that start
+    a subprocess set HF_ENDPOINT instead.
     """
     server = Hub()
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -61,7 +62,7 @@ def ws(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def download(ws: Workspace) -> Callable[..., RecordingLink]:
-    """Runs the job in this process: `download("x", force=True)`; returns what it told."""
+    """Runs the job in this process, `download("x", force=True)`; returns the recorded events."""
 
     def run(*names: str, link: RecordingLink | None = None, **fields: object) -> RecordingLink:
         link = link or RecordingLink()

@@ -1,4 +1,4 @@
-"""Names that come from outside (of files, repositories, revisions, experts) lead nowhere else."""
+"""Untrusted names (files, repositories, revisions, experts) never lead out of their folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.errors import GladiusError, UsageError
 from engine.experts import folder as folders
-from engine.experts.hub import chosen_files, is_wanted
+from engine.experts.hub import chosen_files, is_downloaded
 from engine.experts.registry import ExpertSpec, expert_path, is_hub_id, load_experts
 from engine.workspace import Workspace
 from tests.support.downloading import model_files, safetensors
@@ -37,13 +37,13 @@ SUFFIXED = st.builds(str.__add__, NAMES, st.sampled_from([".safetensors", ".json
 @example("..safetensors")
 @example("model.safetensors\n")
 @example("original/params.json")
-def test_a_file_that_is_wanted_lies_directly_in_its_folder(name: str):
+def test_every_downloaded_file_is_directly_in_its_folder(name: str):
     try:
-        wanted = is_wanted(name)
+        downloaded = is_downloaded(name)
     except UsageError:
         return
     folder = Path("/root/of/it")
-    if wanted:
+    if downloaded:
         path = folder / name
         assert path.parent == folder and path.resolve().parent == folder.resolve()
         assert path.name == name and not name.startswith(".") and name.isascii()
@@ -51,13 +51,13 @@ def test_a_file_that_is_wanted_lies_directly_in_its_folder(name: str):
 
 
 @pytest.mark.parametrize("name", ["../x.json", "/etc/x.json", "a/../../x.json", "a\\x.json", "a\0"])
-def test_a_file_name_that_leads_elsewhere_is_refused(name: str):
-    with pytest.raises(UsageError, match="it is not fetched"):
-        is_wanted(name)
+def test_a_file_name_that_leaves_the_folder_is_rejected(name: str):
+    with pytest.raises(UsageError, match="no safe file name"):
+        is_downloaded(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "fetched"),
+    ("name", "expected"),
     [
         ("model-00001-of-00002.safetensors", True),
         ("chat_template.jinja", True),
@@ -71,20 +71,20 @@ def test_a_file_name_that_leads_elsewhere_is_refused(name: str):
         ("README.md", False),
     ],
 )
-def test_which_files_of_a_repository_are_wanted(name: str, fetched: bool):
-    assert is_wanted(name) is fetched
+def test_which_files_of_a_repository_are_downloaded(name: str, expected: bool):
+    assert is_downloaded(name) is expected
 
 
-def test_of_two_sets_of_weights_the_one_that_transformers_loads_is_chosen():
+def test_only_the_weights_that_transformers_loads_are_chosen():
     base = ["config.json", "tokenizer.json", "adapter_model.safetensors"]
     one = [*base, "model.safetensors", "consolidated.safetensors"]
     assert chosen_files(SPEC, one)[-1] == "model.safetensors" and len(chosen_files(SPEC, one)) == 3
     shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
     several = [*base, folders.INDEX, *shards, "consolidated.safetensors"]
     assert chosen_files(SPEC, several)[-2:] == shards
-    for lacking in ("config.json", "tokenizer.json"):
-        with pytest.raises(GladiusError, match=f"has no {lacking}"):
-            chosen_files(SPEC, [name for name in one if name != lacking])
+    for missing in ("config.json", "tokenizer.json"):
+        with pytest.raises(GladiusError, match=f"has no {missing}"):
+            chosen_files(SPEC, [name for name in one if name != missing])
 
 
 @given(NAMES)
@@ -92,7 +92,7 @@ def test_of_two_sets_of_weights_the_one_that_transformers_loads_is_chosen():
 @example("../b")
 @example("a/..")
 @example("a--b/c")
-def test_what_counts_as_a_hub_id_holds_nothing_that_leads_elsewhere(text: str):
+def test_a_hub_id_contains_no_path_out_of_its_folder(text: str):
     if is_hub_id(text):
         parts = text.split("/")
         assert len(parts) <= 2 and all(parts)
@@ -108,7 +108,7 @@ def test_what_counts_as_a_hub_id_holds_nothing_that_leads_elsewhere(text: str):
 @example(name="../x", repo="me/x", revision="main")
 @example(name="x", repo="me/x", revision="../main")
 @example(name="x", repo="me/x", revision="refs/pr/1")
-def test_an_expert_of_any_name_lies_below_the_root_or_is_refused(tmp_path, name, repo, revision):
+def test_an_expert_of_any_name_is_below_the_root_or_rejected(tmp_path, name, repo, revision):
     ws = Workspace.find(tmp_path)
     table = {"experts": {name: {"repo": repo, "source": "hub", "revision": revision}}}
     import tomlkit
@@ -116,7 +116,7 @@ def test_an_expert_of_any_name_lies_below_the_root_or_is_refused(tmp_path, name,
     try:
         ws.user_config.write_text(tomlkit.dumps(table))
     except (UnicodeEncodeError, ValueError):
-        return  # no TOML file can say it
+        return  # not representable in TOML
     try:
         experts = load_experts(ws)
     except UsageError as error:
@@ -135,9 +135,7 @@ def test_an_expert_of_any_name_lies_below_the_root_or_is_refused(tmp_path, name,
 @example(name="../outside.safetensors")
 @example(name="../../models/y/config.json")
 @example(name="model-00001-of-00001.safetensors/../../x")
-def test_whatever_a_repository_holds_nothing_is_written_but_in_its_own_folders(
-    hub, ws, download, tmp_path, name
-):
+def test_a_download_writes_only_to_its_own_folders(hub, ws, download, tmp_path, name):
     for folder in (ws.experts_dir, ws.downloads_dir):
         shutil.rmtree(folder)
     try:
@@ -159,31 +157,31 @@ def _tree(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-@pytest.mark.parametrize("place", ["downloads", "files", "part", "published"])
-def test_links_are_not_written_through(hub, repo, ws, download, tmp_path, place):
+@pytest.mark.parametrize("location", ["downloads", "files", "part", "installed"])
+def test_links_are_not_written_through(hub, repo, ws, download, tmp_path, location):
     outside = tmp_path / "outside"
     outside.mkdir()
     kept = outside / "kept"
     kept.write_bytes(b"kept")
     downloads = ws.downloads_dir / "x"
     part = downloads / f"{repo.hash('model.safetensors')}.part"
-    if place == "downloads":
+    if location == "downloads":
         downloads.symlink_to(outside)
-    elif place == "files":
+    elif location == "files":
         downloads.mkdir()
         (downloads / "files").symlink_to(outside)
-    elif place == "part":
+    elif location == "part":
         downloads.mkdir()
         part.symlink_to(kept)
     else:
         (ws.experts_dir / "x").symlink_to(outside)
     link = download()
-    assert link.ended.exit_code == 1 and "is a link; remove it" in link.ended.reason
-    assert place == "part" or not hub.sent, "told before the first byte"
+    assert link.ended.exit_code == 1 and "is a symbolic link; remove it" in link.ended.reason
+    assert location == "part" or not hub.sent, "reported before the first byte"
     assert list(outside.iterdir()) == [kept] and kept.read_bytes() == b"kept"
 
 
-def test_a_link_in_the_place_of_a_file_is_replaced_not_followed(hub, repo, ws, download, tmp_path):
+def test_a_link_in_place_of_a_file_is_replaced_not_followed(hub, repo, ws, download, tmp_path):
     kept = tmp_path / "kept"
     kept.write_bytes(repo.files["config.json"])
     files = ws.downloads_dir / "x" / "files"

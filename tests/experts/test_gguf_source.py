@@ -1,3 +1,5 @@
+"""Reading a GGUF file: config, weights and tokenizer."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -28,7 +30,7 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_tokenizer_encodes_as_the_one_it_was_made_from(gguf: Path) -> None:
+def test_the_tokenizer_encodes_like_the_original(gguf: Path) -> None:
     tokenizer = GGUFExpert(gguf).tokenizer()
     reference = reference_tokenizer()
     for text in NASTY:
@@ -42,7 +44,7 @@ def test_digits_stay_single_tokens(gguf: Path) -> None:
     assert len(tokenizer.encode("2024", add_special_tokens=False)) == 4
 
 
-def test_weights_and_config_give_the_logits_of_the_original_exactly(gguf: Path) -> None:
+def test_weights_and_config_reproduce_the_logits_of_the_original(gguf: Path) -> None:
     expert = GGUFExpert(gguf)
     original = tiny_model(expert.config().vocab_size)
     weights = dict(expert.tensors())
@@ -63,21 +65,21 @@ def test_weights_and_config_give_the_logits_of_the_original_exactly(gguf: Path) 
     assert len(answers) == 1
 
 
-def test_a_file_that_is_no_gguf_is_one_clear_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_gguf_is_one_clear_error(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     path.write_bytes(b"GGUX" + bytes(100))
-    with pytest.raises(GladiusError, match="no readable GGUF file"):
+    with pytest.raises(GladiusError, match="not a readable GGUF file"):
         GGUFExpert(path)
 
 
-def test_a_cut_gguf_is_one_clear_error(gguf: Path, tmp_path: Path) -> None:
+def test_a_truncated_gguf_is_one_clear_error(gguf: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(gguf.read_bytes()[:-4000])
     with pytest.raises(GladiusError):
         dict(GGUFExpert(path).tensors())
 
 
-def test_merges_come_in_the_order_of_their_scores() -> None:
+def test_merges_are_in_the_order_of_their_scores() -> None:
     tokens = ["a", "b", "c", "ab", "bc", "abc"]
     scores = [0.0, 0.0, 0.0, -1.0, -2.0, -3.0]
     assert merges_from_scores(tokens, scores) == [

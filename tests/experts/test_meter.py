@@ -1,11 +1,11 @@
-"""Rates and remaining times, on a clock of the test's."""
+"""Rates and remaining times on a simulated clock."""
 
 from __future__ import annotations
 
 from engine.experts.meter import Meter
 
 
-def test_the_rate_is_that_of_the_last_ten_seconds():
+def test_the_rate_covers_the_last_ten_seconds():
     meter = Meter(now=0.0)
     assert meter.rate is None and meter.eta(100) is None
     for second in range(1, 31):
@@ -17,7 +17,7 @@ def test_the_rate_is_that_of_the_last_ten_seconds():
     assert meter.eta(500) == 10.0
 
 
-def test_what_was_here_before_is_no_speed_and_beginning_anew_no_negative_one():
+def test_earlier_bytes_do_not_count_and_a_restart_gives_no_negative_rate():
     meter = Meter(5000.0, now=0.0)
     meter.update(5100.0, now=1.0)
     assert meter.rate == 100.0

@@ -1,4 +1,4 @@
-"""Which experts there are, and what of them lies here."""
+"""The registered experts and their state on this machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.errors import UsageError
-from engine.experts import publish
+from engine.experts import install
 from engine.experts.registry import (
     CAPABILITIES,
     Manifest,
@@ -28,7 +28,7 @@ def ws(tmp_path) -> Workspace:
 
 
 def safetensors(data_bytes: int, name: str = "w") -> bytes:
-    """A real safetensors file with one tensor of `data_bytes` bytes."""
+    """A valid safetensors file with one tensor of `data_bytes` bytes."""
     entry = {name: {"dtype": "U8", "shape": [data_bytes], "data_offsets": [0, data_bytes]}}
     header = json.dumps(entry).encode()
     return len(header).to_bytes(8, "little") + header + bytes(data_bytes)
@@ -44,7 +44,7 @@ def user_toml(ws: Workspace, text: str) -> None:
     ws.user_config.write_text(text)
 
 
-def test_the_four_come_first_in_their_order_with_the_promised_weights(ws):
+def test_the_required_experts_come_first_with_their_documented_weights(ws):
     experts = load_experts(ws)
     assert list(experts) == ["qwen", "llama", "phi", "tinyllama", "gemma", "smollm2"]
     weights = [experts[name].weight for name in ("qwen", "llama", "phi", "tinyllama")]
@@ -74,7 +74,7 @@ def test_a_user_adds_a_hub_id_a_folder_and_a_gguf_file(ws):
     assert experts["mine"].capabilities == CAPABILITIES and experts["mine"].title == "mine"
 
 
-def test_a_user_changes_single_fields_of_an_expert_that_ships(ws):
+def test_a_user_changes_single_fields_of_a_built_in_expert(ws):
     before = load_experts(ws)["qwen"]
     user_toml(ws, '[experts.qwen]\nweight = 3.0\nrevision = "abc"\n')
     after = load_experts(ws)["qwen"]
@@ -82,7 +82,7 @@ def test_a_user_changes_single_fields_of_an_expert_that_ships(ws):
     assert (after.repo, after.end_tokens) == (before.repo, before.end_tokens)
 
 
-def test_all_problems_of_the_users_file_are_told_at_once(ws):
+def test_all_problems_of_the_users_file_are_reported_at_once(ws):
     user_toml(
         ws,
         '[experts.qwen]\nwieght = 1\n[experts.new]\nweight = 1\n[experts.other]\nrepo = "a/b"\n'
@@ -94,7 +94,7 @@ def test_all_problems_of_the_users_file_are_told_at_once(ws):
     text = str(raised.value)
     assert text.startswith(f"{ws.user_config}: 6 problems\n")
     for part in (
-        "experts.qwen.wieght: no such field; did you mean 'weight'?",
+        "experts.qwen.wieght: unknown field; did you mean 'weight'?",
         "experts.new.repo: missing",
         "experts.other.weight: -1 is not a number over 0",
         "experts.odd.capabilities: 'maths' is unknown; did you mean 'math'?",
@@ -104,13 +104,13 @@ def test_all_problems_of_the_users_file_are_told_at_once(ws):
 
 
 @pytest.mark.parametrize("text", ["[experts\n", "experts = 3", "[experts]\nmine = 3"])
-def test_a_broken_users_file_is_named(ws, text):
+def test_an_invalid_users_file_is_named(ws, text):
     user_toml(ws, text)
     with pytest.raises(UsageError, match=r"gladius\.toml"):
         load_experts(ws)
 
 
-def test_an_expert_goes_from_missing_over_partial_to_ready(ws):
+def test_an_expert_goes_from_missing_to_partial_to_ready(ws):
     spec = load_experts(ws)["qwen"]
     assert expert_status(ws, spec).state == "missing"
     fill(ws.downloads_dir / "qwen", part=bytes(10))
@@ -125,18 +125,18 @@ def test_an_expert_goes_from_missing_over_partial_to_ready(ws):
     fill(folder, model__safetensors=safetensors(64))
     status = expert_status(ws, spec)
     assert status.state == "partial" and "models --verify" in status.detail
-    publish.write_manifest(folder, spec)
+    install.write_manifest(folder, spec)
     assert expert_status(ws, spec).state == "ready"
 
 
-def test_every_shard_of_the_index_must_be_whole(ws):
+def test_every_shard_of_the_index_must_be_complete(ws):
     spec = load_experts(ws)["phi"]
     folder = ws.experts_dir / "phi"
     index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
     fill(folder, config__json=b"{}", tokenizer__json=b"{}")
     fill(folder, **{"model.safetensors.index.json": json.dumps(index).encode()})
     fill(folder, **{"model-1.safetensors": safetensors(8, "x")})
-    assert "model-1.safetensors lacks a" in expert_status(ws, spec).detail
+    assert "model-1.safetensors lacks the tensor a" in expert_status(ws, spec).detail
     fill(folder, **{"model-1.safetensors": safetensors(8, "a")})
     assert expert_status(ws, spec).detail == "model-2.safetensors is missing"
     fill(folder, **{"model-2.safetensors": b"not one"})
@@ -145,7 +145,7 @@ def test_every_shard_of_the_index_must_be_whole(ws):
     assert "not verified yet" in expert_status(ws, spec).detail
 
 
-def test_a_manifest_decides_by_sizes(ws):
+def test_a_manifest_without_times_is_compared_by_size(ws):
     spec = load_experts(ws)["smollm2"]
     folder = ws.experts_dir / "smollm2"
     fill(folder, weights=bytes(100))
@@ -157,7 +157,7 @@ def test_a_manifest_decides_by_sizes(ws):
     assert expert_status(ws, spec).state == "partial"
 
 
-def test_a_users_own_gguf_is_ready_when_it_is_one(ws):
+def test_a_users_gguf_file_is_ready_when_its_format_is_valid(ws):
     user_toml(ws, '[experts.file]\nrepo = "x.gguf"\n')
     spec = load_experts(ws)["file"]
     assert expert_status(ws, spec).state == "missing"

@@ -1,4 +1,4 @@
-"""Verification of what is here: every byte, offline, and remembered."""
+"""Verification of a local expert: every byte, offline, with the result stored."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def verify(ws):
-    """Runs the verification in this process; returns what it told."""
+    """Runs the verification in this process; returns the recorded events."""
 
     def run(*names: str, link: RecordingLink | None = None) -> RecordingLink:
         link = link or RecordingLink()
@@ -41,7 +41,7 @@ def verify(ws):
 
 @pytest.fixture
 def here(hub, repo, ws, download):
-    """`x`, downloaded; the Hub is gone."""
+    """The folder of `x`, downloaded; the Hub is closed."""
     assert download().ended.status == "completed"
     hub.close()
     return ws.experts_dir / "x"
@@ -51,28 +51,28 @@ def status(ws):
     return expert_status(ws, load_experts(ws)["x"])
 
 
-def flip(path, place: int = -1) -> None:
-    """Change one bit, and nothing that a look from outside shows."""
+def flip(path, position: int = -1) -> None:
+    """Flip one bit; size and times stay the same."""
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     data = bytearray(path.read_bytes())
-    data[place] ^= 1
+    data[position] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=times)
 
 
-def test_what_is_intact_is_said_with_progress_and_no_network(here, ws, verify):
+def test_an_intact_expert_is_reported_with_progress_without_network(here, ws, verify):
     link = verify()
     assert link.ended.status == "completed" and "x: every file is intact" in link.lines
-    told = [e for e in link.of(Progress) if e.task == "verify:x"]
-    assert told[-1].finished and told[-1].done == told[-1].total > 3_000_000
+    events = [e for e in link.of(Progress) if e.task == "verify:x"]
+    assert events[-1].finished and events[-1].done == events[-1].total > 3_000_000
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json"])
-def test_one_flipped_bit_is_found_remembered_and_mended_by_a_download(
+def test_one_flipped_bit_is_found_and_stored_with_the_remedy(
     here, ws, verify, hub, download, monkeypatch, name
 ):
     flip(here / name)
-    assert status(ws).state == "ready", "size and time are as they were"
+    assert status(ws).state == "ready", "size and time have not changed"
     link = verify()
     assert link.ended.exit_code == 1
     assert name in link.ended.reason and "gladius_train download x" in link.ended.reason
@@ -80,7 +80,7 @@ def test_one_flipped_bit_is_found_remembered_and_mended_by_a_download(
     assert after.state == "partial" and name in after.detail
 
 
-def test_a_bit_flipped_is_fetched_anew_and_nothing_else(hub, repo, ws, download, verify):
+def test_only_the_damaged_file_is_downloaded_again(hub, repo, ws, download, verify):
     download()
     flip(ws.experts_dir / "x" / WEIGHTS)
     verify()
@@ -91,26 +91,26 @@ def test_a_bit_flipped_is_fetched_anew_and_nothing_else(hub, repo, ws, download,
     assert (ws.experts_dir / "x" / WEIGHTS).read_bytes() == repo.files[WEIGHTS]
 
 
-def test_times_that_changed_alone_are_taken_in(here, ws, verify):
+def test_verification_accepts_files_with_only_a_changed_time(here, ws, verify):
     os.utime(here / WEIGHTS)
     assert status(ws).state == "partial" and "was changed since" in status(ws).detail
     assert verify().ended.status == "completed"
     assert status(ws).state == "ready"
 
 
-def test_a_model_put_there_by_hand_is_ready_once_verified(hub, repo, ws, verify, download):
+def test_a_model_copied_by_hand_is_ready_after_verification(hub, repo, ws, verify, download):
     folder = ws.experts_dir / "x"
     folder.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", WEIGHTS):
         (folder / name).write_bytes(repo.files[name])
     assert status(ws).state == "partial" and "models --verify" in status(ws).detail
     first, second = verify(), verify()
-    assert "there were no hashes to compare; they are kept" in first.lines[-1]
+    assert "there were no hashes to compare; they are stored now" in first.lines[-1]
     assert second.lines == ["x: every file is intact"]
-    assert status(ws).state == "ready" and not hub.asked
+    assert status(ws).state == "ready" and not hub.requests
     (folder / "manifest.json").unlink()
     assert download().ended.status == "completed"
-    assert hub.sent == 0, "the Hub's hashes are those of what is here"
+    assert hub.sent == 0, "the files have the Hub's hashes"
     assert json.loads((folder / "manifest.json").read_text())["revision"] == repo.commit
 
 
@@ -120,7 +120,7 @@ def test_a_stopped_verification_changes_nothing(here, ws, verify):
     assert (here / "manifest.json").read_bytes() == before and status(ws).state == "ready"
 
 
-def test_ones_own_folder_is_verified_by_its_form_and_never_written_to(ws, verify, tmp_path):
+def test_a_users_folder_is_verified_by_its_format_and_never_written_to(ws, verify, tmp_path):
     own = tmp_path / "own"
     own.mkdir()
     for name in ("config.json", "tokenizer.json", WEIGHTS):
@@ -133,7 +133,7 @@ def test_ones_own_folder_is_verified_by_its_form_and_never_written_to(ws, verify
     assert link.ended.exit_code == 1 and "tokenizer can't be loaded" in link.ended.reason
 
 
-def test_the_state_is_told_without_opening_weights(here, ws):
+def test_the_state_is_found_without_opening_weights(here, ws):
     opened: list[str] = []
     watching = True
 
@@ -150,7 +150,7 @@ def test_the_state_is_told_without_opening_weights(here, ws):
     assert not any(path.endswith(".safetensors") for path in opened)
 
 
-# The form of a folder
+# The format of a folder
 
 
 def fill(folder, **changes: bytes | None):
@@ -158,7 +158,7 @@ def fill(folder, **changes: bytes | None):
     for name, data in {**files, **changes}.items():
         if data is not None:
             (folder / name).write_bytes(data)
-    return folders.lacking(folder)
+    return folders.find_problem(folder)
 
 
 def header(**entry: object) -> bytes:
@@ -169,68 +169,72 @@ def header(**entry: object) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (None, "model.safetensors is missing"),
-        (b"", "is no safetensors file"),
+        (b"", "is not a safetensors file"),
         (b"\x80\x04\x95" + b"x" * 100, "is a pickle"),
         (b"PK\x03\x04" + b"x" * 100, "is a pickle"),
-        ((1 << 40).to_bytes(8, "little"), "is no safetensors file"),
-        ((50).to_bytes(8, "little") + b"{}", "is cut short"),
-        ((2).to_bytes(8, "little") + b"[]", "is no safetensors file"),
-        (b"\x02" + bytes(7) + b"{x", "is no safetensors file"),
-        (header(data_offsets=[0, 7]), "does not describe its bytes"),
-        (header(data_offsets=[1, 9]), "does not describe its bytes"),
-        (header(data_offsets=[0, -8]), "does not describe its bytes"),
-        (header(shape=[-8]), "is no safetensors file"),
-        (header(shape="8"), "is no safetensors file"),
-        (header(data_offsets=[0]), "is no safetensors file"),
+        ((1 << 40).to_bytes(8, "little"), "is not a safetensors file"),
+        ((50).to_bytes(8, "little") + b"{}", "is truncated"),
+        ((2).to_bytes(8, "little") + b"[]", "is not a safetensors file"),
+        (b"\x02" + bytes(7) + b"{x", "is not a safetensors file"),
+        (header(data_offsets=[0, 7]), "does not match its data"),
+        (header(data_offsets=[1, 9]), "does not match its data"),
+        (header(data_offsets=[0, -8]), "does not match its data"),
+        (header(shape=[-8]), "is not a safetensors file"),
+        (header(shape="8"), "is not a safetensors file"),
+        (header(data_offsets=[0]), "is not a safetensors file"),
         (header()[:-1], "bytes"),
         (header() + b"x", "bytes"),
-        (b"[" * 50_000, "is no safetensors file"),
-        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "is no safetensors file"),
+        (b"[" * 50_000, "is not a safetensors file"),
+        ((200_000).to_bytes(8, "little") + b"[" * 200_000, "is not a safetensors file"),
     ],
 )
-def test_weights_that_are_not_whole_are_named(tmp_path, content, said):
-    lacking = fill(tmp_path, **{WEIGHTS: content})
-    assert lacking is not None and said in lacking
+def test_damaged_weights_are_named(tmp_path, content, message):
+    problem = fill(tmp_path, **{WEIGHTS: content})
+    assert problem is not None and message in problem
 
 
-def test_a_header_of_640_bytes_is_no_pickle(tmp_path):
-    # Its length begins with the two bytes with which a pickle does.
+def test_a_header_of_640_bytes_is_not_taken_for_a_pickle(tmp_path):
+    # Its length begins with the same two bytes as a pickle.
     entry = b'{"w":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
     data = (640).to_bytes(8, "little") + entry.ljust(640) + bytes(8)
     assert data[:2] == b"\x80\x02" and fill(tmp_path, **{WEIGHTS: data}) is None
 
 
-def test_a_type_of_number_that_is_newer_than_the_list_is_no_reason_to_refuse(tmp_path):
+def test_an_unknown_dtype_is_accepted(tmp_path):
     assert fill(tmp_path, **{WEIGHTS: header(dtype="F3_NEW")}) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("config.json", b"{", "config.json can't be read"),
         ("config.json", b"[]", "config.json can't be read"),
-        ("model.safetensors.index.json", b"{}", "names no weights"),
+        ("model.safetensors.index.json", b"{}", "lists no weights"),
         ("model.safetensors.index.json", b'{"weight_map": {"w": "../x"}}', "outside the folder"),
         ("model.safetensors.index.json", b'{"weight_map": {"w": 3}}', "outside the folder"),
-        ("model.safetensors.index.json", b'{"weight_map": {"v": "model.safetensors"}}', "lacks v"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"v": "model.safetensors"}}',
+            "lacks the tensor v",
+        ),
         ("model.safetensors.index.json", b'{"weight_map": {"v": "a"}}', "a is missing"),
     ],
 )
-def test_config_and_index_that_say_nothing_are_named(tmp_path, name, content, said):
-    lacking = fill(tmp_path, **{name: content})
-    assert lacking is not None and said in lacking
+def test_an_invalid_config_or_index_is_named(tmp_path, name, content, message):
+    problem = fill(tmp_path, **{name: content})
+    assert problem is not None and message in problem
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "manifest.json"])
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(here, ws, name):
+def test_a_pipe_in_place_of_a_file_does_not_block(here, ws, name):
     (here / name).unlink()
     os.mkfifo(here / name)
     assert status(ws).state == "partial"
 
 
-def test_a_folder_with_pickles_alone_says_so(tmp_path):
+def test_a_folder_with_only_pickles_is_named(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert "only safetensors are loaded" in str(fill(tmp_path, **{WEIGHTS: None}))

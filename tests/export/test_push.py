@@ -1,4 +1,4 @@
-"""The way to the Hub, with the real client and a Hub of our own (its files by git LFS, not Xet)."""
+"""Uploading with the real Hub client to a local Hub (files by git LFS, not Xet)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from engine.events import Exported, LogLine, Progress, RunEnded, Stop
 from engine.export import llama_runtime
 from engine.workspace import Workspace
 from tests.support.exported import byte_level_tokenizer, export, make_model, root_with
-from tests.support.hub_server import Fault, Hub
+from tests.support.hub_repo import Fault
+from tests.support.hub_server import Hub
 from tests.support.paths import REPO
 from tests.support.small_run import KeepingLink
 
@@ -26,7 +27,7 @@ TOKEN = "hf_averysecrettokenindeed"
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """The server, for the client in this process, which writes with a token of its own."""
+    """A local Hub; the client in this process is pointed at it and has a token."""
     server = Hub()
     server.tokens.add(TOKEN)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -55,14 +56,14 @@ def root(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Worksp
     return root_with(model, tmp_path / "root")
 
 
-def test_model_file_and_card_come_to_the_hub_as_they_are_here(root: Workspace, hub: Hub) -> None:
+def test_model_gguf_file_and_card_are_uploaded_unchanged(root: Workspace, hub: Hub) -> None:
     (root.model_dir / "validation.json").write_text('{"model": {"path": "/home/me"}}')
     link = export(root, push="me/student", private=True)
     there = hub.repos["me/student"]
     assert there.private
     assert {"gladius-model.gguf", "Modelfile", "README.md", "model.safetensors"} <= set(there.files)
     assert {"config.json", "tokenizer.json", "chat_template.jinja"} <= set(there.files)
-    assert "validation.json" not in there.files, "it names folders of this machine"
+    assert "validation.json" not in there.files, "it contains local paths"
     for name, content in there.files.items():
         assert content == (root.model_dir / name).read_bytes(), name
     assert any(f"uploaded to {hub.url}/me/student" in line.text for line in link.of(LogLine))
@@ -77,22 +78,22 @@ def test_a_second_upload_goes_to_the_same_repository(root: Workspace, hub: Hub) 
     assert hub.repos["me/student"].files["gladius-model.gguf"] == written
 
 
-def test_a_card_that_a_person_wrote_goes_too(root: Workspace, hub: Hub) -> None:
+def test_a_card_written_by_the_user_is_uploaded_too(root: Workspace, hub: Hub) -> None:
     (root.model_dir / "README.md").write_text("---\nlicense: mit\n---\nmine")
     export(root, push="me/student")
     files = hub.repos["me/student"].files
     assert files["README.md"] == b"---\nlicense: mit\n---\nmine" and "README.gladius.md" in files
     (root.model_dir / "README.md").write_text("no header")
-    with pytest.raises(GladiusError, match=r"refuses the model card.*correct its header"):
+    with pytest.raises(GladiusError, match=r"rejected the model card.*correct the metadata"):
         export(root, push="me/student")
 
 
-def test_nothing_is_written_where_nobody_is_signed_in(root, hub, monkeypatch) -> None:
+def test_nothing_is_written_when_not_signed_in(root, hub, monkeypatch) -> None:
     before = set(root.model_dir.iterdir())
     with pytest.raises(UsageError, match="give an owner and a name"):
         export(root, push="student")
     monkeypatch.setenv("HF_TOKEN", "")
-    with pytest.raises(MissingError, match=r"nobody is signed in.*hf auth login"):
+    with pytest.raises(MissingError, match=r"not signed in.*hf auth login"):
         export(root, push="me/student")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(MissingError, match=r"401.*HF_TOKEN") as raised:
@@ -102,34 +103,34 @@ def test_nothing_is_written_where_nobody_is_signed_in(root, hub, monkeypatch) ->
 
 
 @pytest.mark.parametrize(
-    ("fault", "why"),
+    ("fault", "message"),
     [
-        (Fault("repos/create", "POST", status=500), "answered 500 for me/student; try again"),
-        (Fault("commit/main", "POST", status=500), "answered 500"),
-        (Fault("commit/main", "POST", status=429), "answered 429"),
+        (Fault("repos/create", "POST", status=500), "answered HTTP 500 for me/student; try again"),
+        (Fault("commit/main", "POST", status=500), "answered HTTP 500"),
+        (Fault("commit/main", "POST", status=429), "answered HTTP 429"),
     ],
 )
-def test_what_the_hub_cannot_do_is_one_line_and_the_file_stays(root, hub, fault, why) -> None:
+def test_a_failing_hub_is_a_one_line_error_and_the_file_stays(root, hub, fault, message) -> None:
     hub.faults.append(fault)
-    with pytest.raises(GladiusError, match=why) as raised:
+    with pytest.raises(GladiusError, match=message) as raised:
         export(root, push="me/student")
     assert "\n" not in str(raised.value)
     assert (root.model_dir / "gladius-model.gguf").is_file()
     assert export(root, push="me/student").of(RunEnded)[-1].status == "completed"
 
 
-def test_a_token_that_may_only_read_and_a_hub_that_is_away_are_one_line(root, hub) -> None:
+def test_a_read_only_token_and_an_unreachable_hub_are_one_line_errors(root, hub) -> None:
     hub.readers.add(TOKEN)
-    with pytest.raises(MissingError, match=r"lets nobody write me/student.*403"):
+    with pytest.raises(MissingError, match=r"no write access to me/student.*403"):
         export(root, push="me/student")
     hub.close()
     hub.drop()
-    with pytest.raises(GladiusError, match=r"can't be reached.*check the network") as raised:
+    with pytest.raises(GladiusError, match=r"cannot be reached.*check the network") as raised:
         export(root, push="me/student")
     assert "\n" not in str(raised.value) and TOKEN not in str(raised.value)
 
 
-def test_stop_while_it_is_uploaded_says_that_the_file_is_done(root: Workspace, hub: Hub) -> None:
+def test_stop_during_the_upload_says_that_the_file_is_complete(root: Workspace, hub: Hub) -> None:
     hub.faults.append(Fault("objects", "PUT", hang=1.0, times=9))
 
     def react(event):
@@ -137,10 +138,10 @@ def test_stop_while_it_is_uploaded_says_that_the_file_is_done(root: Workspace, h
 
     link = export(root, KeepingLink(react), push="me/student")
     ended = link.of(RunEnded)[-1]
-    assert ended.status == "stopped" and "gladius-model.gguf is done" in ended.reason
+    assert ended.status == "stopped" and "gladius-model.gguf is complete" in ended.reason
     assert link.of(Exported) and hub.repos["me/student"].files == {}
-    for thread in threading.enumerate():  # in a worker it ends with the process
-        if thread.name == "upload":
+    for thread in threading.enumerate():  # in a worker the thread ends with the process
+        if thread.name.startswith("uploading"):
             thread.join(30)
 
 
@@ -148,7 +149,7 @@ def _command(root: Workspace, *words: str) -> list[str]:
     return [str(REPO / "gladius_train"), "--no-ui", "--root", str(root.root), "export", *words]
 
 
-def test_where_nobody_can_be_asked_it_is_not_uploaded(root: Workspace, hub: Hub) -> None:
+def test_without_a_terminal_to_ask_nothing_is_uploaded(root: Workspace, hub: Hub) -> None:
     result = subprocess.run(
         _command(root, "--push", "me/student"),
         stdin=subprocess.DEVNULL,
@@ -156,10 +157,10 @@ def test_where_nobody_can_be_asked_it_is_not_uploaded(root: Workspace, hub: Hub)
         text=True,
     )
     assert result.returncode == 2 and "add --yes" in result.stderr
-    assert result.stderr.count("\n") == 1 and not hub.asked
+    assert result.stderr.count("\n") == 1 and not hub.requests
 
 
-def test_a_no_uploads_nothing_and_makes_nothing(root: Workspace, hub: Hub) -> None:
+def test_answering_no_uploads_and_exports_nothing(root: Workspace, hub: Hub) -> None:
     before = set(root.model_dir.iterdir())
     ours, theirs = pty.openpty()
     with subprocess.Popen(
@@ -170,9 +171,9 @@ def test_a_no_uploads_nothing_and_makes_nothing(root: Workspace, hub: Hub) -> No
     ) as process:
         os.write(ours, b"n\n")
         assert process.stderr is not None
-        said = process.stderr.read().decode()
+        stderr = process.stderr.read().decode()
     os.close(ours)
     os.close(theirs)
-    assert "Upload the model and its GGUF file to me/student" in said and "PUBLIC" in said
-    assert "nothing is exported" in said and process.returncode == 1
-    assert set(root.model_dir.iterdir()) == before and not hub.asked
+    assert "Upload the model and its GGUF file to me/student" in stderr and "PUBLIC" in stderr
+    assert "nothing is exported" in stderr and process.returncode == 1
+    assert set(root.model_dir.iterdir()) == before and not hub.requests

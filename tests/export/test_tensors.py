@@ -1,4 +1,4 @@
-"""Safetensors in, a GGUF file's bytes out."""
+"""Reading safetensors, and encoding tensors as a GGUF file's bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from engine.errors import GladiusError, MissingError
 from engine.export.tensors import (
-    Weights,
-    converted,
+    encode_tensor,
     lossless_type,
+    map_tensors,
     permute,
     quantize_q8_0,
-    restore,
-    type_of,
+    tensor_type,
+    unpermute,
 )
+from engine.export.weights import Weights
 from tests.support.exported import byte_level_tokenizer, change_json, make_model
 
 
@@ -46,27 +47,27 @@ def test_q8_0_is_bit_for_bit_the_reference_implementation() -> None:
     assert torch.equal(quantize_q8_0(rows), torch.from_numpy(reference.copy()))
 
 
-def test_the_permutation_puts_the_halves_of_a_head_side_by_side() -> None:
+def test_permute_interleaves_the_halves_of_each_head() -> None:
     rows = torch.arange(8.0)[:, None].expand(8, 3)  # two heads of four rows
     permuted = permute(rows, 2)
     assert permuted[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert torch.equal(restore(permuted, 2), rows)
+    assert torch.equal(unpermute(permuted, 2), rows)
 
 
-def test_norms_stay_f32_and_rows_that_fit_no_block_become_f16(model: Path) -> None:
-    placed = {tensor.name: tensor for tensor in Weights(model).placed()}
-    assert "output.weight" not in placed, "it is tied"
-    assert type_of(placed["output_norm.weight"], "q8_0") == GGMLQuantizationType.F32
-    assert type_of(placed["blk.0.attn_q.weight"], "q8_0") == GGMLQuantizationType.Q8_0
-    odd = type(placed["token_embd.weight"])("x", "x", (4, 40))
-    assert type_of(odd, "q8_0") == GGMLQuantizationType.F16
+def test_norms_stay_f32_and_rows_that_do_not_fit_blocks_become_f16(model: Path) -> None:
+    mappings = {m.gguf_name: m for m in map_tensors(Weights(model))}
+    assert "output.weight" not in mappings, "it is tied"
+    assert tensor_type(mappings["output_norm.weight"], "q8_0") == GGMLQuantizationType.F32
+    assert tensor_type(mappings["blk.0.attn_q.weight"], "q8_0") == GGMLQuantizationType.Q8_0
+    odd = type(mappings["token_embd.weight"])("x", "x", (4, 40))
+    assert tensor_type(odd, "q8_0") == GGMLQuantizationType.F16
 
 
-def test_a_weight_beyond_half_precision_is_refused() -> None:
+def test_a_weight_that_overflows_f16_is_rejected() -> None:
     rows = torch.zeros(2, 32)
     rows[1, 5] = -1e6
     with pytest.raises(GladiusError, match=r"1e\+06.*export with --type bf16"):
-        list(converted(rows, GGMLQuantizationType.F16, "model.norm.weight"))
+        list(encode_tensor(rows, GGMLQuantizationType.F16, "model.norm.weight"))
 
 
 def test_the_lossless_type_holds_what_is_stored() -> None:
@@ -86,11 +87,11 @@ def test_a_model_in_shards_is_read_by_its_index(copy: Path) -> None:
     weights = Weights(copy)
     assert all(torch.equal(weights.read(name), tensors[name]) for name in names)
     (copy / "b.safetensors").unlink()
-    with pytest.raises(MissingError, match=r"b\.safetensors is missing, a part of the model"):
+    with pytest.raises(MissingError, match=r"b\.safetensors is missing, but the index lists it"):
         Weights(copy)
 
 
-def test_damaged_weights_are_told_in_a_line(copy: Path) -> None:
+def test_damaged_weights_are_a_one_line_error(copy: Path) -> None:
     path = copy / "model.safetensors"
     whole = path.read_bytes()
     for damaged in (whole[:-100], whole[:20], b"", b"x" * 400):
@@ -101,18 +102,20 @@ def test_damaged_weights_are_told_in_a_line(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "why"),
+    ("fields", "message"),
     [
-        ({"num_hidden_layers": 3}, "lacks model.layers.2"),
-        ({"num_hidden_layers": 1}, "holds model.layers.1"),
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 1}, "contains model.layers.1"),
         ({"intermediate_size": 128}, "has the shape"),
-        ({"model_type": "gemma2"}, "only Llama students"),
-        ({"attention_bias": True}, "has attention_bias"),
-        ({"rope_parameters__rope_type": "llama3"}, "RoPE scaled by llama3"),
-        ({"hidden_act": "gelu"}, "not silu"),
+        ({"model_type": "gemma2"}, "only Llama models"),
+        ({"attention_bias": True}, "sets attention_bias"),
+        ({"rope_parameters__rope_type": "llama3"}, "RoPE scaling of type llama3"),
+        ({"hidden_act": "gelu"}, "supports only silu"),
     ],
 )
-def test_a_config_that_is_not_the_weights_is_refused(copy: Path, fields, why: str) -> None:
+def test_a_config_that_does_not_match_the_weights_is_rejected(
+    copy: Path, fields, message: str
+) -> None:
     change_json(copy / "config.json", **fields)
-    with pytest.raises(GladiusError, match=why):
-        Weights(copy).placed()
+    with pytest.raises(GladiusError, match=message):
+        map_tensors(Weights(copy))

@@ -1,5 +1,5 @@
-"""Faults that a run must survive as the run that nobody disturbed: the same losses, evaluations and
-last checkpoint, bit by bit. See README.md beside this for what is tested elsewhere.
+"""After these faults a run has the same losses, evaluations and last checkpoint as an undisturbed
+one, bit for bit. README.md in this folder lists the tests of other faults.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from engine.events import (
     StepDone,
 )
 from engine.run.control import attach
-from tests.support.program import Root, Running, gone, until
+from tests.support.program import Root, Running
+from tests.support.waiting import gone, until
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -43,7 +44,7 @@ FIELDS = {
 
 @pytest.fixture(scope="module")
 def undisturbed(make_root) -> dict[str, object]:
-    """The trace of a run that nobody touched."""
+    """The trace of an undisturbed run."""
     root: Root = make_root("undisturbed")
     result = root.run("--no-ui", *root.training(**FIELDS))
     assert result.returncode == 0, result.stderr
@@ -60,7 +61,7 @@ def guards(events: list[AnyEvent], kind: str) -> list[str]:
 
 @pytest.mark.slow
 def test_five_pauses_change_nothing(root: Root, undisturbed):
-    """Between micro-batches and over the ends of epochs: the text is gone over many times."""
+    """Pauses between micro-batches and across epochs: the text is short, so a run has many."""
     running = root.start(*root.training(**FIELDS))
     for n in range(5):
         running.reach(5 + 14 * n)
@@ -75,11 +76,9 @@ def test_five_pauses_change_nothing(root: Root, undisturbed):
     assert root.trace(STEPS) == undisturbed
 
 
-def test_a_disk_that_runs_full_during_a_save_ends_in_order_and_with_space_all_is_as_it_was(
-    root: Root, undisturbed
-):
+def test_a_run_that_ends_because_the_disk_is_full_is_resumed_exactly(root: Root, undisturbed):
     running = root.start(*root.training(**FIELDS)).reach(9)
-    # No file of the worker's may grow beyond this any more, as on a disk without room.
+    # Limit the size of the worker's files, as a full disk does.
     resource.prlimit(running.worker_pid(), resource.RLIMIT_FSIZE, (20_000, 20_000))
     assert running.end() == 1
     (line,) = [x for x in running.errors.read_text().splitlines() if x.startswith("error: ")]
@@ -90,14 +89,12 @@ def test_a_disk_that_runs_full_during_a_save_ends_in_order_and_with_space_all_is
 
     resumed = root.start("resume")
     assert resumed.end() == 0
-    assert min(resumed.steps()) == kept[-1] + 1  # the former checkpoint verified
+    assert min(resumed.steps()) == kept[-1] + 1  # the previous checkpoint verified
     assert root.trace(STEPS) == undisturbed
 
 
 @pytest.mark.slow
-def test_a_stopped_worker_is_told_at_once_and_goes_on_as_if_nothing_had_been(
-    root: Root, undisturbed
-):
+def test_a_worker_stopped_by_sigstop_is_reported_and_continues_exactly(root: Root, undisturbed):
     running = root.start(*root.training(**FIELDS)).reach(10)
     worker = running.worker_pid()
     os.kill(worker, signal.SIGSTOP)
@@ -124,7 +121,7 @@ time.time = _shifted
 
 
 @pytest.mark.slow
-def test_a_clock_set_back_and_forward_a_day_is_no_stall_and_no_negative_time(
+def test_a_clock_set_back_and_forward_by_a_day_causes_no_stall_and_no_negative_time(
     root: Root, undisturbed, tmp_path_factory, monkeypatch
 ):
     folder = tmp_path_factory.mktemp("clock")
@@ -134,12 +131,12 @@ def test_a_clock_set_back_and_forward_a_day_is_no_stall_and_no_negative_time(
     running = root.start(*root.training(**FIELDS)).reach(10)
     shift.write_text(str(-DAY))
     running.reach(running.steps()[-1] + 20)
-    told = root.run("status").stdout
+    status = root.run("status").stdout
     shift.write_text(str(DAY))
     assert running.end() == 0
     steps = [e for e in running.events() if isinstance(e, StepDone)]
     jumps = [b.time - a.time for a, b in itertools.pairwise(steps)]
-    assert min(jumps) < -DAY / 2 and max(jumps) > DAY / 2, "the clock was never moved"
+    assert min(jumps) < -DAY / 2 and max(jumps) > DAY / 2, "the clock was not changed"
     assert not guards(running.events(), "stall") and not guards(running.events(), "worker")
     for event in steps:
         assert event.step_seconds >= 0 and event.tokens_per_sec >= 0
@@ -147,28 +144,29 @@ def test_a_clock_set_back_and_forward_a_day_is_no_stall_and_no_negative_time(
             assert eta is None or 0 <= eta < DAY / 2
     seconds = [event.training_seconds for event in steps]
     assert seconds == sorted(seconds) and seconds[-1] < DAY / 2
-    assert "-" not in told.partition("started")[2].partition("\n")[0]
+    assert "-" not in status.partition("started")[2].partition("\n")[0]
     assert root.trace(STEPS) == undisturbed
 
 
 @pytest.mark.slow
-def test_kill_9_at_random_instants_of_worker_and_runner_changes_nothing(root: Root, undisturbed):
-    """While it loads, prepares, steps, evaluates or saves; at most one interval is done again."""
+def test_kill_9_of_worker_and_runner_at_random_times_changes_nothing(root: Root, undisturbed):
+    """While it loads, prepares, trains, evaluates or saves; at most one checkpoint interval is
+    repeated."""
     seed = int(os.environ.get("FAULT_SEED") or random.randrange(10**6))
     print(f"FAULT_SEED={seed}")
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     running = root.start(*root.training(**FIELDS)).reach(1)
     for _ in range(int(os.environ.get("FAULT_KILLS", "12"))):
-        time.sleep(dice.uniform(0.0, 2.0))
+        time.sleep(rng.uniform(0.0, 2.0))
         if running.process.poll() is not None:
-            break  # it had come to its end
+            break  # the run was already complete
         workers = started_workers(running)
-        if dice.random() < 0.5:
+        if rng.random() < 0.5:
             running.process.kill()
             until(lambda: all(map(gone, workers)), 10)  # noqa: B023
         elif workers:
             os.kill(workers[-1], signal.SIGKILL)
-            continue  # the runner begins another; its tries may be spent
+            continue  # the runner starts another one, or fails after too many restarts
         else:
             continue
         running.process.wait()
@@ -176,12 +174,12 @@ def test_kill_9_at_random_instants_of_worker_and_runner_changes_nothing(root: Ro
     if running.process.wait(120) != 0:
         assert root.start("resume").end() == 0
     assert leftovers(root) == []
-    assert redone(root.history()) <= FIELDS["checkpoint__interval_steps"]
+    assert most_repeated_steps(root.history()) <= FIELDS["checkpoint__interval_steps"]
     assert root.trace(STEPS) == undisturbed
 
 
 def started_workers(running: Running) -> list[int]:
-    """Pids of the worker processes that the runner has now, started or not."""
+    """Pids of the runner's worker processes, including those that are still starting."""
     import psutil
 
     try:
@@ -191,8 +189,8 @@ def started_workers(running: Running) -> list[int]:
         return []
 
 
-def redone(events: list[AnyEvent]) -> int:
-    """The most steps that were taken again after one interruption."""
+def most_repeated_steps(events: list[AnyEvent]) -> int:
+    """The largest number of steps that were repeated after one interruption."""
     most, last, saved = 0, 0, 0
     for event in events:
         if isinstance(event, CheckpointSaved):

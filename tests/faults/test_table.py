@@ -1,4 +1,4 @@
-"""The table of faults names tests that are there."""
+"""The table of faults names tests that exist."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from tests.support.paths import TESTS
 
 
-def test_every_test_that_the_table_names_is_there():
+def test_every_test_named_in_the_table_exists():
     named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", (TESTS / "faults/README.md").read_text())
     assert len(named) > 40
     for file, test in named:

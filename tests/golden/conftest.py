@@ -1,4 +1,4 @@
-"""A short folder for the control sockets of the processes that the golden tests start."""
+"""A folder with a short path for the control sockets of the golden tests' processes."""
 
 from __future__ import annotations
 

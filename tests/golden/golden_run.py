@@ -1,8 +1,8 @@
-"""Runs for the golden tests: inputs, the real command as a process, and what is compared of it.
+"""Runs of the golden tests: inputs, the command as a process, and the numbers that are compared.
 
-Nothing of the program is imported. It is driven through `./gladius_train`, and what it computed is
-read from the events of `--json` and from the saved model. Every name of the program's interface
-that the golden tests depend on is in the first part of this file.
+Nothing of the program is imported. The tests run `./gladius_train` and read the numbers from the
+events of `--json` and the saved model. Every name of the program's interface that they depend on is
+in the first part of this file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 Numbers = dict[str, str]
-"""Numbers of a run as text, by `step N`, `evaluation N` and `weights`."""
+"""Numbers of a run as text; the keys are `step N`, `evaluation N` and `weights`."""
 
 # The program's interface
 
@@ -34,16 +34,15 @@ LAUNCHER = REPO / "gladius_train"
 EVENT_TYPE, STEP = "type", "step"
 STEP_EVENT, EVALUATION_EVENT = "StepDone", "EvalDone"
 STEP_NUMBERS = ("loss", "kl", "ce", "grad_norm", "lr", "mean_weight")
-"""Fields of a step's event that are compared bit by bit."""
+"""Fields of a step's event that are compared bit for bit."""
 SAVED_MODEL = "models/*/model.safetensors"
-"""Below the root."""
+"""Glob pattern relative to the root."""
 
 HERE = "/proc/self/cwd" if Path("/proc/self/cwd").exists() else "."
-"""The working folder, by an absolute path that is the same for every root.
+"""An absolute path of the working folder that is the same for every root.
 
-A run keeps the absolute paths of its text and experts: they are part of what its answers are
-seeded with, and a run whose root was moved would not find its text. Where there is no /proc, roots
-have to lie at the same place for the same numbers.
+A run stores the absolute paths of its text and experts, and seeds of its answers depend on them.
+Without /proc, roots must have the same path for the same numbers.
 """
 
 RECORDING = bool(os.environ.get("GOLDEN_RECORD"))
@@ -97,7 +96,7 @@ device = "cpu"
 precision = "fp32"
 threads = 1
 """
-"""Laid over the preset `nano`. It keeps the field names of the version that made the record."""
+"""Overrides of the preset `nano`, with the field names of the version that made the record."""
 
 # Inputs
 
@@ -110,7 +109,7 @@ def _sentence(seed: int, words: int) -> str:
 
 
 def write_text(path: Path, examples: int, words: int) -> None:
-    """Documents, and every third time a conversation; no random numbers are involved."""
+    """Write documents and, as every third example, a conversation, without random numbers."""
     with open(path, "w", encoding="utf-8") as file:
         for n in range(examples):
             example: dict[str, Any] = {"text": f"{n} {_sentence(n, words)}."}
@@ -122,7 +121,7 @@ def write_text(path: Path, examples: int, words: int) -> None:
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE with a chat template, as Qwen and Llama 3 have it."""
+    """A byte-level BPE with a chat template, like those of Qwen and Llama 3."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -146,7 +145,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """A SentencePiece-style BPE with byte fallback and a leading space, as Llama 2 has it."""
+    """A SentencePiece-style BPE with byte fallback and a leading space, like that of Llama 2."""
     merges = [("▁", "t"), ("h", "e"), ("▁t", "he"), ("r", "i"), ("o", "w"), ("e", "r"), ("s", "t")]
     letters = "▁abcdefghijklmnopqrstuvwxyz"
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *letters]
@@ -193,7 +192,7 @@ def _write_expert(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -
         pad_token_id=2,
     )
     model = LlamaForCausalLM(config)
-    # Not by the library's own initialisation, whose order may change between versions.
+    # Independent of the library's initialisation, whose order may change between versions.
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
@@ -201,7 +200,7 @@ def _write_expert(folder: Path, tokenizer: PreTrainedTokenizerFast, seed: int) -
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():  # their times tell the program whether they were changed
+    for path in folder.iterdir():  # the program compares modification times
         os.utime(path, (1_700_000_000, 1_700_000_000))
 
 
@@ -222,9 +221,9 @@ def make_inputs(root: Path, examples: int = 40, words: int = 24) -> None:
 
 
 class Run:
-    """The command on one root, with the root as working folder; `events` has all that it printed.
+    """The command on one root, with the root as working folder; `events` has all its events.
 
-    runtime: a short folder for its control sockets.
+    runtime: a folder with a short path for its control sockets.
     """
 
     def __init__(self, root: Path, runtime: Path) -> None:
@@ -242,10 +241,10 @@ class Run:
         }
 
     def train(self, steps: int, *settings: str, stop_at: int = 0) -> None:
-        """Start a run of `steps` steps; settings as section.field=value.
+        """Train for `steps` steps; settings as section.field=value.
 
-        stop_at: ask it to end (SIGTERM) once this step was printed. It stops at this step or one
-        of the next few: which one changes no number.
+        stop_at: send SIGTERM once this step was printed. The run stops at this step or one of the
+        next few; the numbers do not depend on which.
         """
         words = ["train", "--preset", "nano", "--config", str(self.root / "config.toml")]
         words += ["--experts", "one,two", "--data", f"{HERE}/text.jsonl"]
@@ -254,6 +253,7 @@ class Run:
         self._command(words, stop_at)
 
     def resume(self, *settings: str) -> None:
+        """Resume the run; settings as in `train`."""
         self._command(["resume", *(w for setting in settings for w in ("--set", setting))])
 
     def _command(self, words: list[str], stop_at: int = 0) -> None:
@@ -269,14 +269,14 @@ class Run:
             )
         try:
             assert process.stdout is not None
-            asked = False
+            stopping = False
             with open(self.root / f"out-{number}", "wb") as output:
                 for line in process.stdout:
                     output.write(line)
                     self.events.append(json.loads(line))
-                    if stop_at and not asked and self.steps()[-1:] >= [stop_at]:
+                    if stop_at and not stopping and self.steps()[-1:] >= [stop_at]:
                         process.send_signal(signal.SIGTERM)
-                        asked = True
+                        stopping = True
             code = process.wait(60)
         finally:
             if process.poll() is None:
@@ -290,8 +290,8 @@ class Run:
         return [event[STEP] for event in self.events if event[EVENT_TYPE] == STEP_EVENT]
 
     def numbers(self) -> Numbers:
-        """What must not change: of every step (as it was last taken) and evaluation the numbers
-        as hexadecimal floats, and the digest of the final weights."""
+        """The numbers that must not change: those of every step (the last time it was taken) and
+        evaluation as hexadecimal floats, and the digest of the final weights."""
         found: Numbers = {}
         for event in self.events:
             if event[EVENT_TYPE] == STEP_EVENT:
@@ -323,14 +323,14 @@ RECORD = Path(__file__).with_name("golden.json")
 
 
 def processor() -> dict[str, Any]:
-    """What the last bits of the numbers depend on besides the program."""
+    """The processor and library versions, on which the last bits of the numbers depend."""
     facts: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines():
             name, _, value = line.partition(":")
             facts[name.strip()] = value.strip()
     except OSError:
-        pass  # not Linux: the machine's type and torch's capability have to do
+        pass  # not Linux: only the machine type and torch's CPU capability are known
     flags = facts.get("flags", facts.get("Features", "")).split()
     return {
         "machine": platform.machine(),
@@ -347,16 +347,16 @@ def processor() -> dict[str, Any]:
 
 def recorded(name: str) -> tuple[Numbers | None, str]:
     """The numbers recorded for a run on this kind of processor, or None and the reason."""
-    here = processor()
+    current = processor()
     reasons: list[str] = []
     for record in _records():
-        there = record["processor"]
-        if there == here and name in record["runs"]:
+        other = record["processor"]
+        if other == current and name in record["runs"]:
             return record["runs"][name], ""
         reasons += [
-            f"{key} is {here[key]!r} here and {there.get(key)!r} in the record"
-            for key in here
-            if there.get(key) != here[key]
+            f"{key} is {current[key]!r} here and {other.get(key)!r} in the record"
+            for key in current
+            if other.get(key) != current[key]
         ]
     return None, "no record for this kind of processor: " + (
         "; ".join(reasons) or "none of " + name
@@ -364,14 +364,14 @@ def recorded(name: str) -> tuple[Numbers | None, str]:
 
 
 def write_record(name: str, numbers: Numbers) -> None:
-    """Put the numbers of a run into the record of this kind of processor."""
+    """Store the numbers of a run in the record of this kind of processor."""
     assert "PYTEST_XDIST_WORKER" not in os.environ, "record without -n: the file has one writer"
     records = _records()
-    mine = next((r for r in records if r["processor"] == processor()), None)
-    if mine is None:
-        mine = {"processor": processor(), "runs": {}}
-        records.append(mine)
-    mine["runs"][name] = numbers
+    record = next((r for r in records if r["processor"] == processor()), None)
+    if record is None:
+        record = {"processor": processor(), "runs": {}}
+        records.append(record)
+    record["runs"][name] = numbers
     RECORD.write_text(json.dumps(records, indent=1) + "\n")
 
 
@@ -380,9 +380,9 @@ def _records() -> list[dict[str, Any]]:
 
 
 def check(name: str, numbers: Numbers) -> None:
-    """Compare with the record; the message has the first entries that differ.
+    """Compare with the record; the assertion message lists the first differences.
 
-    Records instead where GOLDEN_RECORD is set; skips where there is no record to compare with.
+    With GOLDEN_RECORD set the numbers are recorded instead; without a record the test is skipped.
     """
     if RECORDING:
         write_record(name, numbers)

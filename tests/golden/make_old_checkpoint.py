@@ -1,9 +1,9 @@
-"""Makes old_checkpoint.tar.gz: the root of a small run that was stopped, without machine paths.
+"""Make old_checkpoint.tar.gz: the root of a small, stopped run, without paths of the machine.
 
-Made with the program of commit aedfcc2, before its modules moved and fields of its config were
-renamed: the archive shows that checkpoints of that version are still resumed exactly. Do not make
-it again with a later version; check that commit out and copy this folder into it. The numbers of
-the steps after it have to be recorded there as well (see test_golden.py).
+The archive was made with the program of commit aedfcc2, before its modules moved and fields of its
+config were renamed. It shows that checkpoints of that version are still resumed exactly. Do not
+make it with a later version: check that commit out and copy this folder into it. The numbers of
+the steps after the stop must be recorded there too (see test_golden.py).
 
     python tests/golden/make_old_checkpoint.py
 """
@@ -29,13 +29,13 @@ SMALL = (
     "targets.top_k=8",
     "targets.draws=2",
     "targets.draw_epochs=1",
-    "schedule.eval_interval=20",  # none near the stop, so that it comes within a phase
+    "schedule.eval_interval=20",  # none near the stop: the run must stop within a phase
 )
 LEFT_OUT = (
     "tmp/logs/*.log",
     "tmp/logs/runner.out",
     "tmp/checkpoints/best-*",
-    "tmp/experts_cache/*/*/probes.safetensors",  # 90 KB each; the run makes them again
+    "tmp/experts_cache/*/*/probes.safetensors",  # 90 KB each; the resumed run computes them again
     "out-*",
     "err-*",
 )
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def remove_paths(root: Path) -> None:
-    """The root's own path, which only reports hold, becomes `.`; nothing else may name it."""
+    """Replace the root's path, which only reports contain, with `.`."""
     state = root / "tmp/checkpoints/training_state.json"
     state.write_text(state.read_text().replace(str(root), "."))
     history = root / "tmp/logs/history.sqlite"
@@ -84,7 +84,7 @@ def remove_paths(root: Path) -> None:
 
 
 def pack(root: Path) -> None:
-    """Files keep their times, by which the program sees that an expert was not changed."""
+    """Pack the root with fixed modification times: the program compares those of experts."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as archive:
         for path in sorted(root.rglob("*")):

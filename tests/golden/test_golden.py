@@ -1,16 +1,16 @@
-"""Two small training runs through the real command, compared bit by bit with a recorded run.
+"""Two small training runs through the command line, compared bit for bit with recorded numbers.
 
-A change that is not meant to change what is computed must leave these tests as they are: every
-step's loss, KL, cross-entropy, gradient norm and learning rate, every evaluation, and the final
-weights. The record, golden.json, holds for one kind of processor and one version of torch,
-transformers and tokenizers; elsewhere the tests are skipped, and pytest prints the reason.
+Compared are the loss, KL, cross-entropy, gradient norm and learning rate of every step, every
+evaluation, and the final weights. A refactoring must not change them. The record, golden.json, is
+valid for one kind of processor and one version of torch, transformers and tokenizers; elsewhere
+the tests are skipped, and pytest prints the reason.
 
-After a change that is meant to change the numbers, record them again and say so in the commit:
+After a change that is meant to change the numbers, record them again and note it in the commit:
 
     GOLDEN_RECORD=1 .venv/bin/python -m pytest tests/golden
 
-On another kind of processor the same command, at a commit whose numbers are known to be right,
-adds a record to the file. Names of fields and commands are all in golden_run.py.
+On another kind of processor, run the same command at a commit with correct numbers to add a record
+to the file. The names of fields and commands are in golden_run.py.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ def skip_without_record(name: str) -> None:
 
 
 def test_cached_targets_with_a_stop_and_a_resume(run: Run) -> None:
-    """All text is scored before the first step. The record is of a run that was not stopped."""
+    """All text is scored before the first step. The recorded run was not stopped."""
     skip_without_record("cached")
     steps = 36
     if RECORDING:
         run.train(steps, "targets.source=cached")
     else:
         run.train(steps, "targets.source=cached", stop_at=10)
-        assert run.steps()[-1] < steps, "it was not stopped in time"
+        assert run.steps()[-1] < steps, "the run was not stopped in time"
         run.resume()
     check("cached", run.numbers())
 
 
-def test_streamed_text_scored_online_and_answers_that_the_experts_write(run: Run) -> None:
-    """Then the finished run gets more steps: it goes on from before its decay, a fixed step."""
+def test_streamed_text_with_online_targets_and_generated_answers(run: Run) -> None:
+    """The finished run is then given more steps: it resumes from before its decay, a fixed step."""
     skip_without_record("online")
     run.train(
         16,

@@ -1,8 +1,8 @@
-"""A run that was stopped before the modules moved and config fields were renamed goes on exactly.
+"""A run stopped by an older version, with old names of modules and config fields, resumes exactly.
 
-old_checkpoint.tar.gz is the root of a run of that version: config, checkpoint, journal, history,
-tokenizer, scored text and experts, all with the names of then. make_old_checkpoint.py made it.
-The numbers of the steps after it are in golden.json, with those of test_golden.py.
+old_checkpoint.tar.gz is the root of that run: config, checkpoint, journal, history, tokenizer,
+scored text and experts. make_old_checkpoint.py made it. The numbers of the steps after the stop
+are in golden.json, with those of test_golden.py.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from golden_run import Run, check
 ARCHIVE = Path(__file__).with_name("old_checkpoint.tar.gz")
 
 pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/cwd").exists(), reason="the run's paths are below /proc/self/cwd"
+    not Path("/proc/self/cwd").exists(), reason="the paths of the run are below /proc/self/cwd"
 )
 
 
-def test_it_goes_on_with_the_numbers_of_the_old_version(tmp_path: Path, runtime: Path) -> None:
-    """On a kind of processor without a record it is resumed all the same, and has to complete."""
+def test_it_resumes_with_the_numbers_of_the_old_version(tmp_path: Path, runtime: Path) -> None:
+    """On a kind of processor without a record it must only complete."""
     with tarfile.open(ARCHIVE) as archive:
         safe = {"filter": "data"} if sys.version_info >= (3, 11, 4) else {}
         archive.extractall(tmp_path, **safe)

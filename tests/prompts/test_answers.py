@@ -1,3 +1,5 @@
+"""Answer files, verdicts and the selection of answers."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,10 +9,10 @@ import pytest
 from engine.config import DataConfig
 from engine.experts.registry import CAPABILITIES
 from engine.prompts.answers import (
+    Answer,
     AnswerFile,
     Batch,
     Head,
-    Written,
     count_reasons,
     reason_of,
     select,
@@ -32,12 +34,12 @@ def written(
     capability: str = "math",
     check: AnyCheck | None = SUM,
     complete: bool = True,
-) -> Written:
+) -> Answer:
     prompt = Prompt(name, capability, (Message("user", f"ask {name} this"),), check=check)
-    return Written(prompt, 0, (text,), (complete,), SAMPLING)
+    return Answer(prompt, 0, (text,), (complete,), SAMPLING)
 
 
-def fates(*answers: Written, keep="right") -> list[str]:  # type: ignore[no-untyped-def]
+def outcomes(*answers: Answer, keep="right") -> list[str]:  # type: ignore[no-untyped-def]
     judged = select([(one, reason_of(one)) for one in answers], keep)
     return ["kept" if one.kept else one.reason for one in judged]
 
@@ -53,39 +55,39 @@ ANSWERS = (
 )
 
 
-def test_wrong_cut_and_repeated_answers_go() -> None:
+def test_wrong_cut_off_and_repeated_answers_are_dropped() -> None:
     expected = ["kept", "wrong_number", "empty", "looping", "truncated", "kept", "near_duplicate"]
-    assert fates(*ANSWERS) == expected
+    assert outcomes(*ANSWERS) == expected
 
 
-def test_what_is_only_wrong_can_be_kept() -> None:
+def test_keep_sound_keeps_wrong_answers() -> None:
     expected = ["kept", "kept", "empty", "looping", "kept", "kept", "near_duplicate"]
-    assert fates(*ANSWERS, keep="sound") == expected
+    assert outcomes(*ANSWERS, keep="sound") == expected
 
 
-def test_all_but_empty_ones_can_be_kept() -> None:
-    assert fates(*ANSWERS, keep="all") == ["kept", "kept", "empty", *["kept"] * 4]
+def test_keep_all_drops_only_empty_answers() -> None:
+    assert outcomes(*ANSWERS, keep="all") == ["kept", "kept", "empty", *["kept"] * 4]
 
 
-def test_of_near_duplicates_the_first_stays_and_others_capabilities_do_not_count() -> None:
+def test_the_first_of_near_duplicates_within_a_capability_is_kept() -> None:
     text = "The sea lay calm and grey below the tower on which the keeper slept that night"
     same = [written(text, name="a", capability=c, check=None) for c in ("fluency", "reasoning")]
-    assert fates(*same, same[0]) == ["kept", "kept", "near_duplicate"]
+    assert outcomes(*same, same[0]) == ["kept", "kept", "near_duplicate"]
 
 
-def test_a_dialogue_whose_earlier_answer_was_cut_goes() -> None:
+def test_a_dialogue_with_a_cut_off_earlier_answer_is_dropped() -> None:
     prompt = Prompt("p", "fluency", (Message("user", "tell"),), then=("go on",))
     texts = ("The sea lay calm", "and grey it was too")
     first, last = (
-        Written(prompt, 0, texts, complete, SAMPLING) for complete in ((False, True), (True, False))
+        Answer(prompt, 0, texts, complete, SAMPLING) for complete in ((False, True), (True, False))
     )
-    assert fates(first) == ["truncated"] and fates(last) == ["kept"]
+    assert outcomes(first) == ["truncated"] and outcomes(last) == ["kept"]
     example = to_example(last, "tiny")
     assert [m.role for m in example.messages or ()] == ["user", "assistant"] * 2
     assert not example.complete and example.family == "p" and example.capability == "fluency"
 
 
-def test_a_cut_answer_that_helps_or_declines_rightly_stays() -> None:
+def test_a_cut_off_answer_that_rightly_helps_or_refuses_is_kept() -> None:
     no, yes = (RefusalCheck(refuse=refuse) for refuse in (True, False))
     help_, decline = "Take a bowl of warm water and then", "I can't help with that, because it"
     answers = [
@@ -93,7 +95,7 @@ def test_a_cut_answer_that_helps_or_declines_rightly_stays() -> None:
         for text in (help_, decline)
         for check in (no, yes)
     ]
-    assert fates(*answers) == ["not_refused", "kept", "kept", "refused"]
+    assert outcomes(*answers) == ["not_refused", "kept", "kept", "refused"]
 
 
 def test_reasons_are_counted_by_capability() -> None:
@@ -102,7 +104,7 @@ def test_reasons_are_counted_by_capability() -> None:
     assert sum(table.values()) == len(ANSWERS) and table["kept"] == 2
 
 
-def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+def test_head_and_batches_are_read_back(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path / "answers-x.jsonl")
     assert file.read() == (None, {})
     file.begin(HEAD)
@@ -113,7 +115,7 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
     assert file.read() == (HEAD, {batch.key: batch for batch in batches})
 
 
-def test_torn_and_foreign_lines_are_not_there(tmp_path: Path) -> None:
+def test_incomplete_and_invalid_lines_are_skipped(tmp_path: Path) -> None:
     file = AnswerFile(tmp_path / "answers-x.jsonl")
     file.begin(HEAD)
     file.add(Batch("one", 1, ANSWERS[:1]))
@@ -121,13 +123,13 @@ def test_torn_and_foreign_lines_are_not_there(tmp_path: Path) -> None:
     data = file.path.read_bytes()
     file.path.write_bytes(data[:-9])
     assert set(file.read()[1]) == {"one"}
-    file.add(Batch("two", 1, ANSWERS[1:2]))  # the torn line does not swallow it
+    file.add(Batch("two", 1, ANSWERS[1:2]))  # starts on a new line after the incomplete one
     assert file.path.read_bytes() == data
     file.path.write_bytes(b"junk\n\xff\n" + data)
     assert set(file.read()[1]) == {"one", "two"}
 
 
-def test_verdicts_are_found_once_for_a_batch_and_its_checks(
+def test_a_batch_is_judged_once_for_the_same_checks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = AnswerFile(tmp_path / "answers-x.jsonl")
@@ -139,7 +141,7 @@ def test_verdicts_are_found_once_for_a_batch_and_its_checks(
     assert file.judge(other, file.read_verdicts()) == ("empty",)
 
 
-def test_sampling_follows_the_capability_where_the_config_does_not_say() -> None:
+def test_sampling_defaults_depend_on_the_capability() -> None:
     own = {name: sampling_of(name, DataConfig(max_answer_tokens=10_000)) for name in CAPABILITIES}
     assert own["json"].temperature < own["reasoning"].temperature < own["fluency"].temperature
     data = DataConfig(answer_temperature=0.0, answer_top_p=0.5, max_answer_tokens=20)

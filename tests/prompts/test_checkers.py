@@ -1,10 +1,12 @@
+"""Verdicts on answers, for every kind of check."""
+
 from __future__ import annotations
 
 import json
 
 import pytest
 
-from engine.prompts.checkers import REASONS, check_json, find_json, is_looping, judge, numbers_in
+from engine.prompts.checkers import REASONS, is_looping, judge
 from engine.prompts.prompt import (
     AnyCheck,
     CodeCheck,
@@ -16,6 +18,8 @@ from engine.prompts.prompt import (
     ToolCall,
     ToolCheck,
 )
+from engine.prompts.structured_checks import check_json, find_json
+from engine.prompts.text_checks import numbers_in
 
 
 def verdict(check: AnyCheck | None, text: str, complete: bool = True) -> str:
@@ -24,7 +28,7 @@ def verdict(check: AnyCheck | None, text: str, complete: bool = True) -> str:
     return reason
 
 
-# Faults of any text
+# Reasons that need no check
 
 
 @pytest.mark.parametrize(
@@ -43,16 +47,16 @@ def verdict(check: AnyCheck | None, text: str, complete: bool = True) -> str:
         ("What was asked? A sentence.", ""),
     ],
 )
-def test_faults_of_any_text(text: str, reason: str) -> None:
+def test_reasons_that_need_no_check(text: str, reason: str) -> None:
     assert verdict(None, text) == reason
 
 
-def test_a_cut_answer_is_told_before_what_it_says() -> None:
+def test_a_cut_off_answer_is_truncated_whatever_its_result() -> None:
     assert verdict(NumberCheck(value=4), "So the result is 4", complete=False) == "truncated"
     assert verdict(NumberCheck(value=4), "", complete=False) == "empty"
 
 
-def test_every_answer_of_a_dialogue_is_looked_at() -> None:
+def test_every_answer_of_a_dialogue_is_judged() -> None:
     assert judge(["fine", ""], True) == "empty"
     assert judge(["and so on " * 12, "It is 4."], True, check=NumberCheck(value=4)) == "looping"
     assert judge(["It is 5.", "It is 4."], True, check=NumberCheck(value=4)) == ""
@@ -69,11 +73,11 @@ def test_every_answer_of_a_dialogue_is_looked_at() -> None:
         "Ha ha ha!",
     ],
 )
-def test_lists_tables_and_rhythm_are_no_loops(text: str) -> None:
+def test_lists_tables_and_repeated_words_are_not_loops(text: str) -> None:
     assert not is_looping(text)
 
 
-def test_the_same_line_again_and_again_is_a_loop() -> None:
+def test_repeated_lines_are_a_loop() -> None:
     lines = "\n".join(f"{n}\nThe answer is in the box." for n in range(4))
     assert is_looping(lines)
     assert is_looping('<form enctype="' + "multipart/form-data/" * 9)
@@ -121,13 +125,13 @@ def test_wrong_results(value: float, text: str, reason: str) -> None:
     assert verdict(NumberCheck(value=value), text) == reason
 
 
-def test_a_rounded_result_is_right_where_a_tolerance_says_so() -> None:
+def test_a_rounded_result_is_right_within_the_tolerance() -> None:
     circle = NumberCheck(value=78.54, tolerance=1e-3)
     assert verdict(circle, "about 78.5") == ""
     assert verdict(circle, "about 80") == "wrong_number"
 
 
-def test_numbers_are_found_as_people_write_them() -> None:
+def test_numbers_are_found_in_common_notations() -> None:
     assert numbers_in("From 1,000 to 2 500.5, x3 and -4, or 1/2; v1.2.3 is none of them")[:4] == [
         1000,
         2500.5,
@@ -149,7 +153,7 @@ def test_numbers_are_found_as_people_write_them() -> None:
         ("Carla or Anna", "wrong_answer"),
     ],
 )
-def test_what_must_be_said_and_what_may_not(text: str, reason: str) -> None:
+def test_required_and_forbidden_words(text: str, reason: str) -> None:
     assert verdict(MentionCheck(any=("Carla",), none=("Anna",)), text) == reason
 
 
@@ -169,7 +173,7 @@ NOAH = MentionCheck(any=("Noah",), others=("Maya", "Olivia"))
         ("Nobody knows.", "wrong_answer"),
     ],
 )
-def test_where_wrong_answers_may_be_named_the_first_or_the_last_word_decides(
+def test_the_first_or_last_clause_decides_where_wrong_answers_may_be_named(
     text: str, reason: str
 ) -> None:
     assert verdict(NOAH, text) == reason
@@ -186,11 +190,11 @@ def test_where_wrong_answers_may_be_named_the_first_or_the_last_word_decides(
         ("Nobody knows.", "wrong_answer"),
     ],
 )
-def test_what_an_answer_must_begin_with(text: str, reason: str) -> None:
+def test_a_required_first_word(text: str, reason: str) -> None:
     assert verdict(MentionCheck(any=("no",), begins=True), text) == reason
 
 
-def test_what_is_repeated_of_the_question_is_no_answer() -> None:
+def test_a_quote_of_the_question_is_not_an_answer() -> None:
     race = "In a race Wren overtakes the runner in 5th place. In which place is Wren now?"
     fifth = MentionCheck(any=("5th", "5"), others=("4th", "4"))
     echo = "In a race Wren overtakes the runner in 5th place, which is a fallacy."
@@ -233,15 +237,15 @@ PERSON = JsonCheck(
         ('{"name": "Marta", "age": 34}', "wrong_value"),
     ],
 )
-def test_json_parses_fits_the_schema_and_says_what_the_text_says(text: str, reason: str) -> None:
+def test_json_must_parse_match_the_schema_and_have_the_values(text: str, reason: str) -> None:
     assert verdict(PERSON, text) == reason
 
 
-def test_json_that_is_nested_without_end_is_no_json() -> None:
+def test_deeply_nested_json_is_not_accepted() -> None:
     assert check_json(PERSON, "[" * 5000 + "]" * 5000) == "no_json"
 
 
-def test_values_may_be_lists_objects_and_truth() -> None:
+def test_values_may_be_lists_objects_and_booleans() -> None:
     check = JsonCheck(values={"tags": ["a", "b"], "ok": True, "in": {"n": 1}})
     right = {"tags": ["A", "b"], "ok": True, "in": {"n": 1.0}}
     assert verdict(check, json.dumps(right)) == ""
@@ -249,7 +253,7 @@ def test_values_may_be_lists_objects_and_truth() -> None:
         assert verdict(check, json.dumps({**right, **change})) == "wrong_value"
 
 
-def test_several_objects_are_found_in_words() -> None:
+def test_several_objects_are_found_in_text() -> None:
     assert find_json('First {"a": 1}, then [2, {"b": "}"}] and {broken') == [
         {"a": 1},
         [2, {"b": "}"}],
@@ -300,7 +304,7 @@ def test_one_call(text: str, reason: str) -> None:
     assert verdict(tools(OSLO), text) == reason
 
 
-def test_several_calls_come_in_any_order_as_lines_or_a_list() -> None:
+def test_several_calls_in_any_order_as_lines_or_a_list() -> None:
     off = ToolCall(tool="set_light", arguments={"room": "hall", "on": False})
     light = '{"tool": "set_light", "arguments": {"room": "hall", "on": false}}'
     assert verdict(tools(OSLO, off), f"{light}\n{RIGHT}") == ""
@@ -314,7 +318,7 @@ def test_no_call_where_none_is_needed() -> None:
     assert verdict(tools(), RIGHT) == "needless_call"
 
 
-def test_arguments_that_nobody_fixed_must_only_fit() -> None:
+def test_unspecified_arguments_must_only_match_the_schema() -> None:
     check = tools(ToolCall(tool="get_weather"))
     assert verdict(check, '{"tool": "get_weather", "arguments": {"city": "x"}}') == ""
     assert verdict(check, '{"tool": "get_weather", "arguments": {}}') == "bad_arguments"
@@ -367,19 +371,19 @@ HELPS = (
 
 
 @pytest.mark.parametrize("text", DECLINES)
-def test_declining_is_right_where_it_should_be(text: str) -> None:
+def test_a_refusal_is_right_where_it_is_expected(text: str) -> None:
     assert verdict(RefusalCheck(refuse=True), text) == ""
     assert verdict(RefusalCheck(refuse=False), text) == "refused"
 
 
 @pytest.mark.parametrize("text", HELPS)
-def test_helping_is_right_where_it_should_be(text: str) -> None:
+def test_help_is_right_where_it_is_expected(text: str) -> None:
     if not is_looping(text):
         assert verdict(RefusalCheck(refuse=False), text) == ""
         assert verdict(RefusalCheck(refuse=True), text) == "not_refused"
 
 
-def test_of_a_cut_answer_the_beginning_tells_whether_it_declines() -> None:
+def test_the_beginning_of_a_cut_off_answer_shows_whether_it_refuses() -> None:
     recipe, refusal = "Take a pan, then heat it slowly until", "I can't help with that, since"
     harmful, harmless = RefusalCheck(refuse=True), RefusalCheck(refuse=False)
     assert judge((recipe,), False, (), harmful) == "not_refused"
@@ -388,7 +392,7 @@ def test_of_a_cut_answer_the_beginning_tells_whether_it_declines() -> None:
     assert judge((refusal,), False, (), harmless) == "refused"
 
 
-# Forms: a right and a wrong answer for every rule
+# Formats: a right and a wrong answer for every rule
 
 FORMS = [
     (FormatCheck(sentences=2), "It rains. We stay.", "It rains."),
@@ -421,6 +425,6 @@ FORMS = [
 
 
 @pytest.mark.parametrize(("check", "right", "wrong"), FORMS)
-def test_every_rule_of_form(check: FormatCheck, right: str, wrong: str) -> None:
+def test_every_format_rule(check: FormatCheck, right: str, wrong: str) -> None:
     assert verdict(check, right) == ""
     assert verdict(check, wrong) in ("format", "empty")

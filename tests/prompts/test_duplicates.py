@@ -1,3 +1,5 @@
+"""Finding near-duplicate texts."""
+
 from __future__ import annotations
 
 from random import Random
@@ -7,14 +9,14 @@ from engine.prompts.duplicates import NearDuplicates, similarity
 TEXT = "The ferry to the island leaves at nine and comes back in the evening when the wind is low"
 
 
-def test_what_differs_in_one_word_of_many_is_nearly_the_same() -> None:
+def test_texts_that_differ_in_few_words_are_near_duplicates() -> None:
     seen = NearDuplicates()
     assert seen.add("a", TEXT) is None
     assert seen.add("b", TEXT + ", they say") == "a"
     assert seen.add("c", TEXT.upper() + "!") == "a"
 
 
-def test_what_is_like_nothing_before_stays() -> None:
+def test_a_distinct_text_is_added() -> None:
     seen = NearDuplicates()
     seen.add("a", TEXT)
     assert seen.add("b", "Nine islands are left of the low wind in the evening") is None
@@ -29,8 +31,8 @@ def test_short_texts_are_compared_as_a_whole() -> None:
 
 
 def test_the_estimate_finds_what_exact_comparison_finds() -> None:
-    """Against the exact similarity of every pair: none is dropped that should stay, and hardly any
-    near-duplicate gets through."""
+    """Compared with the exact similarity of every pair, no distinct text is dropped and hardly any
+    near-duplicate is missed."""
     rng = Random(0)
     words = [f"w{n}" for n in range(400)]
     texts: list[str] = []

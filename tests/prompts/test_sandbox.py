@@ -1,3 +1,5 @@
+"""The sandbox: its limits and each of its layers of isolation alone."""
+
 from __future__ import annotations
 
 import os
@@ -15,15 +17,14 @@ LAYERS = [
     pytest.param({"hook": True, "namespaces": False}, id="hook and limits"),
     pytest.param({"hook": False, "namespaces": True}, id="namespaces and limits"),
 ]
-# What a layer alone must hold; that namespaces can't be had here is told, not passed over.
 needs_namespaces = pytest.mark.skipif(
-    sandbox.walls() != "namespaces", reason="this system lets no user make namespaces"
+    sandbox.isolation() != "namespaces", reason="this system does not let users create namespaces"
 )
 
 
 def _layer(layer: dict) -> dict:
-    if layer["namespaces"] and sandbox.walls() != "namespaces":
-        pytest.skip("this system lets no user make namespaces")
+    if layer["namespaces"] and sandbox.isolation() != "namespaces":
+        pytest.skip("this system does not let users create namespaces")
     return layer
 
 
@@ -31,7 +32,7 @@ def _children() -> set[int]:
     return {child.pid for child in psutil.Process().children(recursive=True)}
 
 
-def test_code_that_passes_its_tests_passes() -> None:
+def test_code_that_meets_its_tests_passes() -> None:
     assert sandbox.run("def f(x):\n    return x + 1", ["assert f(1) == 2"]).result == "passed"
     imports = "import math, re, json, collections, itertools, functools, datetime, random, heapq"
     assert sandbox.run(imports).result == "passed"
@@ -45,7 +46,7 @@ def test_code_that_passes_its_tests_passes() -> None:
         ("x = 1 / 0", []),
         ("raise SystemExit(0)", []),
         ("def f(x):\n    return f(x)", ["f(1)"]),
-        ("import numpy", []),  # nothing but Python's own library
+        ("import numpy", []),  # only the standard library is available
     ],
 )
 def test_code_that_raises_fails(code: str, tests: list[str]) -> None:
@@ -53,7 +54,7 @@ def test_code_that_raises_fails(code: str, tests: list[str]) -> None:
 
 
 @pytest.mark.parametrize("code", ["import os\nos._exit(0)", "import sys\nsys.stdout.close()\nx"])
-def test_ending_early_is_no_way_to_pass(code: str) -> None:
+def test_exiting_early_does_not_pass(code: str) -> None:
     assert sandbox.run(code, ["assert False"]).result != "passed"
 
 
@@ -77,7 +78,7 @@ def test_an_endless_loop_is_stopped(layer: dict, code: str) -> None:
         "x = list(range(10**9))",
     ],
 )
-def test_4_gb_of_memory_are_not_to_be_had(layer: dict, code: str) -> None:
+def test_allocating_4_gb_is_stopped(layer: dict, code: str) -> None:
     assert sandbox.run(code, **_layer(layer)).result == "stopped"
 
 
@@ -85,7 +86,7 @@ def test_4_gb_of_memory_are_not_to_be_had(layer: dict, code: str) -> None:
     "bomb",
     [
         "import os\nwhile True: os.fork()",
-        # Children that hide in sessions of their own, where killing the group misses them.
+        # Children in their own sessions, which killing the process group does not reach.
         "import os, time\n"
         "for _ in range(40):\n"
         "    try:\n"
@@ -97,7 +98,7 @@ def test_4_gb_of_memory_are_not_to_be_had(layer: dict, code: str) -> None:
     ],
 )
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_fork_bomb_leaves_nobody_behind(layer: dict, bomb: str, tmp_path: Path) -> None:
+def test_a_fork_bomb_leaves_no_process(layer: dict, bomb: str, tmp_path: Path) -> None:
     before = set(psutil.pids())
     result = sandbox.run(bomb, seconds=1.5, **_layer(layer)).result
     assert result != "passed"
@@ -106,7 +107,7 @@ def test_a_fork_bomb_leaves_nobody_behind(layer: dict, bomb: str, tmp_path: Path
         if not [p for p in set(psutil.pids()) - before if _is_sandbox(p)]:
             return
         time.sleep(0.1)
-    raise AssertionError("processes of the sandbox live on")
+    raise AssertionError("processes of the sandbox are still running")
 
 
 def _is_sandbox(pid: int) -> bool:
@@ -155,15 +156,15 @@ def test_no_file_is_removed_or_changed(layer: dict, code: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_there_is_no_network(layer: dict) -> None:
-    """Not even to this machine: a listener hears nobody."""
+    """Not even to this machine: a listener gets no connection."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.2)
-        heard: list[object] = []
+        accepted: list[object] = []
 
         def listen() -> None:
             for _ in range(20):
                 try:
-                    heard.append(server.accept())
+                    accepted.append(server.accept())
                 except OSError:
                     continue
 
@@ -173,24 +174,24 @@ def test_there_is_no_network(layer: dict) -> None:
         code = f"import socket\nsocket.create_connection(('127.0.0.1', {port}), 1)"
         assert sandbox.run(code, **_layer(layer)).result == "failed"
         thread.join()
-        assert not heard
+        assert not accepted
 
 
-def test_without_the_walls_the_network_would_be_there() -> None:
-    """That the tests above can fail: the limits alone keep nobody from the network."""
+def test_without_isolation_the_network_is_reachable() -> None:
+    """Shows that the tests above can fail: the limits alone do not block the network."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         code = f"import socket\nsocket.create_connection({server.getsockname()!r}, 1)"
         assert sandbox.run(code, hook=False, namespaces=False).result == "passed"
 
 
 @needs_namespaces
-def test_in_namespaces_it_sees_and_signals_no_process_of_ours() -> None:
+def test_in_namespaces_our_processes_are_not_visible() -> None:
     code = f"import os\nos.kill({os.getpid()}, 0)"
     assert sandbox.run(code, hook=False).result == "failed"
 
 
 @needs_namespaces
-def test_in_namespaces_nothing_can_be_mounted_back_for_writing() -> None:
+def test_in_namespaces_nothing_can_be_remounted_writable() -> None:
     code = (
         "import ctypes\n"
         "libc = ctypes.CDLL(None, use_errno=True)\n"
@@ -199,13 +200,13 @@ def test_in_namespaces_nothing_can_be_mounted_back_for_writing() -> None:
     assert sandbox.run(code, hook=False).result == "failed"
 
 
-def test_the_environment_stays_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_are_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "a-secret")
     code = "import os\nassert 'HF_TOKEN' not in os.environ"
     assert sandbox.run(code).result == "passed"
 
 
-def test_its_folder_is_gone_afterwards() -> None:
+def test_its_folder_is_deleted_afterwards() -> None:
     import tempfile
 
     sandbox.run("x = 1")

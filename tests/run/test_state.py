@@ -26,8 +26,8 @@ from engine.events import (
 from engine.run.lock import Owner, hold_lock, identity_of, lock_owner, lock_path
 from engine.run.state import RunState, StateFile, read_state, state_of, view_of
 from engine.run.view import RunView
-from tests.support.hosting import until
 from tests.support.toy_job import PLAN, ToyConfig
+from tests.support.waiting import until
 
 
 def step_done(step: int, **fields) -> StepDone:

@@ -1,4 +1,4 @@
-"""Fixtures of doctor and audit: a tiny expert in a root, and the command as a process."""
+"""Fixtures of tests of doctor and audit: a root with a tiny expert, and the doctor command."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ws(tmp_path: Path, expert: Path) -> Workspace:
-    """A root in which nothing lies but gladius.toml, with the expert `tiny`."""
+    """A root with nothing but gladius.toml, which registers the expert `tiny`."""
     workspace = Workspace.find(tmp_path)
     workspace.user_config.write_text(
         f'[experts.tiny]\nrepo = "{expert}"\nend_tokens = ["<|im_end|>"]\n'
@@ -34,7 +34,7 @@ def ws(tmp_path: Path, expert: Path) -> Workspace:
 
 @pytest.fixture
 def doctor(ws: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Doctor:
-    """Runs the command as a process of its own, without a token and with nothing on PATH."""
+    """Runs the command as a subprocess, without a Hub token or user settings."""
     home = tmp_path_factory.mktemp("home")
 
     def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-"""What tests of the download job share: a tiny model as files, and a link that records."""
+"""Shared helpers of tests of the download job: the files of a tiny model, and a recording link."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ CONFIG = json.dumps(
 
 
 def safetensors(count: int, seed: int = 0, name: str = "w") -> bytes:
-    """A whole safetensors file with one tensor of `count` bytes that look random."""
+    """A valid safetensors file with one tensor of `count` pseudo-random bytes."""
     entry = {name: {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}
     header = json.dumps(entry).encode()
     return len(header).to_bytes(8, "little") + header + random.Random(seed).randbytes(count)
 
 
 def model_files(count: int = 3_000_000, **more: bytes | Path) -> dict[str, bytes | Path]:
-    """A repository's files: a tiny model with weights of `count` bytes, and what is not wanted."""
+    """Files of a repository: a tiny model with weights of `count` bytes, and files that must not be
+    downloaded."""
     return {
         "config.json": CONFIG,
         "tokenizer.json": TOKENIZER,
@@ -56,10 +57,7 @@ def big_shards(folder: Path, megabytes: int) -> dict[str, bytes | Path]:
 
 
 class RecordingLink:
-    """The worker's side of the hall: what it was told is kept, and commands come when a test says.
-
-    `on_event(event)` may return a command, which is then what the job polls next.
-    """
+    """A `JobLink` that records the events; `on_event(event)` may return the next command."""
 
     def __init__(self, *commands: AnyCommand) -> None:
         self.events: list[Event] = []

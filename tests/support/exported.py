@@ -1,5 +1,4 @@
-"""Small models of both tokenizer families with random weights, and an export of them in this
-process."""
+"""Small random models with both kinds of tokenizer, and exports of them in this process."""
 
 from __future__ import annotations
 
@@ -18,26 +17,27 @@ from engine.events import JobRequest
 from engine.export.gguf import write_gguf
 from engine.export.job import ExportJob
 from engine.export.llama_runtime import find_python
-from engine.export.tensors import Weights
+from engine.export.progress import no_progress
 from engine.export.tokenizer import read_gguf_tokenizer
+from engine.export.weights import Weights
 from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.paths import REPO
 from tests.support.small_run import KeepingLink
 
 needs_llama_cpp = pytest.mark.skipif(
-    find_python() is None, reason="llama-cpp-python is not here: run `make llama-cpp`"
+    find_python() is None, reason="llama-cpp-python is not installed: run `make llama-cpp`"
 )
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
-    """What `student.tokenizer=train` makes, of text that ships."""
+    """A tokenizer as `student.tokenizer=train` makes it, trained on text that ships."""
     with open(REPO / "assets" / "conversations" / "demo.jsonl", encoding="utf-8") as file:
         return train_tokenizer((line for _, line in zip(range(120), file, strict=False)), 900)
 
 
 def llama2_tokenizer() -> PreTrainedTokenizerFast:
-    """The real vocabulary, where `make tokenizers` has fetched it."""
+    """The real Llama 2 tokenizer; skips the test where `make tokenizers` has not fetched it."""
     folder = REPO / "tmp" / "tokenizers" / "llama2"
     if not (folder / "tokenizer.json").is_file():
         pytest.skip("the real tokenizer llama2 is not in tmp/: run `make tokenizers`")
@@ -53,7 +53,7 @@ def make_model(
     tied: bool = True,
     **shape: Any,
 ) -> Path:
-    """A model folder as training leaves it; `rows` of the embedding, else one for each token."""
+    """A model folder as training writes it; `rows` of the embedding, by default one per token."""
     torch.manual_seed(0)
     sizes = {
         "hidden_size": 64,
@@ -74,7 +74,7 @@ def make_model(
         pad_token_id=tokenizer.pad_token_id,
     )
     model = LlamaForCausalLM(config)
-    with torch.no_grad():  # norms of one would hide a norm that is left out or laid elsewhere
+    with torch.no_grad():  # norms of one would hide a norm that is missing or misplaced
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.uniform_(0.5, 1.5)
@@ -84,16 +84,15 @@ def make_model(
 
 
 def write(folder: Path, path: Path, kind: str = "f16") -> Path:
-    """The model in `folder` as a GGUF file, written and not compared."""
+    """Write the model in `folder` as a GGUF file, without comparing it."""
     weights = Weights(folder)
     tokenizer = read_gguf_tokenizer(folder, weights.config["vocab_size"])
-    options: dict[str, Any] = {"wanted": kind, "name": "tiny", "report": lambda *_: None}
-    write_gguf(path, weights, tokenizer, **options)
+    write_gguf(path, weights, tokenizer, type_name=kind, model_name="tiny", report=no_progress)
     return path
 
 
 def root_with(model: Path, folder: Path) -> Workspace:
-    """A root whose finished model this is."""
+    """A workspace with a copy of `model` as its finished model."""
     workspace = Workspace.find(folder)
     workspace.create()
     shutil.copytree(model, workspace.model_dir)
@@ -101,7 +100,7 @@ def root_with(model: Path, folder: Path) -> Workspace:
 
 
 def export(workspace: Workspace, link: KeepingLink | None = None, **config: Any) -> KeepingLink:
-    """The job as the worker process does it; what it said."""
+    """Run the export job as a worker process does; returns the link with its events."""
     link = link or KeepingLink()
     request = JobRequest(
         job="export",
@@ -115,7 +114,7 @@ def export(workspace: Workspace, link: KeepingLink | None = None, **config: Any)
 
 
 def change_json(path: Path, **fields: Any) -> None:
-    """Set fields of a JSON file; `a__b` is b in a."""
+    """Set fields of a JSON file; `a__b` means b in a."""
     data = json.loads(path.read_bytes())
     for name, value in fields.items():
         *parents, last = name.split("__")

@@ -1,4 +1,4 @@
-"""Hosts of the toy job in processes of their own."""
+"""Run the toy job with its runner as a process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-import psutil
 
 from engine.errors import MissingError
 from engine.events import AnyEvent, RunStarted, decode_event
@@ -19,20 +17,13 @@ from engine.run.state import read_state
 from engine.workspace import Workspace
 from tests.support.paths import REPO
 from tests.support.toy_job import ToyConfig
+from tests.support.waiting import until
 
 TOY = Path(__file__).with_name("toy_job.py")
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    """Wait for a condition; fails when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 class Host:
-    """One `python toy_job.py` process: a runner, in a session of its own, with its toy worker."""
+    """A process `python toy_job.py` in its own session: a runner with a toy worker."""
 
     def __init__(self, ws: Workspace, config: ToyConfig, *options: str, **env: str) -> None:
         self.ws = ws
@@ -58,16 +49,16 @@ class Host:
         return self.process.pid
 
     def events(self) -> list[AnyEvent]:
-        """What it has printed so far."""
+        """The events printed so far."""
         lines = self.output.read_bytes().split(b"\n")
         return [decode_event(line) for line in lines[:-1]]
 
     def worker_pid(self) -> int:
-        """Of the newest attempt that has started."""
+        """The pid of the newest worker that has started."""
         return [e.pid for e in self.events() if isinstance(e, RunStarted)][-1]
 
     def wait_for(self, kind: type, count: int = 1, seconds: float = 20.0) -> AnyEvent:
-        """The count-th event of this type, once it is printed."""
+        """Wait for the count-th event of this type and return it."""
         until(lambda: sum(isinstance(e, kind) for e in self.events()) >= count, seconds)
         return [e for e in self.events() if isinstance(e, kind)][count - 1]
 
@@ -81,16 +72,8 @@ class Host:
                 time.sleep(0.02)
 
     def end(self, seconds: float = 20.0) -> int:
-        """Wait for its end; the exit code."""
+        """Wait for the exit code."""
         return self.process.wait(seconds)
-
-
-def gone(pid: int) -> bool:
-    """Whether the process has ended (a zombie has)."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def status(ws: Workspace) -> str:

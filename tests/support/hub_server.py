@@ -1,6 +1,6 @@
-"""A small server that speaks the Hub's HTTP, with faults on demand. See README.md beside it.
+"""A local server with the Hub's HTTP API and faults on demand; hub_server.md describes it.
 
-Run by hand: `python tests/hub/hub_server.py FOLDER [--rate BYTES_PER_SECOND]` serves every
+`python -m tests.support.hub_server FOLDER [--rate BYTES_PER_SECOND]` serves every
 `FOLDER/org/name`.
 """
 
@@ -14,125 +14,34 @@ import re
 import socket
 import threading
 import time
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.support.hub_repo import Fault, Repo
 from tests.support.uploads import Uploads
 
-_PIECE = 1 << 16
-
-
-@dataclass
-class Fault:
-    """What goes wrong with requests whose method and path match, `times` times."""
-
-    path: str = ".*"
-    """Regular expression, searched in the path (of the Hub's or of the store's)."""
-    method: str = "GET"
-    times: int = 1
-    status: int = 0
-    """Answer with this status instead."""
-    headers: dict[str, str] = field(default_factory=dict)
-    """More headers of that answer."""
-    cut_after: int | None = None
-    """Break the connection off after so many bytes of the body."""
-    short_by: int = 0
-    """End the body early, and say in Content-Length that it is whole at that."""
-    rate: float | None = None
-    """Bytes a second."""
-    wrong_at: int | None = None
-    """Flip the bits of the byte at this place of the file."""
-    no_ranges: bool = False
-    """Answer a range with 200 and the whole file."""
-    shifted: bool = False
-    """Answer a range with another one than was asked."""
-    hang: float = 0.0
-    """Seconds of silence before the body."""
-    gzip: bool = False
-    """Say that the body is compressed, whatever was accepted, and compress it."""
-
-
-class Repo:
-    """One repository at one commit. Files are bytes, or paths of large files."""
-
-    def __init__(
-        self,
-        files: dict[str, bytes | Path],
-        commit: str = "a" * 40,
-        gated: bool = False,
-        private: bool = False,
-    ) -> None:
-        self.files = files
-        self.commit = commit
-        self.gated = gated
-        self.private = private
-        self.claimed: dict[str, str] = {}
-        """Hashes to be told instead of the true ones, by file name."""
-        self.bare = False
-        """Whether the listing leaves sizes and hashes out, as mirrors may."""
-        self._hashes: dict[str, str] = {}
-
-    def size(self, name: str) -> int:
-        content = self.files[name]
-        return len(content) if isinstance(content, bytes) else content.stat().st_size
-
-    def is_large(self, name: str) -> bool:
-        return name.endswith(".safetensors") or self.size(name) > 1_000_000
-
-    def hash(self, name: str) -> str:
-        """sha256 of a large file, git's blob id of a small one."""
-        if name in self.claimed:
-            return self.claimed[name]
-        if name not in self._hashes:
-            large = self.is_large(name)
-            digest = hashlib.sha256() if large else hashlib.sha1(b"blob %d\0" % self.size(name))
-            for start in range(0, self.size(name), 1 << 20):
-                digest.update(self.read(name, start, 1 << 20))
-            self._hashes[name] = digest.hexdigest()
-        return self._hashes[name]
-
-    def read(self, name: str, start: int, count: int) -> bytes:
-        content = self.files[name]
-        if isinstance(content, bytes):
-            return content[start : start + count]
-        with open(content, "rb") as file:
-            file.seek(start)
-            return file.read(count)
-
-    def siblings(self) -> list[dict[str, object]]:
-        rows: list[dict[str, object]] = []
-        for name in self.files:
-            row: dict[str, object] = {"rfilename": name}
-            if not self.bare:
-                row |= {"size": self.size(name), "blobId": "b" * 40}
-                if self.is_large(name):
-                    row["lfs"] = {"sha256": self.hash(name), "size": self.size(name)}
-                    row["lfs"] |= {"pointerSize": 135}  # type: ignore[operator]
-                else:
-                    row["blobId"] = self.hash(name)
-            rows.append(row)
-        return rows
+_CHUNK = 1 << 16
 
 
 class Hub:
-    """The server: an API and small files at `url`, large files behind a redirect at another port,
-    as the Hub's own store is. Faults are taken in order, the first that matches.
+    """The server: API and small files at `url`, large files behind a redirect at another port.
+
+    A request gets the first fault of `faults` that matches.
 
     Attributes:
-        asked: every request, as (method, path, headers).
-        sent: bytes of file bodies that were sent, in all.
-        rate: bytes a second of every body; None: as fast as it goes.
-        tokens: tokens that are valid; those in `licensed` may read gated repositories, those in
-            `readers` may not write.
-        objects: large files that were uploaded, by their SHA-256.
+        requests: every request as (method, path, headers).
+        sent: total bytes of file bodies that were sent.
+        rate: bytes per second of every body; None: unlimited.
+        tokens: valid tokens; those in `licensed` may read gated repositories, those in `readers`
+            may not write.
+        objects: uploaded large files by their SHA-256.
     """
 
     def __init__(self, rate: float | None = None, port: int = 0) -> None:
         self.repos: dict[str, Repo] = {}
         self.faults: list[Fault] = []
-        self.asked: list[tuple[str, str, dict[str, str]]] = []
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.sent = 0
         self.rate = rate
         self.tokens: set[str] = set()
@@ -155,7 +64,7 @@ class Hub:
             server.server_close()
 
     def drop(self) -> int:
-        """Break off every connection that is open now; returns how many."""
+        """Close all open connections; returns their number."""
         with self._lock:
             live = list(self._live)
         for connection in live:
@@ -164,7 +73,7 @@ class Hub:
         return len(live)
 
     def fault(self, method: str, path: str) -> Fault | None:
-        """The fault that this request meets; its count goes down."""
+        """The fault of this request; decrements its count."""
         with self._lock:
             for fault in self.faults:
                 if fault.times > 0 and fault.method == method and re.search(fault.path, path):
@@ -178,7 +87,7 @@ class Hub:
 
     def file_requests(self) -> list[tuple[str, str, dict[str, str]]]:
         """The requests for bytes of files."""
-        return [a for a in self.asked if a[0] == "GET" and "/api/" not in a[1]]
+        return [a for a in self.requests if a[0] == "GET" and "/api/" not in a[1]]
 
 
 def _serve(hub: Hub, handler: type[_Handler], port: int) -> ThreadingHTTPServer:
@@ -195,9 +104,9 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
 
     def setup(self) -> None:
         super().setup()
-        # What lies in buffers when a connection breaks was never received; keep it little, so
-        # that `sent` tells what went over the wire.
-        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _PIECE)
+        # Small buffers, so that `sent` is close to what the client received when a connection
+        # is closed.
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _CHUNK)
         with self.hub._lock:
             self.hub._live.add(self.connection)
 
@@ -224,7 +133,7 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
 
     def _handle(self) -> None:
         path = unquote(urlsplit(self.path).path)
-        self.hub.asked.append((self.command, self.path, dict(self.headers.items())))
+        self.hub.requests.append((self.command, self.path, dict(self.headers.items())))
         fault = self.hub.fault(self.command, path)
         self.received = self.body() if self.command in ("POST", "PUT") else b""
         with contextlib.suppress(ConnectionError):
@@ -248,13 +157,13 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
         self.answer(status, b"", {"X-Error-Code": code, "X-Error-Message": message})
 
     def send_file(self, repo: Repo, name: str, etag: str, fault: Fault, **extra: str) -> None:
-        """The file, or the range of it that is asked, with everything that may go wrong."""
+        """Send the file or the requested range of it, with the fault applied."""
         size = repo.size(name)
         start, status = 0, 200
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         condition = self.headers.get("If-Range")
-        if wanted and not fault.no_ranges and condition in (None, f'"{etag}"'):
-            start, status = int(wanted[1]), 206
+        if requested and not fault.no_ranges and condition in (None, f'"{etag}"'):
+            start, status = int(requested[1]), 206
             if start >= size:
                 self.answer(416, b"", {"Content-Range": f"bytes */{size}"})
                 return
@@ -285,34 +194,34 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
     def send_body(self, repo: Repo, name: str, start: int, end: int, fault: Fault) -> None:
         time.sleep(fault.hang)
         rate = fault.rate or self.hub.rate
-        piece = _PIECE if rate is None else max(1, min(_PIECE, int(rate / 20)))
-        began, place = time.monotonic(), start
-        while place < end:
-            count = min(piece, end - place)
+        chunk = _CHUNK if rate is None else max(1, min(_CHUNK, int(rate / 20)))
+        began, offset = time.monotonic(), start
+        while offset < end:
+            count = min(chunk, end - offset)
             if fault.cut_after is not None:
-                count = min(count, start + fault.cut_after - place)
+                count = min(count, start + fault.cut_after - offset)
                 if count <= 0:
                     self.close_connection = True
                     self.connection.shutdown(socket.SHUT_RDWR)
                     return
-            data = bytearray(repo.read(name, place, count))
-            if fault.wrong_at is not None and place <= fault.wrong_at < place + count:
-                data[fault.wrong_at - place] ^= 0xFF
+            data = bytearray(repo.read(name, offset, count))
+            if fault.wrong_at is not None and offset <= fault.wrong_at < offset + count:
+                data[fault.wrong_at - offset] ^= 0xFF
             self.wfile.write(data)
             self.hub.count(len(data))
-            place += count
+            offset += count
             if rate is not None:
-                ahead = (place - start) / rate - (time.monotonic() - began)
+                ahead = (offset - start) / rate - (time.monotonic() - began)
                 time.sleep(max(0.0, ahead))
 
 
 class _HubHandler(_Handler):
-    """The API, and files by name."""
+    """The API and the files by name."""
 
     def serve(self, path: str, fault: Fault) -> None:
         if self.command == "POST" or path == "/api/whoami-v2":
-            status, told = self.receive(path, self.received)
-            self.answer(status, json.dumps(told).encode(), {"Content-Type": "application/json"})
+            status, body = self.receive(path, self.received)
+            self.answer(status, json.dumps(body).encode(), {"Content-Type": "application/json"})
             return
         match = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
         tree = re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)(?:/.*)?", path)
@@ -362,8 +271,8 @@ class _HubHandler(_Handler):
 
 
 class _StoreHandler(_Handler):
-    """Large files, at signed addresses; like other stores it refuses a token besides. What is put
-    here is kept by its SHA-256."""
+    """Large files at signed URLs; requests with a token are rejected. Uploads are stored by their
+    SHA-256."""
 
     def serve(self, path: str, fault: Fault) -> None:
         if self.command == "PUT":
@@ -377,7 +286,7 @@ class _StoreHandler(_Handler):
         elif match is None or repo is None or "signature=" not in self.path:
             self.refuse(403, "", "no signature")
         else:
-            # Its ETag is its own: not the sha256.
+            # The storage has its own ETag, not the sha256.
             etag = "store-" + hashlib.md5(repo.hash(match[2]).encode()).hexdigest()
             self.send_file(repo, match[2], etag, fault)
 
@@ -394,13 +303,13 @@ def _tree(repo: Repo) -> list[dict[str, object]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve folders as a Hub")
+    parser = argparse.ArgumentParser(description="Serve folders like the Hub")
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rate", type=float, help="bytes a second")
+    parser.add_argument("--rate", type=float, help="bytes per second")
     parser.add_argument("--port", type=int, default=0)
-    chosen = parser.parse_args()
-    hub = Hub(rate=chosen.rate, port=chosen.port)
-    for folder in sorted(chosen.folder.glob("*/*")):
+    arguments = parser.parse_args()
+    hub = Hub(rate=arguments.rate, port=arguments.port)
+    for folder in sorted(arguments.folder.glob("*/*")):
         files: dict[str, bytes | Path] = {p.name: p for p in folder.iterdir() if p.is_file()}
         hub.add(f"{folder.parent.name}/{folder.name}", files)
     print(f"export HF_ENDPOINT={hub.url}  # {', '.join(hub.repos)}", flush=True)

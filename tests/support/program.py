@@ -1,4 +1,4 @@
-"""The real program on a root of its own: `./gladius_train` as a process, and what it leaves."""
+"""Run `./gladius_train` as a process on a temporary root and read its events and checkpoints."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
-
-import psutil
 
 from engine.events import AnyEvent, EvalDone, RunStarted, StepDone, decode_event
 from engine.run.history import History
 from engine.run.state import read_state
 from engine.workspace import Workspace
 from tests.support.paths import REPO
+from tests.support.waiting import until
 
 LAUNCHER = REPO / "gladius_train"
 
@@ -42,22 +40,14 @@ SMALL = {
     "schedule.capability_prompts": 0,
     "schedule.sample_tokens": 6,
 }
-"""A student and a step that take milliseconds; two micro-batches make a step."""
+"""Settings of a student with steps of milliseconds and two micro-batches."""
 
 LONG = 100_000
-"""Steps of a run that somebody else ends."""
-
-
-def until(condition: Callable[[], object], seconds: float = 90.0) -> None:
-    """Wait for a condition; fails when it does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+"""max_steps of a run that the test stops."""
 
 
 class Running:
-    """A process of the program, with `--json`, in a session of its own."""
+    """A process of the program with `--json`, in its own session."""
 
     def __init__(self, root: Root, arguments: list[str]) -> None:
         self.output = root.path / f"out-{time.monotonic_ns()}.jsonl"
@@ -75,41 +65,41 @@ class Running:
         return self.process.pid
 
     def events(self) -> list[AnyEvent]:
-        """What it has printed so far."""
+        """The events printed so far."""
         return [decode_event(line) for line in self.output.read_bytes().split(b"\n")[:-1]]
 
     def steps(self) -> list[int]:
         return [e.step for e in self.events() if isinstance(e, StepDone)]
 
     def worker_pid(self) -> int:
-        """Of the newest attempt that has started."""
+        """The pid of the newest worker that has started."""
         return [e.pid for e in self.events() if isinstance(e, RunStarted)][-1]
 
     def reach(self, step: int) -> Running:
         """Wait until this step is printed."""
 
-        def there() -> bool:
+        def is_reached() -> bool:
             assert self.process.poll() is None, self.errors.read_text()
             return any(n >= step for n in self.steps())
 
-        until(there)
+        until(is_reached)
         return self
 
     def end(self, number: int | None = None) -> int:
-        """Its exit code, after this signal if one is given."""
+        """Send this signal, if given, and wait for the exit code."""
         if number is not None:
             self.process.send_signal(number)
         return self.process.wait(90)
 
     def kill(self) -> None:
-        """Whatever is left of it, workers included."""
+        """Kill the process and its workers."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.process.wait()
 
 
 class Root:
-    """A root with a registered tiny expert; the text to learn from is the caller's."""
+    """A root with the registered expert `tiny`, and the path of a training text."""
 
     def __init__(self, path: Path, expert: Path, text: Path) -> None:
         self.path = path
@@ -125,7 +115,7 @@ class Root:
         return [str(LAUNCHER), "--root", str(self.path), *arguments]
 
     def training(self, max_steps: int | None = LONG, **fields: object) -> list[str]:
-        """`train` with a small student; fields as section__field=value."""
+        """Arguments of `train` with a small student; fields as section__field=value."""
         values = {**SMALL, **{name.replace("__", "."): value for name, value in fields.items()}}
         if max_steps is not None:
             values["schedule.max_steps"] = max_steps
@@ -144,7 +134,7 @@ class Root:
             running.kill()
 
     def error_of(self, code: int, *arguments: str) -> str:
-        """The one line on standard error of a command that must end with `code`."""
+        """The error line of a command that must exit with `code` and print exactly one."""
         result = self.run(*arguments)
         assert result.returncode == code, (result.returncode, result.stderr)
         assert "Traceback" not in result.stderr
@@ -153,7 +143,7 @@ class Root:
         return lines[0]
 
     def history(self) -> list[AnyEvent]:
-        """All events of the newest training run, of all its attempts."""
+        """All events of the newest training run, over all its attempts."""
         history = History(self.ws.history_file)
         try:
             record = history.last_run("train")
@@ -172,8 +162,8 @@ class Root:
         return self.ws.checkpoints_dir / f"step-{step:09d}"
 
     def trace(self, last_step: int) -> dict[str, object]:
-        """What must not differ between two runs: every loss as it was last taken, every
-        evaluation, and the bytes of the last checkpoint."""
+        """What must be equal in two runs: the loss of every step (the last time it was taken),
+        every evaluation, and digests of the last checkpoint."""
         losses: dict[int, str] = {}
         evaluations: dict[int, str] = {}
         for event in self.history():
@@ -187,14 +177,6 @@ class Root:
             for name in ("model.safetensors", "optimizer.safetensors", "rng.safetensors")
         }
         return {"losses": losses, "evaluations": evaluations, **digests}
-
-
-def gone(pid: int) -> bool:
-    """Whether the process has ended (a zombie has)."""
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _set(name: str, value: object) -> tuple[str, str]:

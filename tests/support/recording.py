@@ -1,4 +1,4 @@
-"""A recorded run, for tests of what shows runs: its events, and a root whose history holds them."""
+"""A recorded run for tests: its events, and writing them to a root's history."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def recorded() -> list[AnyEvent]:
 
 
 def write_run(ws: Workspace, events: Sequence[AnyEvent], run_id: str = "") -> str:
-    """Write the events into the root's history, as of a run of its own; gives its id."""
+    """Write the events to the root's history as a run; returns its id."""
     ws.create()
     first = next(event for event in events if isinstance(event, RunStarted))
     run_id = run_id or first.run_id
     history = History(ws.history_file)
     history.begin_run(run_id, "train", msgspec.json.encode(first.config))
     attempt = history.begin_attempt(run_id)
-    own = [
+    renamed = [
         msgspec.structs.replace(event, run_id=run_id) if isinstance(event, RunStarted) else event
         for event in events
     ]
-    history.append(run_id, attempt, own)
+    history.append(run_id, attempt, renamed)
     history.close()
     return run_id

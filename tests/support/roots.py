@@ -1,5 +1,4 @@
-"""Fixtures for tests of the real program: a tiny expert, a generated text, and roots to train
-in."""
+"""Fixtures of tests that run the program: a tiny expert, a generated text and temporary roots."""
 
 from __future__ import annotations
 
@@ -21,16 +20,16 @@ _WORDS = ("river", "town", "bank", "old", "snow", "stone", "bridge", "water", "m
 
 @pytest.fixture(scope="session", autouse=True)
 def environment() -> Iterator[None]:
-    """One thread that does not spin, and a short folder for sockets, for every process started."""
+    """Environment of started processes: one passive thread, a short path for sockets, no Hub."""
     folder = tempfile.mkdtemp(prefix="gt-")
-    wanted = {
+    variables = {
         "XDG_RUNTIME_DIR": folder,
         "OMP_NUM_THREADS": "1",
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
     }
-    former = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     yield
     for name, value in former.items():
         if value is None:
@@ -47,7 +46,7 @@ def expert(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def text(tmp_path_factory) -> Path:
-    """60 examples: plain text, and conversations."""
+    """A file with 60 examples: documents and conversations."""
     path = tmp_path_factory.mktemp("text") / "text.jsonl"
     rng = random.Random(0)
     with open(path, "w", encoding="utf-8") as file:
@@ -63,7 +62,7 @@ def text(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_root(expert: Path, text: Path, tmp_path_factory) -> Iterator[Callable[[str], Root]]:
-    """Makes roots that live as long as the tests do; their processes end with them."""
+    """Makes roots by name; their processes are killed at the end of the session."""
     roots: list[Root] = []
 
     def make(name: str) -> Root:
@@ -77,6 +76,6 @@ def make_root(expert: Path, text: Path, tmp_path_factory) -> Iterator[Callable[[
 
 @pytest.fixture
 def root(expert: Path, text: Path, tmp_path: Path) -> Iterator[Root]:
-    made = Root(tmp_path, expert, text)
-    yield made
-    made.kill_all()
+    root = Root(tmp_path, expert, text)
+    yield root
+    root.kill_all()

@@ -1,4 +1,4 @@
-"""A real terminal for tests: the app in a pty, its keys and its picture of the screen."""
+"""A real terminal for tests: the app in a pty, its keys and its output."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.support.paths import REPO
 
 
 class Terminal:
-    """`gladius_train ARGV` on a pty of its own, in a session of its own."""
+    """`gladius_train ARGV` on a pty, in a session of its own."""
 
     def __init__(
         self, *argv: str, columns: int = 110, rows: int = 32, controls: bool = True, **env: str
     ) -> None:
-        """`controls`: whether it is the program's controlling terminal, whose end is a SIGHUP."""
+        """`controls`: whether it is the program's controlling terminal, whose loss sends SIGHUP."""
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.sane = termios.tcgetattr(slave)
@@ -59,27 +59,28 @@ class Terminal:
             self.output += data
 
     def press(self, keys: str) -> None:
-        """Type."""
+        """Type these keys."""
         os.write(self.master, keys.encode())
 
     def wait_for(self, text: str, seconds: float = 30.0) -> None:
-        """Wait until the program has written this, from here on or before."""
+        """Wait until the output contains this text."""
         self.until(lambda: text.encode() in self.output, f"{text!r} was not shown", seconds)
 
-    def until(self, holds: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:
+        """Wait until the condition is true."""
         deadline = time.monotonic() + seconds
-        while not holds():
+        while not condition():
             assert time.monotonic() < deadline, f"{what}; the end of its output: " + repr(
                 self.output[-2000:]
             )
             time.sleep(0.02)
 
     def forget(self) -> None:
-        """What was written so far does not count any more."""
+        """Discard the output so far."""
         self.output = b""
 
     def hang_up(self) -> None:
-        """Close the terminal, as a window that is closed does."""
+        """Close the terminal, as closing its window does."""
         self._over = True
         self._reader.join()
         os.close(self.slave)
@@ -87,7 +88,7 @@ class Terminal:
         self.master = self.slave = -1
 
     def end(self, seconds: float = 20.0) -> int:
-        """Wait for the program's end; its exit code, negative for a signal."""
+        """Wait for the program to exit; returns its exit code, negative for a signal."""
         deadline = time.monotonic() + seconds
         while True:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
@@ -99,7 +100,7 @@ class Terminal:
             time.sleep(0.02)
 
     def is_sane(self) -> bool:
-        """Whether the terminal is as it was: its modes, the normal screen, the cursor shown."""
+        """Whether the terminal is restored: modes, normal screen, visible cursor, no mouse."""
         modes = termios.tcgetattr(self.slave)
         shown = self.output.rfind(b"\x1b[?25h") > self.output.rfind(b"\x1b[?25l")
         normal = self.output.rfind(b"\x1b[?1049l") > self.output.rfind(b"\x1b[?1049h")

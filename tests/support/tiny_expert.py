@@ -1,4 +1,4 @@
-"""A tiny expert with a chat template, random weights and a tokenizer of its own, as a folder."""
+"""Make the folder of a tiny expert with random weights, its own tokenizer and a chat template."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_expert(folder: Path, context: int = 256) -> Path:
-    """Save it; its answers end now and then, since <|im_end|> has a large row in the head."""
+    """Save the expert. Its answers end at random: the head has a large row for <|im_end|>."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = LlamaConfig(

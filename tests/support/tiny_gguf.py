@@ -24,7 +24,7 @@ MEMBER = "tiny_expert/tiny.gguf"
 
 
 def reference_tokenizer() -> Tokenizer:
-    """The tokenizer as its maker had it."""
+    """The tokenizer that `write_gguf` stores."""
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -61,7 +61,7 @@ def tiny_model(vocab_size: int) -> LlamaForCausalLM:
 
 
 def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> None:
-    """As llama.cpp's converter lays it out, q and k rotated, everything in f32."""
+    """Write the model in f32 as llama.cpp's converter does, with permuted q and k."""
     config = model.config
     bpe = json.loads(tokenizer.to_str())["model"]
     tokens = sorted(bpe["vocab"], key=lambda token: bpe["vocab"][token])
@@ -118,7 +118,7 @@ def write_gguf(path: Path, model: LlamaForCausalLM, tokenizer: Tokenizer) -> Non
 
 
 def write_wheel(folder: Path, gguf: Path) -> tuple[Path, str]:
-    """A valid wheel `tiny-expert==1.0` that holds the GGUF file, and that file's sha256."""
+    """(path, sha256 of the GGUF file) of a valid wheel `tiny-expert==1.0` with that file."""
     wheel = folder / "tiny_expert-1.0-py3-none-any.whl"
     info = "tiny_expert-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:

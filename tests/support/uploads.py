@@ -1,5 +1,6 @@
-"""What the Hub answers to an upload: who is there, a repository made, a commit of small files in
-its request and of large ones that went to the store before (git LFS, in one part)."""
+"""The upload API of the local Hub: whoami, creating a repository, and commits, with small files in
+the request and large files uploaded before (git LFS, in one part).
+"""
 
 from __future__ import annotations
 
@@ -7,24 +8,21 @@ import base64
 import hashlib
 import json
 import re
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from tests.support.hub_server import Hub
+from typing import Any
 
 LARGE = re.compile(r"\.(safetensors|gguf)$")
 
 
 class Uploads:
-    """The part of the server's handlers that receives; `hub_server` mixes it in."""
+    """Mixin of the server's request handlers for uploads."""
 
-    hub: Hub
+    hub: Any  # the server's `Hub`
     command: str
     headers: Any
     rfile: Any
 
     def body(self) -> bytes:
-        """The request's body, by its length or in chunks."""
+        """The request's body, by Content-Length or chunked."""
         if "chunked" not in self.headers.get("Transfer-Encoding", ""):
             return self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parts = []
@@ -35,9 +33,7 @@ class Uploads:
         return b"".join(parts)
 
     def receive(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
-        """Status and answer of the Hub to a question of an upload."""
-        from tests.support.hub_server import Repo
-
+        """(status, JSON answer) of an API request of an upload."""
         hub = self.hub
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in hub.tokens:
@@ -46,40 +42,38 @@ class Uploads:
             return 200, {"name": "me", "type": "user"}
         if token in hub.readers:
             return 403, {"error": "you don't have the rights to write here"}
-        asked = json.loads(body) if not path.endswith(("/commit/main", "verify")) else {}
+        data = json.loads(body) if not path.endswith(("/commit/main", "verify")) else {}
         if path == "/api/validate-yaml":
-            good = asked["content"].startswith("---\n")
-            errors = [] if good else [{"message": '"license" is required'}]
-            return 200 if good else 400, {"errors": errors, "warnings": []}
+            valid = data["content"].startswith("---\n")
+            errors = [] if valid else [{"message": '"license" is required'}]
+            return 200 if valid else 400, {"errors": errors, "warnings": []}
         if path == "/api/repos/create":
-            name = f"{asked['organization']}/{asked['name']}"
-            there = name in hub.repos
-            if not there:
-                hub.repos[name] = Repo({}, private=asked.get("visibility") == "private")
-            return 409 if there else 200, {"url": f"{hub.url}/{name}"}
+            name = f"{data['organization']}/{data['name']}"
+            exists = name in hub.repos
+            if not exists:
+                hub.add(name, {}, private=data.get("visibility") == "private")
+            return 409 if exists else 200, {"url": f"{hub.url}/{name}"}
         if path.endswith(".git/info/lfs/objects/batch"):
-            return 200, {"transfer": "basic", "objects": [self._where(o) for o in asked["objects"]]}
+            return 200, {"transfer": "basic", "objects": [self._where(o) for o in data["objects"]]}
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
-            return 200, {"files": [self._mode(file) for file in asked["files"]]}
+            return 200, {"files": [self._mode(file) for file in data["files"]]}
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
             return self._commit(match[1], body)
         return (200, {}) if path == "/verify" else (404, {"error": "no such page"})
 
     def store(self, path: str, body: bytes) -> int:
-        """A large file, put into the store; refused when its bytes are not what was announced."""
+        """Store a large file; returns status 400 where its bytes do not have the announced hash."""
         oid = path.rpartition("/")[2]
         if hashlib.sha256(body).hexdigest() != oid:
             return 400
         self.hub.objects[oid] = body
         return 200
 
-    def _where(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        href = f"{self.hub.store_url}/objects/{wanted['oid']}"
+    def _where(self, file: dict[str, Any]) -> dict[str, Any]:
+        href = f"{self.hub.store_url}/objects/{file['oid']}"
         actions = {"upload": {"href": href}, "verify": {"href": f"{self.hub.url}/verify"}}
-        there = wanted["oid"] in self.hub.objects
-        return {"oid": wanted["oid"], "size": wanted["size"]} | (
-            {} if there else {"actions": actions}
-        )
+        exists = file["oid"] in self.hub.objects
+        return {"oid": file["oid"], "size": file["size"]} | ({} if exists else {"actions": actions})
 
     def _mode(self, file: dict[str, Any]) -> dict[str, Any]:
         mode = "lfs" if LARGE.search(file["path"]) else "regular"

@@ -1,4 +1,4 @@
-"""A tiny trained model, ways to break it, and a validation of it in this process."""
+"""A tiny trained model, ways to damage it, and validations of it in this process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WEIGHTS = "model.safetensors"
 
 
 def trained_root(folder: Path) -> tuple[Workspace, EvalDone]:
-    """A root with a model trained for three steps, and its last evaluation."""
+    """A workspace with a model trained for three steps, and its last evaluation."""
     workspace = make_root(folder)
     config = make_config(
         workspace, schedule__max_steps=3, student__max_position_embeddings=2048, optimizer__lr=0.02
@@ -35,7 +35,7 @@ def trained_root(folder: Path) -> tuple[Workspace, EvalDone]:
 
 
 class Outcome:
-    """What a validation said."""
+    """The events of a validation, and its exit code."""
 
     def __init__(self, code: int, link: KeepingLink) -> None:
         self.code = code
@@ -44,6 +44,7 @@ class Outcome:
         self.end = link.of(RunEnded)[-1]
 
     def of(self, verdict: str, group: str = "structural") -> set[str]:
+        """Names of the rows with this verdict."""
         return {n for n, r in self.rows.items() if r.verdict == verdict and r.group == group}
 
     @property
@@ -58,7 +59,7 @@ class Outcome:
 
 
 def validate(workspace: Workspace, link: KeepingLink | None = None, **config: Any) -> Outcome:
-    """The job as the worker process does it."""
+    """Run the validation job as a worker process does."""
     link = link or KeepingLink()
     request = JobRequest(
         job="validate",
@@ -71,7 +72,7 @@ def validate(workspace: Workspace, link: KeepingLink | None = None, **config: An
 
 
 def copy_model(workspace: Workspace, folder: Path) -> Path:
-    """A copy of the root's finished model, to be broken."""
+    """A copy of the workspace's finished model, for a test to damage."""
     model = folder / "model"
     shutil.copytree(workspace.model_dir, model)
     for report in model.glob("validation*.json"):
@@ -80,7 +81,7 @@ def copy_model(workspace: Workspace, folder: Path) -> Path:
 
 
 def reseal(model: Path) -> None:
-    """Let gladius.json know the files as they are now, so that only what is broken shows."""
+    """Update the digests in gladius.json, so that only the damage itself is found."""
     record = read_record(model)
     assert record is not None
     write_record(model, record)

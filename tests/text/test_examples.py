@@ -1,4 +1,4 @@
-"""The format of the text that is learnt from."""
+"""The JSON Lines format of training text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_conversations_and_documents_are_read_in_order(tmp_path):
     assert check_data_file(path) == 2
 
 
-def test_what_is_written_is_read_back(tmp_path):
+def test_examples_survive_a_round_trip(tmp_path):
     path = tmp_path / "data.jsonl"
     examples = [
         Example(text="line\nbreak\u2028 and more"),

@@ -32,7 +32,7 @@ configs:
 ---
 # A corpus
 """
-ASKED = {"role": "user", "content": "hi"}
+QUESTION = {"role": "user", "content": "hi"}
 
 
 def make_repository(folder: Path, files: int = 3, rows: int = 50) -> Path:
@@ -51,7 +51,7 @@ def make_repository(folder: Path, files: int = 3, rows: int = 50) -> Path:
         with gzip.open(folder / "talks" / f"{n}.jsonl.gz", "wt") as file:
             for turn in range(5):
                 answer = {"role": "assistant", "content": f"ho {n} {turn}"}
-                file.write(json.dumps({"messages": [ASKED, answer]}) + "\n")
+                file.write(json.dumps({"messages": [QUESTION, answer]}) + "\n")
     return folder
 
 
@@ -64,7 +64,7 @@ def opened(source: str, cache: Path) -> HubPieces:
     return HubPieces(parse_hub(source), source, cache)
 
 
-def test_a_config_of_parquet_is_read_file_by_file_and_from_any_place(repository, tmp_path):
+def test_a_config_of_parquet_is_read_file_by_file_from_any_position(repository, tmp_path):
     text = opened(f"hf:{repository}/prose:train:text", tmp_path)
     assert text.pieces == 3
     for piece in range(3):
@@ -77,7 +77,7 @@ def test_a_config_of_parquet_is_read_file_by_file_and_from_any_place(repository,
         assert list(text.read(piece, 2, 10, print)) == []
 
 
-def test_split_and_column_are_as_asked(repository, tmp_path):
+def test_split_and_column_are_chosen_by_the_source(repository, tmp_path):
     assert opened(f"hf:{repository}/prose:test", tmp_path).pieces == 1
     ((_, example),) = opened(f"hf:{repository}/prose:test:body", tmp_path).read(0, 0, 0, print)
     assert example is not None and example.text == "b"
@@ -92,20 +92,22 @@ def test_conversations_in_compressed_lines(repository, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "kind", "said"),
+    ("source", "kind", "message"),
     [
         ("hf:{}/nothing", UsageError, "prose"),
         ("hf:{}/prose:dev", UsageError, "no split dev, only"),
         ("hf:{}/prose:train:title", UsageError, "title"),
     ],
 )
-def test_what_is_not_there_is_one_line_with_what_there_is(repository, tmp_path, source, kind, said):
+def test_an_unknown_config_split_or_column_is_one_line_with_the_known_ones(
+    repository, tmp_path, source, kind, message
+):
     with pytest.raises(kind) as raised:
         opened(source.format(repository), tmp_path)
-    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_a_hub_out_of_reach_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     import datasets
     import huggingface_hub
 
@@ -116,7 +118,7 @@ def test_a_hub_out_of_reach_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     assert "data.corpora=[]" in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_the_fingerprint_sees_another_file(repository, tmp_path):
+def test_the_fingerprint_changes_with_the_files(repository, tmp_path):
     source = f"hf:{repository}/prose"
     before = opened(source, tmp_path).fingerprint
     assert opened(source, tmp_path).fingerprint == before

@@ -1,4 +1,4 @@
-"""Roots of their own for tests of the screens, settings and sockets included."""
+"""A separate root for each test of the user interface, with its own settings and sockets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from engine.workspace import Workspace
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The user's config folder; sockets lie in a short folder, as AF_UNIX wants it."""
+    """The user's config folder. Sockets get a short path: AF_UNIX allows about 100 bytes."""
     runtime = tempfile.mkdtemp(prefix="gt-")
     monkeypatch.setenv("XDG_RUNTIME_DIR", runtime)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))

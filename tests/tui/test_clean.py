@@ -1,4 +1,4 @@
-"""`clean`, as a user has it: what it shows, what goes, and what it never touches."""
+"""`clean` as a real process: what it lists, what it deletes, and what it never touches."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def clean(ws: Workspace, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def fill(ws: Workspace) -> None:
-    """Something of every kind, links to elsewhere among it."""
+    """Create a file of every kind that `clean` knows."""
     for path in (
         ws.downloads_dir / "qwen" / "a.part",
         ws.cache_dir / "hub" / "blob",
@@ -55,12 +55,12 @@ def fill(ws: Workspace) -> None:
 
 
 def digest(folder: Path) -> str:
-    """Of every name, kind and byte below."""
+    """A digest of every name, kind and byte below the folder."""
     found = hashlib.sha256()
-    for place, folders, files in sorted(os.walk(folder)):
+    for parent, folders, files in sorted(os.walk(folder)):
         folders.sort()
         for name in sorted((*folders, *files)):
-            path = Path(place, name)
+            path = Path(parent, name)
             content = os.readlink(path) if path.is_symlink() else ""
             if path.is_file():
                 content = path.read_bytes().hex()
@@ -69,7 +69,7 @@ def digest(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("linked", ["tmp", "tmp/checkpoints", "tmp/models/qwen", "models"])
-def test_what_a_link_leads_to_stays_as_it_is_to_the_byte(ws: Workspace, tmp_path, linked):
+def test_the_target_of_a_link_is_not_changed_by_a_byte(ws: Workspace, tmp_path, linked):
     fill(ws)
     moved = tmp_path / "elsewhere"
     (ws.root / linked).rename(moved)
@@ -84,14 +84,14 @@ def test_what_a_link_leads_to_stays_as_it_is_to_the_byte(ws: Workspace, tmp_path
         assert result.returncode == 0, result.stderr
         assert not (ws.downloads_dir / "qwen").exists()
         assert not os.path.lexists(ws.root / "tmp/logs/link.log")
-    told = "is a link: what it leads to is left alone" in result.stderr
-    assert told == (linked in ("tmp/checkpoints", "models"))
+    reported = "is a symbolic link: its target is not cleaned" in result.stderr
+    assert reported == (linked in ("tmp/checkpoints", "models"))
 
 
-def test_only_leftovers_go_unless_something_is_named(ws: Workspace):
+def test_without_names_only_leftovers_are_deleted(ws: Workspace):
     fill(ws)
     shown = clean(ws)
-    assert shown.returncode == 0 and "4 entries would go" in shown.stdout
+    assert shown.returncode == 0 and "4 entries would be deleted" in shown.stdout
     assert (ws.downloads_dir / "qwen").exists()
     done = json.loads(clean(ws, "--confirm", "--json").stdout)
     assert done["deleted"] and len(done["entries"]) == 4 and not done["failed"]
@@ -101,16 +101,16 @@ def test_only_leftovers_go_unless_something_is_named(ws: Workspace):
     assert clean(ws).stdout == "nothing to clean\n"
 
 
-def test_any_job_that_runs_is_left_alone_and_named(ws: Workspace, capsys):
+def test_clean_is_refused_while_any_job_is_running_and_names_it(ws: Workspace, capsys):
     fill(ws)
     for job in get_args(Job):
         with hold_lock(ws, job):
             assert cli.main(["--root", str(ws.root), "clean", "--confirm"]) == 75
-            assert f"{job} runs here" in capsys.readouterr().err
+            assert f"{job} is running here" in capsys.readouterr().err
     assert (ws.downloads_dir / "qwen").exists()
 
 
-def test_no_job_can_start_while_it_deletes(ws: Workspace, monkeypatch):
+def test_no_job_can_start_while_clean_deletes(ws: Workspace, monkeypatch):
     fill(ws)
     refused = []
 
@@ -125,22 +125,22 @@ def test_no_job_can_start_while_it_deletes(ws: Workspace, monkeypatch):
     assert refused == list(get_args(Job))
 
 
-def test_what_cant_be_deleted_is_named_and_the_rest_goes(ws: Workspace, monkeypatch, capsys):
+def test_what_cant_be_deleted_is_named_and_the_rest_is_deleted(ws: Workspace, monkeypatch, capsys):
     from engine import workspace
 
     fill(ws)
-    really = workspace.remove_entry
+    remove_entry = workspace.remove_entry
 
     def refuse_one(path: Path) -> None:
         if path.name == "qwen":
             raise PermissionError(13, "Permission denied")
-        really(path)
+        remove_entry(path)
 
     monkeypatch.setattr(workspace, "remove_entry", refuse_one)
     assert cli.main(["--root", str(ws.root), "clean", "--confirm"]) == 1
-    told = capsys.readouterr()
-    assert "qwen: Permission denied" in told.err and "3 entries deleted" in told.out
-    assert "qwen" not in told.out.replace("experts_cache/qwen", "")
+    output = capsys.readouterr()
+    assert "qwen: Permission denied" in output.err and "3 entries deleted" in output.out
+    assert "qwen" not in output.out.replace("experts_cache/qwen", "")
     assert not ws.log_file().exists()
 
 

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from engine.events import RunEnded, RunPaused, decode_event
+from engine.run.job import JOBS
 from engine.run.lock import hold_lock
 from engine.run.state import read_state
 from engine.workspace import Workspace
+from gladius_tui.shell import JOB_NAMES
 from tests.support.paths import REPO
 
 TOY = REPO / "tests" / "support" / "toy_job.py"
@@ -30,7 +32,7 @@ def ws(tmp_path) -> Workspace:
 
 
 def gladius(ws: Workspace, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in a new process."""
     return subprocess.run(
         [sys.executable, "-m", "gladius_tui.cli", "--root", str(ws.root), *arguments],
         capture_output=True,
@@ -42,7 +44,7 @@ def gladius(ws: Workspace, *arguments: str, **env: str) -> subprocess.CompletedP
 
 
 def error_of(result: subprocess.CompletedProcess[str], code: int) -> str:
-    """The one line on standard error of a command that must end with `code`."""
+    """The only line on standard error of a command that must exit with `code`."""
     assert result.returncode == code, result.stderr
     assert result.stdout == ""
     (line,) = result.stderr.splitlines()
@@ -51,7 +53,7 @@ def error_of(result: subprocess.CompletedProcess[str], code: int) -> str:
 
 @pytest.fixture
 def toy(ws):
-    """A live training run whose worker is the toy of tests/run."""
+    """A running training job whose worker is tests/support/toy_job.py."""
     log = open(ws.root / "toy.out", "wb")  # noqa: SIM115
     process = subprocess.Popen(
         [sys.executable, str(TOY), str(ws.root), json.dumps({"seconds": 0.01})],
@@ -77,7 +79,7 @@ def test_status_and_models_answer_in_an_empty_root(ws):
     assert models.returncode == 0 and "○ Missing" in models.stdout
 
 
-def test_global_options_stand_before_or_after_the_command(ws):
+def test_global_options_come_before_or_after_the_command(ws):
     command = [sys.executable, "-m", "gladius_tui.cli"]
     root = str(ws.root)
     orders = (
@@ -118,15 +120,15 @@ def test_models_as_json_are_specs_with_states(ws):
         (["trian"], 2, ["No such command 'trian'"]),
         (["train", "--foo"], 2, ["--foo"]),
         (["resume"], 3, ["no checkpoint", "gladius_train train"]),
-        (["pause"], 3, ["no job runs here"]),
+        (["pause"], 3, ["no job is running here"]),
         (["stop", "--job", "train"], 3, ["no train job runs"]),
-        (["checkpoint"], 3, ["no job runs here"]),
-        (["dashboard", "--follow"], 3, ["none ran before"]),
+        (["checkpoint"], 3, ["no job is running here"]),
+        (["dashboard", "--follow"], 3, ["none has run before"]),
         (["download", "qwem"], 2, ["unknown expert 'qwem'"]),
         (["clean", "everything"], 2, ["everything"]),
     ],
 )
-def test_wrong_input_is_answered_with_one_line_and_its_exit_code(ws, arguments, code, parts):
+def test_wrong_input_gives_one_line_and_its_exit_code(ws, arguments, code, parts):
     line = error_of(gladius(ws, *arguments), code)
     assert line.startswith("error: ")
     for part in parts:
@@ -152,7 +154,7 @@ def test_a_broken_line_and_an_empty_file_are_named(ws):
     assert "b.jsonl is empty" in line
 
 
-def test_a_root_that_cant_be_written_is_told(tmp_path):
+def test_a_root_that_cant_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     result = gladius(Workspace(tmp_path / "file"), "train")
     assert "can't write in" in error_of(result, 1)
@@ -170,7 +172,7 @@ def test_a_traceback_is_shown_with_debug_only(ws):
     assert "Traceback" in gladius(ws, "resume", "--debug").stderr
 
 
-def test_a_fault_of_the_program_is_one_line_and_its_traceback_is_in_the_log(ws):
+def test_a_bug_is_one_line_and_its_traceback_is_in_the_log(ws):
     program = (
         "import sys; from gladius_tui import cli, status; del status.status_lines;"
         f"sys.exit(cli.main(['status', '--root', {str(ws.root)!r}]))"
@@ -196,7 +198,7 @@ def test_commands_act_on_a_running_job_and_are_acknowledged_with_its_step(ws, to
     assert gladius(ws, "status").stdout.startswith("status       paused\n")
 
 
-def test_following_prints_events_until_the_run_ends(ws, toy):
+def test_follow_prints_events_until_the_run_ends(ws, toy):
     following = subprocess.Popen(
         [sys.executable, "-m", "gladius_tui.cli", "--root", str(ws.root), "dashboard", "--follow",
          "--json"],
@@ -216,12 +218,12 @@ def test_following_prints_events_until_the_run_ends(ws, toy):
     assert "status       paused" in gladius(ws, "dashboard").stdout
 
 
-def test_cleaning_shows_first_and_is_refused_while_a_job_runs(ws):
+def test_clean_lists_first_and_is_refused_while_a_job_is_running(ws):
     (ws.downloads_dir / "part").write_bytes(bytes(2048))
     shown = gladius(ws, "clean")
     assert "2.0 KiB  tmp/downloads/part" in shown.stdout and "--confirm" in shown.stdout
     with hold_lock(ws, "train"):
-        assert "train runs here" in error_of(gladius(ws, "clean", "--confirm"), 75)
+        assert "train is running here" in error_of(gladius(ws, "clean", "--confirm"), 75)
     assert (ws.downloads_dir / "part").exists()
     assert "deleted" in gladius(ws, "clean", "--confirm").stdout
     assert not (ws.downloads_dir / "part").exists()
@@ -229,7 +231,7 @@ def test_cleaning_shows_first_and_is_refused_while_a_job_runs(ws):
 
 
 @pytest.mark.parametrize("arguments", [["status"], ["models"], ["--help"], ["train", "--help"]])
-def test_what_must_answer_at_once_loads_nothing_heavy(ws, arguments):
+def test_commands_that_must_answer_at_once_load_no_heavy_module(ws, arguments):
     program = (
         "import sys; from gladius_tui.cli import main;"
         f"main({['--root', str(ws.root), *arguments]!r});"
@@ -240,6 +242,10 @@ def test_what_must_answer_at_once_loads_nothing_heavy(ws, arguments):
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=REPO
     )
     assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_option_job_accepts_every_job_but_the_audit_that_ends_with_its_doctor():
+    assert set(JOB_NAMES) == set(JOBS) - {"audit"}
 
 
 def test_status_starts_in_less_than_three_times_a_bare_python_plus_100_ms(ws):
@@ -254,13 +260,13 @@ def test_status_starts_in_less_than_three_times_a_bare_python_plus_100_ms(ws):
             began = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
             seconds[name].append(time.perf_counter() - began)
-    # The fastest of each: what else runs on the machine only ever adds.
+    # The fastest of each: other load on the machine only adds time.
     fastest = {name: min(values) for name, values in seconds.items()}
     limit = 3 * fastest["bare"] + 0.1
     assert fastest["status"] < limit and fastest["help"] < limit, fastest
 
 
-def test_the_launcher_is_the_program_and_says_how_to_install_it(ws, tmp_path):
+def test_the_launcher_without_an_environment_names_the_command_that_makes_one(ws, tmp_path):
     """Without a virtual environment it names the command that makes one."""
     launcher = tmp_path / "elsewhere" / "gladius_train"
     launcher.parent.mkdir()

@@ -1,4 +1,4 @@
-"""Events as lines."""
+"""Events printed as lines of text or JSON."""
 
 from __future__ import annotations
 
@@ -70,27 +70,28 @@ STARTED = RunStarted(
 
 
 def text(*events: AnyEvent) -> str:
-    """What a fresh renderer makes of the events."""
+    """The lines of a new renderer for the events."""
     renderer = Renderer()
     return "\n".join(line for event in events for line in renderer.lines(event))
 
 
-def test_a_step_is_told_at_the_first_each_interval_the_last_and_when_skipped():
+def test_a_step_is_printed_if_it_is_first_last_skipped_or_at_the_log_interval():
     renderer = Renderer()
     renderer.lines(STARTED)
-    told = [n for n in range(1, 13) if renderer.lines(step(n, skipped=n == 7))]
-    assert told == [1, 5, 7, 10, 12]
+    printed = [n for n in range(1, 13) if renderer.lines(step(n, skipped=n == 7))]
+    assert printed == [1, 5, 7, 10, 12]
 
 
-def test_a_steps_line_has_the_figures():
+def test_the_line_of_a_step_shows_its_metrics():
     line = text(STARTED, step(5)).splitlines()[-1]
     assert line == (
-        "  step  5/12  loss 4.500  kl 2.250  ce 5.000  lr 1.5e-03  2,941 tok/s  eta 6m12"
+        "  step 5  loss 4.5000  kl 2.2500  ce 5.0000  lr 1.5e-03  2,941 tok/s  42%  eta 6m12"
     )
-    assert "loss   –  " in text(step(5, loss=None, skipped=True))
+    assert "loss –  " in text(step(5, loss=None))
+    assert "step 5 skipped" in text(step(5, loss=None, skipped=True))
 
 
-def test_a_run_tells_what_it_is_and_its_phases_are_headings():
+def test_a_run_is_introduced_and_its_phases_are_headings():
     shown = text(
         STARTED,
         PhaseStarted(
@@ -99,39 +100,39 @@ def test_a_run_tells_what_it_is_and_its_phases_are_headings():
     )
     for part in (
         "run train-1 started · preset nano · cpu bf16",
-        "train job · pid 42 · 6,500,000 parameters",
+        "train · 6,500,000 parameters · 12 steps",
         "SmolLM2 135M 100%",
     ):
         assert part in shown
     assert "── phase 1/3: SmolLM2 135M · steps 1–7 ·" in shown
 
 
-def test_an_evaluation_tells_the_change_and_each_expert():
+def test_an_evaluation_shows_the_change_and_each_expert():
     score = ExpertScore(
         expert="smollm2", bits_per_byte=2.6, kl=1.25, agreement=0.314, positions=100
     )
-    silent = ExpertScore(expert="own", bits_per_byte=3.0, kl=None, agreement=None, positions=10)
+    unscored = ExpertScore(expert="own", bits_per_byte=3.0, kl=None, agreement=None, positions=10)
     shown = text(
         EvalDone(step=50, bits_per_byte=2.9),
-        EvalDone(step=100, bits_per_byte=2.612, scores=(score, silent), best=True),
+        EvalDone(step=100, bits_per_byte=2.612, scores=(score, unscored), best=True),
     )
-    assert "step 100: 2.612 bits/byte held out, best so far (-0.288)" in shown
+    assert "2.612 bits/byte held out, best so far (-0.288)" in shown
     assert "smollm2: 2.600 bits/byte  KL 1.250  agreement 31%" in shown
     assert "own: 3.000 bits/byte\n" in shown + "\n"
 
 
-def test_progress_is_told_at_most_every_five_seconds_of_each_task_and_at_its_end():
+def test_progress_of_a_task_is_printed_at_most_every_five_seconds_and_at_its_end():
     renderer = Renderer()
 
-    def told(at: float, done: float, task: str = "a", finished: bool = False) -> bool:
+    def printed(at: float, done: float, task: str = "a", finished: bool = False) -> bool:
         event = Progress(
             time=at, task=task, label="scoring", done=done, total=10, finished=finished
         )
         return bool(renderer.lines(event))
 
-    answers = [told(0, 1), told(2, 2), told(3, 1, "b"), told(5.1, 3), told(6, 10, finished=True)]
-    assert answers == [True, False, True, True, True]
-    assert [told(at, 1, "still") for at in (0, 6, 29, 31)] == [True, False, False, True]
+    assert [printed(0, 1), printed(2, 2), printed(3, 1, "b")] == [True, False, True]
+    assert [printed(5.1, 3), printed(6, 10, finished=True)] == [True, True]
+    assert [printed(at, 1, "still") for at in (0, 6, 29, 31)] == [True, False, False, True]
 
 
 def test_progress_shows_amounts_in_their_unit():
@@ -143,14 +144,14 @@ def test_progress_shows_amounts_in_their_unit():
     assert shown[1] == "  scoring  12,000 of 80,000 tokens  15%  640 tokens/s"
 
 
-def test_a_sample_is_quoted_without_control_characters_and_not_without_end():
+def test_a_sample_is_shown_without_control_characters_and_cut():
     shown = text(SampleDrawn(prompt="Say\nhi", text="ha\x1b[2J\x07 " + "lo " * 1000))
     assert "> Say hi" in shown and "\x1b" not in shown and "\x07" not in shown
     assert len(shown.splitlines()) == 6 and shown.endswith("…")
     assert all(len(line) <= 100 for line in shown.splitlines())
 
 
-def test_the_end_says_how_far_it_came_and_where_the_model_is(tmp_path, monkeypatch):
+def test_the_end_shows_the_last_step_and_the_path_of_the_model(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shown = text(
         EvalDone(step=0, bits_per_byte=8.0),
@@ -164,12 +165,12 @@ def test_the_end_says_how_far_it_came_and_where_the_model_is(tmp_path, monkeypat
         ),
     )
     assert "completed at step 12 · 24,000 tokens · 5m01" in shown
-    assert "bits/byte 8.000 → 2.250, steps 0 to 12" in shown
-    assert "  model      models/gladius_primary" in shown
+    assert "held out: 8.000 → 2.250 bits/byte, steps 0 to 12" in shown
+    assert "  model: models/gladius_primary" in shown
 
 
-def test_every_event_that_matters_has_a_line_and_the_others_none():
-    told: list[AnyEvent] = [
+def test_every_event_for_users_has_a_line_and_the_others_none():
+    printed: list[AnyEvent] = [
         DataReady(
             expert="q", blocks=1, held_out_blocks=1, skipped_blocks=2, text_bytes=1,
             teacher_tokens=1, student_tokens=1, positions=1, dropped_positions=0, aligned=0.9,
@@ -183,7 +184,7 @@ def test_every_event_that_matters_has_a_line_and_the_others_none():
         RunPaused(step=3),
         RunResumed(step=3),
     ]  # fmt: skip
-    for event in told:
+    for event in printed:
         assert text(event).strip(), event
     silent: list[AnyEvent] = [
         HardwareRead(cpu_percent=1, ram_used=1, ram_total=2),
@@ -193,13 +194,13 @@ def test_every_event_that_matters_has_a_line_and_the_others_none():
         assert text(event) == ""
 
 
-def test_colour_is_only_where_it_is_wanted():
+def test_colour_is_used_only_if_enabled():
     failed = RunEnded(step=1, status="failed", exit_code=1, reason="no disk")
     assert "\x1b" not in text(failed)
     assert "\x1b[31m" in "".join(Renderer(colour=True).lines(failed))
 
 
-def test_json_lines_are_the_events_themselves():
+def test_json_lines_are_the_encoded_events():
     stream = io.StringIO()
     printer = Printer(stream, as_json=True)
     for event in (STARTED, Heartbeat(), step(1)):
@@ -207,7 +208,7 @@ def test_json_lines_are_the_events_themselves():
     assert [decode_event(line) for line in stream.getvalue().splitlines()] == [STARTED, step(1)]
 
 
-def test_quiet_leaves_the_end():
+def test_quiet_prints_only_the_end():
     stream = io.StringIO()
     printer = Printer(stream, quiet=True)
     for event in (STARTED, step(1), RunEnded(step=1, status="stopped")):
@@ -215,7 +216,7 @@ def test_quiet_leaves_the_end():
     assert stream.getvalue().split() == ["stopped", "at", "step", "1"]
 
 
-def test_a_broken_pipe_ends_the_printing_and_not_the_program():
+def test_a_broken_pipe_stops_the_printing_and_not_the_program():
     program = (
         "import sys, os, signal; from engine.events import LogLine;"
         "from gladius_tui.headless import Printer; printer = Printer();\n"

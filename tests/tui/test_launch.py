@@ -1,4 +1,4 @@
-"""Launching a command: a session of its own, and how it ended."""
+"""Launching a command in a new session, and reporting how it ended."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def ended(ws: Workspace, *argv: str) -> Ended:
     return answers.get(timeout=60)
 
 
-def test_a_command_that_goes_well_leaves_nothing_behind(ws):
+def test_a_command_that_succeeds_leaves_no_file(ws):
     assert ended(ws, "status") == Ended(("status",), 0, "")
     assert list(ws.logs_dir.glob("launch_*")) == []
 
 
-def test_its_error_comes_back_in_its_own_words(ws):
+def test_the_error_message_of_the_command_is_returned(ws):
     answer = ended(ws, "train", "--preset", "nan")
     assert answer.exit_code == 2
     assert answer.error == "unknown preset 'nan'; did you mean 'nano'?"
 
 
-def test_all_lines_of_an_error_come_back(ws):
+def test_all_lines_of_an_error_are_returned(ws):
     answer = ended(ws, "train", "--set", "loss.alpha=7", "--set", "optimizer.lr=no")
     assert answer.exit_code == 2
     assert answer.error.startswith("config: 2 problems\n")

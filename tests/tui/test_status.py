@@ -1,4 +1,4 @@
-"""The text of status, models and the snapshot."""
+"""The lines of `status`, `models` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from engine.events import (
 from engine.experts.registry import expert_status, load_experts
 from engine.run.rollup import Column
 from engine.run.state import RunState
+from engine.run.view import RunView
 from engine.workspace import Workspace
 from gladius_tui.format import bar, sparkline
-from gladius_tui.status import abilities_lines, models_lines, snapshot_lines, status_lines
+from gladius_tui.status import capability_lines, models_lines, snapshot_lines, status_lines
 
 RUNNING = RunState(
     status="training",
@@ -41,7 +42,7 @@ RUNNING = RunState(
 )
 
 
-def test_status_tells_all_that_was_promised():
+def test_status_shows_everything_that_was_promised():
     shown = "\n".join(status_lines(RUNNING, {}, now=1360.0))
     for part in (
         "training (pid 4127)",
@@ -58,9 +59,9 @@ def test_status_tells_all_that_was_promised():
         assert part in shown
 
 
-def test_status_of_a_failed_run_tells_why():
-    state = RunState(status="failed", last_error="its process is gone; go on with: resume")
-    assert "its process is gone; go on with: resume" in "\n".join(status_lines(state, {}))
+def test_status_of_a_failed_run_shows_the_reason():
+    state = RunState(status="failed", last_error="the runner was killed; resume it")
+    assert "the runner was killed; resume it" in "\n".join(status_lines(state, {}))
 
 
 def test_models_are_a_table_with_totals(tmp_path):
@@ -76,39 +77,41 @@ def test_models_are_a_table_with_totals(tmp_path):
     )
     assert "required, gated" in lines[2]
     assert "◐ Partial: tokenizer.json is missing; gladius_train download phi" in lines[3]
-    assert lines[-1] == "0 of 6 ready, 2 B here"
+    assert lines[-1] == "0 of 6 ready, 2 B on disk"
 
 
-def test_the_snapshot_adds_bars_curve_and_experts():
+def test_the_snapshot_adds_bars_the_curve_and_the_experts():
     columns = [
         Column(start=0, stop=10, low=4, high=5, first=5.0, last=4.0, count=10),
         Column(start=10, stop=20),
         Column(start=20, stop=30, low=2, high=3, first=3.0, last=2.0, count=10),
     ]
     score = ExpertScore(expert="qwen", bits_per_byte=1.5, kl=0.81, agreement=0.64, positions=9)
-    shown = "\n".join(
-        snapshot_lines(RUNNING, columns, EvalDone(bits_per_byte=1.5, scores=(score,)))
-    )
+    view = RunView()
+    view.take([EvalDone(bits_per_byte=1.5, scores=(score,))])
+    shown = "\n".join(snapshot_lines(RUNNING, columns, view))
     assert "100M ✓  250M ✓  500M ✓  750M ✓  1B ✓" in shown
     assert "5.000 █ ▁ 2.000, steps 0 to 29" in shown
     assert "1.500 bits/byte  KL 0.810  agreement 64%" in shown
 
 
-def test_the_snapshot_tells_what_student_and_experts_can_as_they_were_asked_last():
+def test_the_snapshot_shows_the_last_capability_scores_of_student_and_experts():
     def row(who: str, right: int) -> CapabilitiesScored:
         scores = (CapabilityScore(capability="json", right=right, asked=4),) * 8
         return CapabilitiesScored(who=who, scores=scores)
 
-    lines = abilities_lines([row("qwen", 3), row("student", 0), row("student", 1)])
-    assert [line.split()[:4] for line in lines if "can" in line] == [
-        ["qwen", "can", "json", "3/4"],
-        ["student", "can", "json", "1/4"],
+    view = RunView()
+    view.take([row("qwen", 3), row("student", 0), row("student", 1)])
+    lines = capability_lines(view)
+    assert [line.removeprefix("capabilities").split()[:3] for line in lines if ":" in line] == [
+        ["qwen:", "json", "3/4"],
+        ["student:", "json", "1/4"],
     ]
     assert max(map(len, lines)) <= 80
-    assert abilities_lines([]) == []
+    assert capability_lines(RunView()) == []
 
 
-def test_curves_and_bars_bear_any_input():
+def test_sparklines_and_bars_accept_any_input():
     assert sparkline([]) == "" and sparkline([None, None]) == "  "
     assert sparkline([1.0, 1.0]) == "▁▁"
     assert sparkline([1.0, None, 2.0]) == "▁ █"

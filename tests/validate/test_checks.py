@@ -1,8 +1,10 @@
-"""Each structural check passes on a good model and fails on one that is broken in just that way."""
+"""Each structural check passes on an intact model and fails on one with the matching damage."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import pkgutil
 
 import pytest
 import torch
@@ -12,8 +14,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from engine.checkpoint.model_record import RECORD
 from engine.errors import MissingError, UsageError
-from engine.validate.checks.tokenizer import check_round_trip
-from engine.validate.quality import writer as quality_writer
+from engine.events import LogLine
+from engine.validate import checks, quality
+from engine.validate.checks.table import STRUCTURAL_CHECKS
+from engine.validate.checks.tokenizer import compare_tokenizer
+from engine.validate.generation import AnswerGenerator, GeneratedAnswer
+from engine.validate.quality.table import QUALITY_CHECKS
 from tests.support.paths import REPO
 from tests.support.toys import sentencepiece
 from tests.support.validated import (
@@ -50,22 +56,22 @@ def check(workspace, model):
     return validate(workspace, model=str(model))
 
 
-def test_a_good_model_is_sound(workspace, model):
+def test_an_intact_model_is_sound(workspace, model):
     outcome = check(workspace, model)
     assert outcome.of("pass") == STRUCTURE and not outcome.failed
     assert outcome.end.status == "completed" and outcome.end.exit_code == 0
     assert outcome.report.structure == "sound"
 
 
-def test_a_flipped_bit_is_found_though_it_loads(workspace, model):
+def test_a_flipped_bit_is_found_although_the_model_loads(workspace, model):
     data = bytearray((model / WEIGHTS).read_bytes())
     data[-5] ^= 1
     (model / WEIGHTS).write_bytes(data)
     outcome = check(workspace, model)
     assert outcome.failed == {"files"}
-    assert "model.safetensors is not as it was saved" in outcome.rows["files"].value
+    assert "model.safetensors has changed since it was saved" in outcome.rows["files"].value
     assert outcome.end.status == "failed" and outcome.end.exit_code == 1
-    assert "structurally broken (files as saved)" in outcome.end.reason
+    assert "structurally broken (file integrity)" in outcome.end.reason
 
 
 def test_a_changed_config_and_a_truncated_file_are_found(workspace, model):
@@ -98,24 +104,24 @@ def test_a_missing_file_is_named(workspace, model, name, failed):
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
-def test_a_number_that_is_not_finite_is_found(workspace, model, number):
+def test_a_weight_that_is_not_finite_is_found(workspace, model, number):
     change_tensors(model, lambda tensors: tensors[NORM].__setitem__(3, number))
     reseal(model)
     outcome = check(workspace, model)
     assert outcome.failed == {"tensors_finite"}
-    assert outcome.rows["tensors_finite"].value == f"not finite: {NORM}: 1 of 32 numbers"
+    assert outcome.rows["tensors_finite"].value == f"not finite: {NORM}: 1 of 32 values"
     assert outcome.rows["bits_per_byte"].verdict == "skip"
 
 
-def test_more_layers_in_the_config_than_in_the_files_are_not_drawn_at_random(workspace, model):
+def test_layers_missing_from_the_files_are_not_initialized_at_random(workspace, model):
     change_json(model / "config.json", lambda c: c.update(num_hidden_layers=3))
     reseal(model)
     outcome = check(workspace, model)
     assert outcome.failed == {"parameters", "loads"}
-    assert "drawn at random" in outcome.rows["loads"].value
+    assert "initialized at random" in outcome.rows["loads"].value
 
 
-def test_a_tensor_that_is_missing_or_too_much_or_misshapen_is_named(workspace, model):
+def test_a_missing_unexpected_or_misshapen_tensor_is_named(workspace, model):
     change_tensors(model, lambda tensors: tensors.pop(NORM))
     reseal(model)
     outcome = check(workspace, model)
@@ -124,7 +130,7 @@ def test_a_tensor_that_is_missing_or_too_much_or_misshapen_is_named(workspace, m
     change_tensors(model, lambda t: t.update({NORM: torch.ones(32), "x.weight": torch.ones(3)}))
     reseal(model)
     outcome = check(workspace, model)
-    assert "x.weight belongs to no layer" in outcome.rows["parameters"].detail
+    assert "x.weight is not a parameter" in outcome.rows["parameters"].detail
     assert outcome.failed == {"parameters", "loads"}
     change_tensors(model, lambda t: (t.pop("x.weight"), t.update({NORM: torch.ones(31)})))
     reseal(model)
@@ -133,7 +139,7 @@ def test_a_tensor_that_is_missing_or_too_much_or_misshapen_is_named(workspace, m
     assert outcome.failed == {"parameters", "loads"}
 
 
-def test_another_size_than_the_preset_s_is_found_though_files_and_config_agree(workspace, model):
+def test_a_size_that_differs_from_the_preset_is_found(workspace, model):
     def wider(record):
         record["config"]["student"]["num_hidden_layers"] = 5
 
@@ -166,28 +172,28 @@ def test_a_model_in_shards_is_sound_until_one_is_missing(workspace, model):
     assert "files" in check(workspace, model).failed
     index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
     outcome = check(workspace, model)
-    assert "which is no file of this folder" in outcome.rows["tensors_finite"].value
+    assert "which is not a file of this folder" in outcome.rows["tensors_finite"].value
 
 
-def test_a_tokenizer_that_transformers_rebuilds_otherwise_is_found(tmp_path):
-    """Under Llama's class a SentencePiece-style tokenizer.json is not obeyed."""
+def test_a_tokenizer_that_transformers_rebuilds_differently_is_found(tmp_path):
+    """LlamaTokenizer does not follow a SentencePiece-style tokenizer.json."""
     tokenizer = sentencepiece("prepend")
     tokenizer.save_pretrained(tmp_path)
     change_json(
         tmp_path / "tokenizer_config.json", lambda c: c.update(tokenizer_class="LlamaTokenizer")
     )
     rebuilt = AutoTokenizer.from_pretrained(tmp_path)
-    row = check_round_trip(rebuilt, tmp_path / "tokenizer.json", 1000)
-    assert row.verdict == "fail" and "other ids than tokenizer.json" in row.detail
+    row = compare_tokenizer(rebuilt, tmp_path / "tokenizer.json", 1000)
+    assert row.verdict == "fail" and "other ids than with tokenizer.json" in row.detail
 
 
 @pytest.mark.parametrize("name", ["llama2", "mistral", "qwen3", "llama3", "gpt2"])
-def test_real_tokenizers_give_every_text_back(name):
+def test_real_tokenizers_decode_every_text_unchanged(name):
     file = REPO / "tmp" / "tokenizers" / name / "tokenizer.json"
     if not file.is_file():
         pytest.skip(f"the real tokenizer {name} is not in tmp/: run `make tokenizers`")
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
-    row = check_round_trip(tokenizer, file, len(tokenizer))
+    row = compare_tokenizer(tokenizer, file, len(tokenizer))
     assert row.verdict == "pass", row.detail
 
 
@@ -195,10 +201,10 @@ def test_a_tokenizer_without_its_decoder_is_found(workspace, model):
     change_json(model / "tokenizer.json", lambda t: t.update(decoder=None))
     reseal(model)
     outcome = check(workspace, model)
-    assert outcome.failed == {"tokenizer"} and "comes back as" in outcome.rows["tokenizer"].detail
+    assert outcome.failed == {"tokenizer"} and "is decoded as" in outcome.rows["tokenizer"].detail
 
 
-def test_tokens_beyond_the_matrix_are_found(workspace, model):
+def test_token_ids_beyond_the_embedding_are_found(workspace, model):
     def renumber(tokenizer):
         vocabulary = tokenizer["model"]["vocab"]
         vocabulary["a"] = 5000
@@ -206,31 +212,33 @@ def test_tokens_beyond_the_matrix_are_found(workspace, model):
     change_json(model / "tokenizer.json", renumber)
     reseal(model)
     outcome = check(workspace, model)
-    assert (
-        "tokenizer" in outcome.failed and "the matrix has 320" in outcome.rows["tokenizer"].detail
-    )
+    assert "tokenizer" in outcome.failed
+    assert "the embedding has 320" in outcome.rows["tokenizer"].detail
 
 
-def test_an_end_of_text_that_is_another_elsewhere_is_found(workspace, model):
+def test_configs_that_disagree_about_the_end_token_are_found(workspace, model):
     change_json(model / "generation_config.json", lambda c: c.update(eos_token_id=7))
     reseal(model)
     outcome = check(workspace, model)
     assert outcome.failed == {"special_tokens"}
     assert outcome.rows["special_tokens"].value == (
-        "generation_config.json says eos is 7, the tokenizer 2"
+        "eos is 7 in generation_config.json, but 2 in the tokenizer"
     )
 
 
 @pytest.mark.parametrize(
-    ("template", "why"),
+    ("template", "message"),
     [
         (None, "there is none"),
         ("{% for m in messages %}{{ m['content'] }}\n{% endfor %}", "not followed by"),
-        ("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}", "is not in what"),
+        (
+            "{% for m in messages %}{{ m['content'] | upper }}{% endfor %}",
+            "missing from the rendered",
+        ),
         ("{{ messages[", "TemplateSyntaxError"),
     ],
 )
-def test_a_chat_template_that_loses_something_is_found(workspace, model, template, why):
+def test_a_chat_template_that_loses_text_is_found(workspace, model, template, message):
     (model / "chat_template.jinja").unlink(missing_ok=True)
 
     def put(config):
@@ -243,32 +251,34 @@ def test_a_chat_template_that_loses_something_is_found(workspace, model, templat
     outcome = check(workspace, model)
     assert outcome.failed >= {"chat_template"}
     row = outcome.rows["chat_template"]
-    assert why in row.value + row.detail
-    # a template that can't be parsed can't open a conversation either
-    assert outcome.failed - {"chat_template"} <= ({"greedy"} if why.startswith("Temp") else set())
+    assert message in row.value + row.detail
+    # without a template that can be parsed nothing can be generated either
+    assert outcome.failed - {"chat_template"} <= (
+        {"greedy"} if message.startswith("Temp") else set()
+    )
 
 
-def test_generation_that_differs_is_found(workspace, model, monkeypatch):
-    whole = quality_writer.Writer._batch
+def test_generation_that_is_not_deterministic_is_found(workspace, model, monkeypatch):
+    original = AnswerGenerator.answer
     calls = []
 
-    def fickle(self, *args):
+    def changing(self, *args):
         calls.append(1)
         return [
-            quality_writer.Written(answer.text, (*answer.ids, len(calls)), answer.ended)
-            for answer in whole(self, *args)
+            GeneratedAnswer(answer.text, (*answer.ids, len(calls)), answer.complete)
+            for answer in original(self, *args)
         ]
 
-    monkeypatch.setattr(quality_writer.Writer, "_batch", fickle)
+    monkeypatch.setattr(AnswerGenerator, "answer", changing)
     outcome = check(workspace, model)
     assert outcome.failed == {"greedy"} and outcome.rows["greedy"].value == "two runs differ"
 
 
-def test_a_record_that_is_missing_warns_and_one_that_is_damaged_fails(workspace, model):
+def test_a_missing_record_warns_and_a_damaged_one_fails(workspace, model):
     (model / RECORD).write_text("{")
     outcome = check(workspace, model)
     assert (
-        outcome.failed == {"files"} and "gladius.json can't be read" in outcome.rows["files"].value
+        outcome.failed == {"files"} and "gladius.json cannot be read" in outcome.rows["files"].value
     )
     (model / RECORD).unlink()
     outcome = check(workspace, model)
@@ -276,7 +286,7 @@ def test_a_record_that_is_missing_warns_and_one_that_is_damaged_fails(workspace,
     assert outcome.report.structure == "sound"
 
 
-def test_a_checkpoint_is_validated_as_a_model_of_its_own(workspace):
+def test_a_checkpoint_can_be_validated(workspace):
     outcome = validate(workspace, checkpoint="latest")
     assert outcome.of("pass") == STRUCTURE
     report = outcome.report
@@ -288,21 +298,33 @@ def test_a_checkpoint_is_validated_as_a_model_of_its_own(workspace):
         validate(workspace, checkpoint="newest")
 
 
-def test_without_a_model_the_newest_checkpoint_is_taken_and_said(workspace, tmp_path):
+def test_without_a_model_the_newest_checkpoint_is_validated(workspace, tmp_path):
     aside = workspace.model_dir.rename(tmp_path / "aside")
     try:
         outcome = validate(workspace)
     finally:
         aside.rename(workspace.model_dir)
     assert outcome.report.model.kind == "checkpoint"
-    lines = [e.text for e in outcome.link.events if hasattr(e, "text")]
+    lines = [line.text for line in outcome.link.of(LogLine)]
     assert any("no finished model" in line for line in lines)
 
 
-def test_what_is_no_model_is_said_in_a_line(workspace, tmp_path):
-    with pytest.raises(MissingError, match="holds no model"):
+def test_a_missing_model_is_a_one_line_error(workspace, tmp_path):
+    with pytest.raises(MissingError, match="contains no model"):
         validate(workspace, model=str(tmp_path))
     with pytest.raises(MissingError, match=r"there is no file .*gladius_train export"):
         validate(workspace, gguf=str(tmp_path / "none.gguf"))
-    with pytest.raises(UsageError, match="leave out --model"):
+    with pytest.raises(UsageError, match="cannot be combined with --model"):
         validate(workspace, model=str(tmp_path), checkpoint="best")
+
+
+@pytest.mark.parametrize(
+    ("package", "table"), [(checks, STRUCTURAL_CHECKS), (quality, QUALITY_CHECKS)]
+)
+def test_every_check_of_a_package_is_in_its_table(package, table):
+    modules = [
+        importlib.import_module(f"{package.__name__}.{module.name}")
+        for module in pkgutil.iter_modules(package.__path__)
+    ]
+    defined = {module.CHECK.name for module in modules if hasattr(module, "CHECK")}
+    assert defined == {check.name for check in table} and len(defined) == len(table)

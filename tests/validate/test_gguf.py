@@ -1,4 +1,4 @@
-"""GGUF files in a validation: beside the model, and on their own."""
+"""Validating GGUF files: beside a model, and alone."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 from gguf import GGUFReader
 
 from engine.export.gguf import write_gguf
-from engine.export.tensors import Weights
+from engine.export.progress import no_progress
 from engine.export.tokenizer import read_gguf_tokenizer
+from engine.export.weights import Weights
 from tests.support.validated import change_tensors, copy_model, reseal, trained_root, validate
 
 pytestmark = pytest.mark.usefixtures("few_prompts")
@@ -28,7 +29,7 @@ def model(workspace, tmp_path):
     weights = Weights(folder)
     tokenizer = read_gguf_tokenizer(folder, weights.config["vocab_size"])
     path = folder / "tiny.gguf"
-    write_gguf(path, weights, tokenizer, wanted="f32", name="tiny", report=lambda *_: None)
+    write_gguf(path, weights, tokenizer, type_name="f32", model_name="tiny", report=no_progress)
     return folder
 
 
@@ -42,16 +43,16 @@ def flip_in_a_tensor(path) -> None:
         file.write(bytes([byte ^ 8]))
 
 
-def test_a_file_beside_the_model_says_the_same(workspace, model):
+def test_a_file_beside_the_model_is_compared_with_it(workspace, model):
     outcome = validate(workspace, model=str(model))
     assert outcome.of("pass") >= PARITY and not outcome.failed
 
 
-def test_a_file_of_another_state_of_the_model_is_found(workspace, model):
+def test_a_file_of_older_weights_is_found(workspace, model):
     change_tensors(model, lambda t: t["model.norm.weight"].mul_(1.5))
     reseal(model)
     outcome = validate(workspace, model=str(model))
-    # Where llama.cpp is, its logits tell it too.
+    # With llama.cpp installed, the logits differ too.
     assert outcome.failed - {"gguf_logits"} == {"gguf_tensors"}
     assert outcome.end.exit_code == 1
 
@@ -61,7 +62,7 @@ def test_one_wrong_weight_in_the_file_is_found(workspace, model):
     assert validate(workspace, model=str(model)).failed == {"gguf_tensors"}
 
 
-def test_of_several_files_each_has_its_own_rows(workspace, model):
+def test_each_of_several_files_has_its_own_rows(workspace, model):
     shutil.copy(model / "tiny.gguf", model / "other.gguf")
     flip_in_a_tensor(model / "other.gguf")
     outcome = validate(workspace, model=str(model))
@@ -69,7 +70,7 @@ def test_of_several_files_each_has_its_own_rows(workspace, model):
     assert "gguf_tensors:tiny.gguf" in outcome.of("pass")
 
 
-def test_a_file_on_its_own_is_a_model(workspace, model, tmp_path):
+def test_a_gguf_file_alone_can_be_validated(workspace, model, tmp_path):
     alone = tmp_path / "alone" / "tiny.gguf"
     alone.parent.mkdir()
     shutil.copy(model / "tiny.gguf", alone)
@@ -77,7 +78,7 @@ def test_a_file_on_its_own_is_a_model(workspace, model, tmp_path):
     assert not outcome.failed and outcome.rows["gguf_parity"].verdict == "skip"
     assert outcome.report.model.kind == "gguf"
     assert (alone.parent / "tiny.validation.json").is_file()
-    # held against the folder that it was made from, it has the run's own measures too
+    # with the folder that it was made from, the run's own metrics are measured too
     outcome = validate(workspace, gguf=str(alone), model=str(model))
     assert outcome.of("pass") >= PARITY
     by_folder = validate(workspace, model=str(model))
@@ -85,7 +86,7 @@ def test_a_file_on_its_own_is_a_model(workspace, model, tmp_path):
         assert outcome.rows[name].number == pytest.approx(by_folder.rows[name].number, rel=1e-4)
 
 
-def test_half_a_file_is_broken(workspace, model):
+def test_a_truncated_file_is_broken(workspace, model):
     path = model / "tiny.gguf"
     path.write_bytes(path.read_bytes()[:-20_000])
     outcome = validate(workspace, gguf=str(path))

@@ -1,6 +1,8 @@
-"""What is measured of a model's quality, on a real tiny one and by rule."""
+"""The quality metrics, on a real tiny model and by rule."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -20,12 +22,19 @@ from engine.events import (
 )
 from engine.run.history import History
 from engine.run.job import JobStopped
-from engine.validate.checks.check import guarded, row
-from engine.validate.quality import tasks as quality_tasks
-from engine.validate.quality.answers import load_questions, repetition
-from engine.validate.quality.capabilities import asked_in_run
+from engine.validate.check import Check, quality_row, run_check
+from engine.validate.choice import ValidateConfig
+from engine.validate.quality import tasks as lm_eval_tasks
+from engine.validate.quality.capabilities import RunSettings, read_run_settings
 from engine.validate.quality.held_out import Subset
-from engine.validate.quality.tool_calls import ToolPrompt, as_chat, judge, load_prompts, load_tools
+from engine.validate.quality.questions import load_questions, repeated_ngrams
+from engine.validate.quality.tool_calls import (
+    ToolPrompt,
+    conversation,
+    load_prompts,
+    load_tools,
+    score_answer,
+)
 from engine.workspace import Workspace
 from tests.support.small_run import KeepingLink
 from tests.support.validated import copy_model, trained_root, validate
@@ -49,7 +58,7 @@ def outcome(trained):
     return validate(trained[0])
 
 
-def test_a_student_of_three_steps_is_sound_and_its_quality_low(outcome):
+def test_a_student_after_three_steps_is_sound_and_of_low_quality(outcome):
     report = outcome.report
     assert (report.structure, report.quality) == ("sound", "low")
     assert report.verdict.startswith("structurally sound, quality low (")
@@ -57,7 +66,7 @@ def test_a_student_of_three_steps_is_sound_and_its_quality_low(outcome):
     assert not outcome.of("fail", "quality")
 
 
-def test_held_out_measures_are_those_of_the_training_s_last_evaluation(trained, outcome):
+def test_held_out_metrics_equal_those_of_the_last_evaluation(trained, outcome):
     score = trained[1].scores[0]
     number = {name: row.number for name, row in outcome.rows.items()}
     assert number["bits_per_byte"] == pytest.approx(trained[1].bits_per_byte, rel=1e-3)
@@ -66,7 +75,7 @@ def test_held_out_measures_are_those_of_the_training_s_last_evaluation(trained, 
     assert number["agreement:tiny"] == pytest.approx(score.agreement, abs=0.01)
     folder = trained[0].experts_cache_dir / "tiny"
     own = _held_out_store(folder).teacher_bits_per_byte()
-    assert f"tiny itself needs {own:.3f}" in outcome.rows["bits_per_byte:tiny"].meaning
+    assert f"tiny has {own:.3f}" in outcome.rows["bits_per_byte:tiny"].meaning
 
 
 def _held_out_store(folder, part="held_out") -> TargetStore:
@@ -77,7 +86,7 @@ def _held_out_store(folder, part="held_out") -> TargetStore:
     return store
 
 
-def test_a_large_student_is_measured_on_an_even_part_of_the_text(trained):
+def test_a_large_student_is_measured_on_evenly_spaced_blocks(trained):
     store = _held_out_store(trained[0].experts_cache_dir / "tiny", "train")
     total = int(store.token_counts().sum())
     every, half, one = (Subset(store, most) for most in (total, total // 2, 1))
@@ -96,16 +105,16 @@ def test_every_answer_is_in_the_report_in_full(outcome):
     assert outcome.rows["capabilities"].detail.startswith("> What are your capabilities?\n")
 
 
-def test_abilities_are_told_for_each_capability_and_not_judged(outcome):
+def test_capability_scores_are_information_only(outcome):
     made = outcome.rows["abilities"]
     assert (made.bound, made.verdict) == ("", "pass") and 0 <= made.number <= 1
     assert " of " in made.value
 
 
-def test_abilities_stand_beside_the_experts_of_the_run(tmp_path):
+def test_run_settings_have_the_scores_of_the_runs_experts(tmp_path):
     ws = Workspace.find(tmp_path)
     ws.create()
-    assert asked_in_run(ws) == (4, 64, None, {})
+    assert read_run_settings(ws) == RunSettings(4, 64, None, {})
     history = History(ws.history_file)
     history.begin_run("r", "train", b"{}")
     score = CapabilityScore(capability="json", right=3, asked=9)
@@ -117,42 +126,42 @@ def test_abilities_stand_beside_the_experts_of_the_run(tmp_path):
     ]
     history.append("r", history.begin_attempt("r"), events)
     history.close()
-    assert asked_in_run(ws) == (9, 33, None, {"qwen": {"json": score}})
+    assert read_run_settings(ws) == RunSettings(9, 33, None, {"qwen": {"json": score}})
 
 
-def test_speeds_are_told_and_not_judged(outcome):
+def test_speeds_are_information_only(outcome):
     for name in ("prompt_speed", "generation_speed"):
         made = outcome.rows[name]
         assert made.number is not None and made.number > 0
         assert (made.bound, made.verdict) == ("", "pass")
 
 
-def test_the_next_report_is_held_against_this_one(trained, outcome, few_prompts):
+def test_the_next_report_is_compared_with_this_one(trained, outcome, few_prompts):
     again = validate(trained[0])
     assert again.rows["bits_per_byte"].former == outcome.rows["bits_per_byte"].value
-    former = again.report.former
-    assert former is not None and former.same_weights and former.quality == "low"
-    assert {change.change for change in former.changes} == {"same"}
+    previous = again.report.previous
+    assert previous is not None and previous.same_weights and previous.quality == "low"
+    assert {change.change for change in previous.changes} == {"same"}
     assert again.rows["comparison"].value.startswith("0 better, 0 worse")
 
 
-def test_a_model_whose_run_is_elsewhere_is_told_so(trained, tmp_path, few_prompts):
+def test_a_model_without_its_runs_held_out_text_is_not_measured(trained, tmp_path, few_prompts):
     model = copy_model(trained[0], tmp_path)
     record = (model / RECORD).read_text()
     (model / RECORD).unlink()
     outcome = validate(trained[0], model=str(model))
     assert outcome.rows["bits_per_byte"].verdict == "skip"
-    assert "does not say which text" in outcome.rows["bits_per_byte"].meaning
+    assert "no record of its run's held-out text" in outcome.rows["bits_per_byte"].meaning
     data = msgspec.json.decode(record)
     data["held_out"] = {"tiny": "../../../etc", "other": "gone/0/held_out"}
     (model / RECORD).write_bytes(msgspec.json.encode(data))
     outcome = validate(trained[0], model=str(model))
-    assert "not its run's" in outcome.rows["bits_per_byte:tiny"].meaning
-    assert "not in" in outcome.rows["kl:other"].meaning
+    assert "outside the cache" in outcome.rows["bits_per_byte:tiny"].meaning
+    assert "no longer in" in outcome.rows["kl:other"].meaning
     assert outcome.rows["bits_per_byte"].verdict == "skip"
 
 
-def test_a_stop_ends_it_without_a_report(trained, tmp_path):
+def test_stop_ends_the_validation_without_a_report(trained, tmp_path):
     model = copy_model(trained[0], tmp_path)
 
     def react(event):
@@ -163,18 +172,18 @@ def test_a_stop_ends_it_without_a_report(trained, tmp_path):
     assert not (model / "validation.json").exists()
 
 
-def test_a_report_that_has_no_place_beside_the_model_goes_to_the_logs(
+def test_a_report_that_cannot_be_written_beside_the_model_goes_to_the_logs(
     trained, tmp_path, few_prompts
 ):
     model = copy_model(trained[0], tmp_path)
-    (model / "validation.json").mkdir()  # in the way, whoever runs this
+    (model / "validation.json").mkdir()  # blocks the file, also for root
     outcome = validate(trained[0], model=str(model))
     path = outcome.link.of(ReportDone)[-1].path
     assert path.startswith(str(trained[0].logs_dir)) and outcome.report.structure == "sound"
 
 
 @pytest.mark.parametrize(
-    ("answer", "worth"),
+    ("answer", "expected"),
     [
         ('{"tool": "weather", "arguments": {"city": "Bergen"}}', (1, 1, 1)),
         (' \n{"name": "weather", "arguments": {"city": " bergen", "day": "today"}}\n', (1, 1, 1)),
@@ -199,13 +208,13 @@ def test_a_report_that_has_no_place_beside_the_model_goes_to_the_logs(
         ("", (0, 0, 0)),
     ],
 )
-def test_an_answer_is_worth_what_it_can_be_used_for(answer, worth):
-    verdict = judge(answer, PROMPT, load_tools())
-    assert (verdict.is_json, verdict.is_call, verdict.is_right) == tuple(map(bool, worth))
-    assert bool(verdict.why) == (worth != (1, 1, 1))
+def test_an_answer_is_scored_as_json_valid_call_and_correct_call(answer, expected):
+    score = score_answer(answer, PROMPT, load_tools())
+    assert (score.is_json, score.is_valid, score.is_correct) == tuple(map(bool, expected))
+    assert bool(score.reason) == (expected != (1, 1, 1))
 
 
-def test_the_tool_prompts_that_ship_can_be_answered_rightly():
+def test_the_tool_prompts_that_ship_can_be_answered_correctly():
     import jsonschema
 
     tools, prompts = load_tools(), load_prompts()
@@ -226,43 +235,48 @@ def test_the_tool_prompts_that_ship_can_be_answered_rightly():
                 pytest.fail(f"{prompt.id}: {name} follows a pattern: say what it must be")
             answer.setdefault(name, wanted)
         text = msgspec.json.encode({"tool": prompt.tool, "arguments": answer}).decode()
-        assert judge(text, prompt, tools).is_right, (prompt, text)
-        assert all(name in as_chat(prompt, tools)[0]["content"] for name in prompt.offered)
+        assert score_answer(text, prompt, tools).is_correct, (prompt, text)
+        assert all(name in conversation(prompt, tools)[0].content for name in prompt.offered)
 
 
-def test_repetition_counts_what_was_there_before():
-    assert repetition([1, 2, 3, 4, 5]) == (0, 2)
-    assert repetition([1, 2, 3]) == (0, 0)
-    assert repetition([7] * 10) == (6, 7)
-    assert repetition([1, 2, 1, 2, 1, 2]) == (1, 3)
+def test_repeated_ngrams_counts_ngrams_that_occurred_before():
+    assert repeated_ngrams([1, 2, 3, 4, 5]) == (0, 2)
+    assert repeated_ngrams([1, 2, 3]) == (0, 0)
+    assert repeated_ngrams([7] * 10) == (6, 7)
+    assert repeated_ngrams([1, 2, 1, 2, 1, 2]) == (1, 3)
 
 
-def test_a_check_that_breaks_is_a_failure_of_structure_and_a_gap_in_quality():
-    def broken():
+def run(group, check) -> list[CheckDone]:
+    return list(run_check(Check(group, "x", "X", check), None))  # type: ignore[arg-type]
+
+
+def test_a_check_that_raises_fails_in_structure_and_is_skipped_in_quality():
+    def broken(context):
         raise ValueError("a\nb")
 
-    (made,) = guarded("structural", "x", "X", broken)
+    (made,) = run("structural", broken)
     assert made.verdict == "fail" and made.value == "ValueError: a b"
-    (made,) = guarded("quality", "x", "X", broken)
+    (made,) = run("quality", broken)
     assert made.verdict == "skip" and "ValueError: a b" in made.meaning
-    assert row("quality", "x", "X", False, "", "").verdict == "warn"
+    assert quality_row("x", "X", passed=False, value="", meaning="").verdict == "warn"
 
-    def stopped():
+    def stopped(context):
         raise JobStopped
 
     with pytest.raises(JobStopped):
-        list(guarded("structural", "x", "X", stopped))
+        run("structural", stopped)
 
 
-def test_tasks_without_the_harness_are_a_row_that_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(quality_tasks, "installed", lambda: False)
-    quality_tasks.refuse_unknown(["arc_easy"])
-    (made,) = quality_tasks.check_tasks(None, ["arc_easy"])  # type: ignore[arg-type]
+def test_tasks_without_the_harness_are_skipped_with_the_install_command(monkeypatch):
+    monkeypatch.setattr(lm_eval_tasks, "is_installed", lambda: False)
+    lm_eval_tasks.refuse_unknown(["arc_easy"])
+    context = SimpleNamespace(config=ValidateConfig(tasks=("arc_easy",)))
+    (made,) = lm_eval_tasks.check_tasks(context)  # type: ignore[arg-type]
     assert made.verdict == "skip" and "pip install 'lm-eval[hf]'" in made.meaning
 
 
-def test_the_harness_s_results_are_rows(trained, tmp_path, few_prompts):
-    """With lm-evaluation-harness here, on a task of one's own."""
+def test_the_results_of_the_harness_become_rows(trained, tmp_path, few_prompts):
+    """Where lm-evaluation-harness is installed, on a task of our own."""
     pytest.importorskip("lm_eval")
     pytest.importorskip("accelerate")
     data = tmp_path / "data.jsonl"

@@ -1,4 +1,4 @@
-"""The verdict's rules, and one report held against another."""
+"""The rules of the verdict, and the comparison with the previous report."""
 
 from __future__ import annotations
 
@@ -58,24 +58,24 @@ def report(*rows, weights="a") -> Report:
         (("warn",), "low"),
     ],
 )
-def test_quality_is_counted_from_the_rows_that_have_a_bound(verdicts, quality):
+def test_quality_follows_from_the_rows_with_a_bound(verdicts, quality):
     rows = [row(verdict=v) for v in verdicts]
-    told = [row(bound="", verdict="pass"), row(group="structural", verdict="fail")]
-    assert quality_of([*rows, *told]) == quality
+    ignored = [row(bound="", verdict="pass"), row(group="structural", verdict="fail")]
+    assert quality_of([*rows, *ignored]) == quality
 
 
-def test_structure_and_quality_never_mix():
+def test_structure_and_quality_are_independent():
     broken = [row("structural", "fail", name="files"), row()]
     assert structure_of(broken) == "broken" and quality_of(broken) == "good"
     assert verdict_text(broken) == (
-        "structurally broken (the files), quality good (1 of 1 measures within bounds)"
+        "structurally broken (the files), quality good (1 of 1 metrics within bounds)"
     )
     low = [row("structural", "pass"), row("structural", "warn"), row(verdict="warn")]
-    assert verdict_text(low) == ("structurally sound, quality low (0 of 1 measures within bounds)")
+    assert verdict_text(low) == ("structurally sound, quality low (0 of 1 metrics within bounds)")
     assert verdict_text([row("structural")]) == "structurally sound, quality not measured"
 
 
-def test_a_report_is_read_back_as_it_was_written(tmp_path):
+def test_a_report_is_read_as_it_was_written(tmp_path):
     path = tmp_path / "validation.json"
     made = report(row(number=1.5), row("structural", "fail"))
     write_report(path, made)
@@ -85,7 +85,7 @@ def test_a_report_is_read_back_as_it_was_written(tmp_path):
     assert read_report(path) is None and read_report(tmp_path / "none") is None
 
 
-def test_changes_are_named_better_or_worse_in_the_direction_that_counts():
+def test_changes_are_better_or_worse_by_the_direction_of_the_metric():
     def rows(bits, json_share, kl, files="pass"):
         return [
             row("structural", files, name="files"),
@@ -104,12 +104,12 @@ def test_changes_are_named_better_or_worse_in_the_direction_that_counts():
         "kl:tiny": "worse",
     }
     assert isinstance(made, CheckDone) and made.verdict == "pass"
-    assert made.value == "2 better, 1 worse, 0 the same"
+    assert made.value == "2 better, 1 worse, 0 unchanged"
     assert "the bits_per_byte: 2.0 → 1.5 (better)" in made.detail
 
     summary, made = compare(before, rows(2.005, 0.51, -1.0), "b")
     assert {c.change for c in summary.changes} == {"same"} and len(summary.changes) == 2
-    assert not summary.same_weights and "another state of the model of step 7" in made.meaning
+    assert not summary.same_weights and "different weights (step 7)" in made.meaning
 
     _, made = compare(before, rows(2.0, 0.1, 1.0, files="fail"), "a")
-    assert made.verdict == "warn" and "no longer sound: the files" in made.value
+    assert made.verdict == "warn" and "newly failed: the files" in made.value

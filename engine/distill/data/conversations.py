@@ -18,10 +18,18 @@ from engine.config import DataConfig, RunConfig
 from engine.distill.teacher.teacher import Teacher
 from engine.events import AnswersJudged, Event, Progress, ReasonCount
 from engine.experts.registry import MANIFEST, ExpertSpec, Manifest
-from engine.prompts.answers import AnswerFile, Batch, Head, Judged, Written, select, to_example
+from engine.prompts.answers import (
+    Answer,
+    AnswerFile,
+    Batch,
+    Head,
+    JudgedAnswer,
+    select,
+    to_example,
+)
 from engine.prompts.prompt import Prompt, load_prompts, nfc
 from engine.prompts.sampling import sampling_of
-from engine.prompts.variants import prompts as endless_prompts
+from engine.prompts.variants.generate import endless_prompts
 from engine.text.examples import Example, Message
 
 _SORTED_BATCHES = 8
@@ -66,7 +74,7 @@ def write_answers(
     emit: Callable[[Event], None],
     heartbeat: Callable[[str], None],
     commit: str = "",
-) -> list[Judged]:
+) -> list[JudgedAnswer]:
     """Answers of the expert to the prompts, with the verdicts of the checks.
 
     Answers are stored in `cache_dir`/<expert>/answers-<digest>.jsonl, a line for each finished
@@ -101,7 +109,7 @@ def write_answers(
     _, finished = file.read()
     verdicts = file.read_verdicts()
     progress = _Progress(spec.name, spec.title, len(chosen), emit)
-    found: dict[tuple[str, int], tuple[Written, str]] = {}
+    found: dict[tuple[str, int], tuple[Answer, str]] = {}
     for batch in _batches(teacher, chosen, config.generation_batch):
         key = _batch_key(digest, batch)
         if key in finished:
@@ -139,16 +147,16 @@ def expert_commit(path: Path, spec: ExpertSpec) -> str:
     return manifest.revision or hashlib.sha256(repr(weights).encode()).hexdigest()
 
 
-def kept_examples(judged: Sequence[Judged], expert: str) -> list[Example]:
+def kept_examples(judged: Sequence[JudgedAnswer], expert: str) -> list[Example]:
     """The conversations that are kept for training, in their order."""
-    return [to_example(one.written, expert) for one in judged if one.kept]
+    return [to_example(one.answer, expert) for one in judged if one.kept]
 
 
-def summary(expert: str, judged: Sequence[Judged]) -> AnswersJudged:
+def summary(expert: str, judged: Sequence[JudgedAnswer]) -> AnswersJudged:
     """How many answers were written, kept, and dropped by reason, for each capability."""
     counts: dict[tuple[str, str], int] = {}
     for one in judged:
-        key = (one.written.prompt.capability, "" if one.kept else one.reason)
+        key = (one.answer.prompt.capability, "" if one.kept else one.reason)
         counts[key] = counts.get(key, 0) + 1
     return AnswersJudged(
         expert=expert,
@@ -203,7 +211,7 @@ def _write(
         key,
         seed,
         tuple(
-            Written(prompt, sample, tuple(texts[n]), tuple(complete[n]), samplings[n])
+            Answer(prompt, sample, tuple(texts[n]), tuple(complete[n]), samplings[n])
             for n, (prompt, sample) in enumerate(batch)
         ),
     )

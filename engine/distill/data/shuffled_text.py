@@ -13,22 +13,23 @@ import numpy as np
 from engine.distill.data.cursors import StreamPosition
 from engine.text.examples import Example
 from engine.text.hub import HubPieces
-from engine.text.sources import HUB, FileText, Text, parse_hub, source_files
+from engine.text.pieces import FilePieces, TextPieces
+from engine.text.sources import HUB, parse_hub, source_files
 
 OPEN_PIECES = 8
 """Pieces that are read at the same time, so that neighbours in one piece are not read in a row."""
 
 
-def open_texts(sources: Sequence[str], cache_dir: Path) -> list[Text]:
+def open_texts(sources: Sequence[str], cache_dir: Path) -> list[TextPieces]:
     """The text of the sources in pieces; all files together are one text.
 
     UsageError or MissingError where one cannot be opened.
     """
     files = [source for source in sources if not source.startswith(HUB)]
-    texts: list[Text] = []
+    texts: list[TextPieces] = []
     if files:
         found = dict.fromkeys(file for source in files for file in source_files(source))
-        texts.append(FileText(list(found), files[0] if len(files) == 1 else ""))
+        texts.append(FilePieces(list(found), files[0] if len(files) == 1 else ""))
     hub = [source for source in sources if source.startswith(HUB)]
     return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
 
@@ -40,7 +41,7 @@ class ShuffledText:
     read at the same time, and the next example is from one of them at random.
     """
 
-    def __init__(self, text: Text, seed: Sequence[int], warn: Callable[[str], None]) -> None:
+    def __init__(self, text: TextPieces, seed: Sequence[int], warn: Callable[[str], None]) -> None:
         """warn: called with each problem of unreadable text."""
         self.text = text
         self._seed = list(seed)
@@ -97,7 +98,12 @@ class _OpenPiece:
     """One piece that is being read; `position` is (piece, part, examples of the part read)."""
 
     def __init__(
-        self, text: Text, piece: int, warn: Callable[[str], None], part: int = 0, passed: int = 0
+        self,
+        text: TextPieces,
+        piece: int,
+        warn: Callable[[str], None],
+        part: int = 0,
+        passed: int = 0,
     ) -> None:
         self.position = (piece, part, passed)
         self._examples = text.read(piece, part, passed, warn)

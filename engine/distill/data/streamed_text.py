@@ -18,7 +18,8 @@ from engine.distill.data.sources import LoadTeacher
 from engine.distill.data.streams import StreamSource, text_bytes
 from engine.experts.registry import ExpertSpec
 from engine.text.examples import Example
-from engine.text.sources import HUB, Text
+from engine.text.pieces import TextPieces
+from engine.text.sources import HUB
 
 _BYTES_PER_SCORED_TOKEN = 6
 """Bytes sampled for each token that may be scored: more than a token has."""
@@ -41,7 +42,7 @@ class Stream:
     """
 
     name: str
-    text: Text
+    text: TextPieces
     share: float
     capabilities: tuple[str, ...] = ()
     seed: int = 0
@@ -71,7 +72,7 @@ def open_streams(
     files = open_texts(streamed_files(config.data), cache_dir)
     streams: dict[str, list[Stream]] = {spec.name: [] for spec in experts}
     for spec in experts:
-        parts: list[tuple[Text, float, tuple[str, ...]]]
+        parts: list[tuple[TextPieces, float, tuple[str, ...]]]
         parts = [(text, 1.0 / len(files), ()) for text in files]
         for text, public in opened:
             capable = [s.name for s in experts if set(public.capabilities) & set(s.capabilities)]

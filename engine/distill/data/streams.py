@@ -22,7 +22,7 @@ from engine.distill.data.sources import EpochBlocks, LoadTeacher
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
 from engine.errors import GladiusError, UsageError
 from engine.text.examples import Example
-from engine.text.sources import Text
+from engine.text.pieces import TextPieces
 
 _MAX_EMPTY_WINDOWS = 64
 """Windows in a row without a block after which the text counts as unusable."""
@@ -71,7 +71,7 @@ class StreamSource:
 
     def __init__(
         self,
-        text: Text,
+        text: TextPieces,
         *,
         name: str,
         title: str,

@@ -24,7 +24,7 @@ from engine.generation import Answer, Generator
 from engine.prompts.answers import is_open
 from engine.prompts.checkers import VERSION, judge
 from engine.prompts.prompt import Prompt, nfc
-from engine.prompts.variants import measured
+from engine.prompts.variants.generate import evaluation_prompts
 from engine.workspace import write_bytes
 
 _BATCH_SIZE = 16
@@ -43,7 +43,9 @@ def choose_measured(
     """
     chosen: list[Prompt] = []
     for capability in capabilities:
-        fitting = (p for p in measured(capability) if prompt_length(p) <= max_prompt_tokens)
+        fitting = (
+            p for p in evaluation_prompts(capability) if prompt_length(p) <= max_prompt_tokens
+        )
         chosen += islice(fitting, count)
     return chosen
 

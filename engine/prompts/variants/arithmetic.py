@@ -1,4 +1,4 @@
-"""Owns sums and word problems whose results are computed, not known by heart."""
+"""Generate sums and word problems with computed results (capability math)."""
 
 from __future__ import annotations
 
@@ -311,7 +311,7 @@ PROBLEMS: tuple[Callable[[Random], _Problem], ...] = (
 
 
 def draft(rng: Random) -> Draft:
-    """A problem, its wording now and then with a wish for the way of answering."""
+    """A problem, sometimes with a request for the form of the answer."""
     problem = rng.choice(PROBLEMS)
     text, value = problem(rng)
     check = NumberCheck(value=float(value))

@@ -1,4 +1,4 @@
-"""Owns what every generator hands over: a drafted prompt, not yet numbered."""
+"""The result of a prompt generator: a prompt without id and capability."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from engine.prompts.prompt import AnyCheck
 
 
 class Draft(NamedTuple):
-    """A prompt as a generator makes it."""
+    """A generated prompt; `generate` completes it to a `Prompt`."""
 
     family: str
-    """The template it comes from: what it shares with its other variants."""
+    """The template that it was made from; variants of one template share a family."""
     user: str
     check: AnyCheck | None = None
     system: str = ""

@@ -1,5 +1,6 @@
-"""Owns the prompts that ask for Python with tests: what a function shall do is put together of
-parts, and the tests are computed with a reference made of the same parts.
+"""Generate Python programming tasks with tests (capability code).
+
+The task is composed of parts; a reference composed of the same parts computes the tests.
 """
 
 from __future__ import annotations
@@ -183,5 +184,5 @@ def _dictionaries(rng: Random) -> Draft:
 
 
 def draft(rng: Random) -> Draft:
-    """A task on a list, a text, an integer or a dictionary."""
+    """A task about a list, a text, an integer or a dictionary."""
     return rng.choices((_chain, _strings, _integers, _dictionaries), (40, 25, 20, 15))[0](rng)

@@ -1,4 +1,4 @@
-"""Owns puzzles with answers that follow by reasoning: orders, relations, days, sets, rules."""
+"""Generate logic puzzles with known answers (capability reasoning)."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ENDINGS = (
 )
 
 
-def _one_of(right: str, among: Sequence[str], said: str = "") -> MentionCheck:
-    """The right one of several; `said`: one that an explanation will name and that says nothing."""
-    others = dict.fromkeys(name for name in among if name not in (right, said))
+def _one_of(right: str, among: Sequence[str], given: str = "") -> MentionCheck:
+    """The right one of several names; `given`: a name in the question, which any answer may use."""
+    others = dict.fromkeys(name for name in among if name not in (right, given))
     return MentionCheck(any=(right,), others=tuple(others))
 
 
@@ -57,13 +57,13 @@ def _queue(rng: Random) -> _Puzzle:
 def _day_after(rng: Random) -> _Puzzle:
     today, step = rng.randrange(7), rng.randint(2, 40)
     text = f"Today is {_DAYS[today]}. Which day of the week is it in {step} days?"
-    return text, _one_of(_DAYS[(today + step) % 7], _DAYS, said=_DAYS[today])
+    return text, _one_of(_DAYS[(today + step) % 7], _DAYS, given=_DAYS[today])
 
 
 def _day_before(rng: Random) -> _Puzzle:
     today, step = rng.randrange(7), rng.randint(2, 6)
     text = f"{draw('person', rng)} came back {step} days ago, and today is {_DAYS[today]}. On which weekday was that?"
-    return text, _one_of(_DAYS[(today - step) % 7], _DAYS, said=_DAYS[today])
+    return text, _one_of(_DAYS[(today - step) % 7], _DAYS, given=_DAYS[today])
 
 
 def _syllogism(rng: Random) -> _Puzzle:
@@ -237,7 +237,7 @@ PUZZLES: tuple[Callable[[Random], _Puzzle], ...] = (
 
 
 def draft(rng: Random) -> Draft:
-    """A puzzle, now and then with a wish for the way of answering."""
+    """A puzzle, sometimes with a request for the form of the answer."""
     puzzle = rng.choice(PUZZLES)
     text, check = puzzle(rng)
     return Draft(f"puzzle{puzzle.__name__}", text + rng.choice(_ENDINGS), check)

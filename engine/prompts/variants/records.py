@@ -1,6 +1,4 @@
-"""Owns the prompts that ask for JSON: records to be read out of a text, changed, or made up after
-a schema.
-"""
+"""Generate JSON tasks: extract a record from a text, follow a schema, convert CSV (capability json)."""
 
 from __future__ import annotations
 
@@ -14,7 +12,7 @@ from engine.prompts.variants.words import draw, fill
 
 SYSTEM = "Answer with valid JSON only."
 
-# A sentence with slots, and the record that is in it: a value is a slot or a literal.
+# A sentence with slots and the record that it contains: each value is a slot (or a list of slots).
 _TEXTS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("{person} is {n18_80} years old and lives in {city}.", {"name": "person", "age": "n18_80", "city": "city"}),
     ("Invoice from {company}, {date}, total {money} euros.", {"sender": "company", "date": "date", "amount": "money"}),
@@ -45,7 +43,7 @@ _ASKS = (
     "Make a record with {keys} of this sentence: {text}",
 )
 
-# Schemas to be filled freely: their keys with a type, or a list of what is allowed.
+# Schemas to be filled freely: keys with a type, [item type], or a tuple of allowed values.
 _SHAPES: dict[str, dict[str, Any]] = {
     "book": {"title": "string", "author": "string", "year": "integer", "genres": ["string"]},
     "recipe": {"name": "string", "minutes": "integer", "ingredients": ["string"], "vegetarian": "boolean"},
@@ -76,7 +74,7 @@ _SHAPE_ASKS = (
 
 
 def draft(rng: Random) -> Draft:
-    """A text to read, a schema to fill, or lines of CSV to convert."""
+    """A record to extract, a schema to follow or a line of CSV to convert."""
     kind = rng.choices(("read", "shape", "csv"), (60, 25, 15))[0]
     return {"read": _read, "shape": _shape, "csv": _csv}[kind](rng)
 
@@ -87,24 +85,24 @@ def _read(rng: Random) -> Draft:
     text, values = fill(template, rng)
     if "sum" in record.values():
         values["sum"] = values["n2_90"] + values["n2_902"]
-    wanted = {
+    expected = {
         key: [values[s] for s in slot] if isinstance(slot, list) else values[slot]
         for key, slot in record.items()
     }
-    keys = list(wanted)
+    keys = list(expected)
     named = f"{', '.join(keys[:-1])} and {keys[-1]}"
     if "sum" in record.values():
         named = "the keys seller and tickets (the sum)"
     ask = rng.choice(_ASKS).replace("{keys}", named).replace("{text}", text)
     return Draft(
-        f"json/read/{place}", ask, JsonCheck(schema=schema_of(wanted), values=wanted), SYSTEM
+        f"json/read/{place}", ask, JsonCheck(schema=schema_of(expected), values=expected), SYSTEM
     )
 
 
 def _shape(rng: Random) -> Draft:
     what = rng.choice(list(_SHAPES))
     shape = _SHAPES[what]
-    # Some keys are left out, so that a schema must be read and is not known by heart.
+    # A random subset of the keys, so that the schema must be read.
     keys = rng.sample(list(shape), rng.randint(2, len(shape)))
     properties = {key: _property(shape[key]) for key in keys}
     schema = {
@@ -156,7 +154,7 @@ def _csv(rng: Random) -> Draft:
 
 
 def schema_of(record: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a record of this form fits."""
+    """The JSON Schema of records with the keys and types of this one."""
 
     def kind(value: Any) -> dict[str, Any]:
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""Owns the prompts that ask for tools: one, several, another one in the next turn, or none."""
+"""Generate tool-calling prompts that need one call, two, one in the next turn, or none."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from engine.prompts.prompt import ToolCall, ToolCheck, is_reserved
 from engine.prompts.tools import Request, Tool, load_tools, offer
 from engine.prompts.variants.draft import Draft
-from engine.prompts.variants.words import fill, put
+from engine.prompts.variants.words import fill, substitute
 
-# What needs no tool, whatever is on offer.
+# Needs no tool, whichever are on offer.
 _NONE = (
     "Thank you, that was very helpful.",
     "Good morning! How are you today?",
@@ -56,25 +56,25 @@ def draft(rng: Random) -> Draft:
         place = rng.randrange(len(_NONE))
         text, _ = fill(_NONE[place], rng)
         return _draft(f"tool/none/{place}", text, [], rng)
-    first, family, text, call = _asked(rng.choice(tools), rng)
+    first, family, text, call = _request(rng.choice(tools), rng)
     if kind == "one":
         return _draft(family, text, [first], rng, calls=(call,))
-    # The second request is of a family on the same side of the split: what is measured on must not
-    # be learnt from in company.
+    # The second request must be on the same side of the held-out split: a reserved request must not
+    # be trained on as the second of two.
     while True:
-        second, other, text2, call2 = _asked(rng.choice(tools), rng)
+        second, other, text2, call2 = _request(rng.choice(tools), rng)
         if text2 != text and is_reserved(other) == is_reserved(family):
             break
     needed = [first] if second is first else [first, second]
     if kind == "two":
-        joined = put(rng.choice(_JOINTS), {"a": text, "b": text2})
+        joined = substitute(rng.choice(_JOINTS), {"a": text, "b": text2})
         return _draft(family, joined, needed, rng, calls=(call, call2))
-    follow = put(rng.choice(_FOLLOW_UPS), {"b": text2})
+    follow = substitute(rng.choice(_FOLLOW_UPS), {"b": text2})
     return _draft(family, text, needed, rng, calls=(call2,), then=(follow,))
 
 
-def _asked(tool: Tool, rng: Random) -> tuple[Tool, str, str, ToolCall]:
-    """A tool's request with its slots filled: the tool, the family, the text and the call."""
+def _request(tool: Tool, rng: Random) -> tuple[Tool, str, str, ToolCall]:
+    """(tool, family, text, call) of one of the tool's requests, with its slots filled."""
     place = rng.randrange(len(tool.requests))
     request = tool.requests[place]
     text, values = fill(request.text, rng)
@@ -84,13 +84,13 @@ def _asked(tool: Tool, rng: Random) -> tuple[Tool, str, str, ToolCall]:
 
 
 def _arguments(request: Request, values: dict[str, Any]) -> dict[str, Any]:
-    """The request's arguments; one that is a slot alone keeps the value's type."""
+    """The request's arguments, filled; one that is a single slot keeps the type of its value."""
     filled: dict[str, Any] = {}
-    for name, wanted in request.arguments.items():
-        if isinstance(wanted, str) and wanted[1:-1] in values:
-            filled[name] = values[wanted[1:-1]]
+    for name, value in request.arguments.items():
+        if isinstance(value, str) and value[1:-1] in values:
+            filled[name] = values[value[1:-1]]
         else:
-            filled[name] = put(wanted, values) if isinstance(wanted, str) else wanted
+            filled[name] = substitute(value, values) if isinstance(value, str) else value
     return filled
 
 

@@ -1,4 +1,4 @@
-"""Owns the words and numbers that fill the slots of templates, and how a template is filled."""
+"""Fill the slots of prompt templates with words from pools and random values."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _date(rng: Random) -> str:
     return f"{rng.choice((2026, 2027))}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
 
 
-_MADE: dict[str, Callable[[Random], Any]] = {
+_RANDOM_VALUES: dict[str, Callable[[Random], Any]] = {
     "date": _date,
     "time": lambda rng: f"{rng.randint(6, 22):02}:{rng.choice((0, 15, 30, 45)):02}",
     "minutes": lambda rng: rng.choice((5, 10, 12, 15, 20, 25, 30, 40, 45, 50, 60, 75, 90)),
@@ -209,32 +209,33 @@ def _ascii(name: str) -> str:
 
 
 def draw(slot: str, rng: Random) -> Any:
-    """A value for a slot: a word of its pool, a made one, or `n3_20`: an integer from 3 to 20."""
+    """A value for a slot: a word of its pool, a random date, price and so on, or for `n3_20` an
+    integer from 3 to 20."""
     if (bounds := re.fullmatch(r"n(\d+)_(\d+)", slot)) is not None:
         return rng.randint(int(bounds[1]), int(bounds[2]))
-    if slot in _MADE:
-        return _MADE[slot](rng)
+    if slot in _RANDOM_VALUES:
+        return _RANDOM_VALUES[slot](rng)
     return rng.choice(POOLS[slot])
 
 
 def fill(template: str, rng: Random) -> tuple[str, dict[str, Any]]:
-    """The template with its slots filled, and their values; `{city}` and `{city2}` differ."""
+    """The filled template and the values of its slots; `{city}` and `{city2}` get different values."""
     values: dict[str, Any] = {}
     for slot in dict.fromkeys(re.findall(r"{(\w+)}", template)):
-        known = slot in POOLS or slot in _MADE or re.fullmatch(r"n\d+_\d+", slot)
+        known = slot in POOLS or slot in _RANDOM_VALUES or re.fullmatch(r"n\d+_\d+", slot)
         pool = slot if known else slot[:-1]
         value = draw(pool, rng)
         while any(value == other for name, other in values.items() if name.startswith(pool)):
             value = draw(pool, rng)
         values[slot] = value
-    return _articles(put(template, values)), values
+    return _articles(substitute(template, values)), values
 
 
 def _articles(text: str) -> str:
-    """`a owl` is `an owl`; words such as `a university` stay."""
+    """Correct `a owl` to `an owl`, but not `a university`."""
     return re.sub(r"\b([Aa]) (?=(?!uni|use|eu|one)[aeiou])", r"\1n ", text)
 
 
-def put(template: str, values: dict[str, Any]) -> str:
-    """The template with these values in its slots."""
+def substitute(template: str, values: dict[str, Any]) -> str:
+    """The template with its slots replaced by these values."""
     return re.sub(r"{(\w+)}", lambda match: str(values[match[1]]), template)

@@ -1,5 +1,5 @@
-"""Owns the prompts for fluent text (a form, a subject, a wish) and for instructions whose form can
-be checked.
+"""Generate prompts for free text (capability fluency) and instructions with a checkable format
+(capability instructions).
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from random import Random
 
 from engine.prompts.prompt import AnyCheck, FormatCheck
 from engine.prompts.variants.draft import Draft
-from engine.prompts.variants.words import POOLS, draw
+from engine.prompts.variants.words import POOLS, draw, fill
 
 _NUMBERS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven", 8: "eight"}
 
-# Fluency: a form with its slots; most are for a family of their own.
+# Kinds of text to write, with slots; each is a family.
 _FORMS = (
     "Write a short story about {a} that takes place in {city}.",
     "Describe {topic} to somebody who has never heard of it.",
@@ -58,7 +58,7 @@ _MORE = (
 
 
 def fluent(rng: Random) -> Draft:
-    """A form with its subject; one in six asks for a second turn."""
+    """A text to write; one in six has a second turn."""
     place = rng.randrange(len(_FORMS))
     text = _fill(_FORMS[place], rng) + rng.choice(_WISHES)
     then = (rng.choice(_MORE),) if rng.random() < 1 / 6 else ()
@@ -66,9 +66,7 @@ def fluent(rng: Random) -> Draft:
 
 
 def _fill(template: str, rng: Random) -> str:
-    """The template with its slots filled; `{a}` is somebody, `{vehicle}` something to travel by."""
-    from engine.prompts.variants.words import fill
-
+    """The filled template; `{a}` is a pair of characters, `{vehicle}` a means of transport."""
     somebody = f"a {draw('job', rng)} and a {draw('animal', rng)}"
     vehicle = rng.choice(("bicycle", "tram", "ferry", "night train", "bus", "rowing boat"))
     ready = template.replace("{a}", somebody).replace("{vehicle}", vehicle)
@@ -76,7 +74,7 @@ def _fill(template: str, rng: Random) -> str:
 
 
 def instruct(rng: Random) -> Draft:
-    """A task whose form can be checked; one of many rules, now and then two."""
+    """A task with one rule about its format, or two."""
     rule = rng.choice(_RULES)
     text, check = rule(rng)
     return Draft(f"rule{rule.__name__}", text, check)

@@ -1,21 +1,19 @@
-"""Owns what is checked of a tokenizer: it reads as its tokenizer.json says, gives every text back,
-knows its special tokens, and writes conversations that end where a turn ends.
-"""
+"""Check that the tokenizer encodes as tokenizer.json does, and decodes every text unchanged."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from engine.events import CheckDone
-from engine.validate.checks.check import listed, row, skipped
+from engine.validate.check import Check, one_per_line, structural_row
+from engine.validate.context import CheckContext
 
-NASTY = (
+_NAME, _TITLE = "tokenizer", "tokenizer round trip"
+TEXTS = (
     "plain words, nothing more",
     "",
     "x",
@@ -56,151 +54,61 @@ NASTY = (
     "one\u2028line separator\u2029paragraph",
     "tab\tnewline\nreturn\rvertical\x0bform\x0c",
 )
-"""Texts that break tokenizers; every one must come back as it was."""
+"""Texts that tokenizers often change; each must be decoded as it was encoded."""
 
-_SIGNS = (
+_TOKEN_LIKE_TEXTS = (
     "Ġ ▁ <0x0A> Ċ are text here",
     "<|im_end|> and </s> and <s>[INST] <|endoftext|><unk>",
 )
-"""Texts that look like the inside of a tokenizer. SentencePiece itself can't give a ▁ back, and
-special tokens swallow space around them: only the ids are compared."""
-
-_HOSTILE = "{{ 7 * 7 }} {% raw %} <b>&amp; \\n 'quoted' \"double\" é🙂"
-"""A message that a template must pass on as it is."""
+"""Texts that look like tokens. Only their ids are compared: SentencePiece cannot decode a ▁, and
+special tokens may strip the spaces around them."""
 
 
-def check_round_trip(tokenizer: PreTrainedTokenizerFast, file: Path | None, rows: int) -> CheckDone:
-    """Every text comes back, with the ids that tokenizer.json gives, all of them in the matrix.
+def check_round_trip(context: CheckContext) -> CheckDone:
+    """Check the loaded tokenizer against tokenizer.json (a GGUF file has none)."""
+    context.heartbeat("checking the tokenizer")
+    file = context.folder / "tokenizer.json" if context.gguf is None else None
+    return compare_tokenizer(context.model.tokenizer, file, context.model.vocab_size)
 
-    file: tokenizer.json, None where there is none (a GGUF file). rows: of the embedding matrix.
+
+def compare_tokenizer(
+    tokenizer: PreTrainedTokenizerFast, file: Path | None, vocab_size: int
+) -> CheckDone:
+    """Every text is decoded unchanged, with the ids of tokenizer.json, all below `vocab_size`.
+
+    file: tokenizer.json; None where there is none.
     """
     reference = Tokenizer.from_file(str(file)) if file is not None else None
     normalizer = tokenizer.backend_tokenizer.normalizer
-    composes = normalizer is not None and "NFC" in repr(normalizer)
+    uses_nfc = normalizer is not None and "NFC" in repr(normalizer)
     findings = []
-    for text in (*NASTY, *_SIGNS):
+    for text in (*TEXTS, *_TOKEN_LIKE_TEXTS):
         ids = tokenizer(text, add_special_tokens=False).input_ids
-        back = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        wanted = unicodedata.normalize("NFC", text) if composes else text
-        if back != wanted and text not in _SIGNS:
-            findings.append(f"{text[:40]!r} comes back as {str(back)[:40]!r}")
+        decoded = tokenizer.decode(
+            ids, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        expected = unicodedata.normalize("NFC", text) if uses_nfc else text
+        if decoded != expected and text not in _TOKEN_LIKE_TEXTS:
+            findings.append(f"{text[:40]!r} is decoded as {str(decoded)[:40]!r}")
         if reference is not None:
-            own = reference.encode(text, add_special_tokens=False).ids
-            if own != ids:
-                findings.append(f"{text[:40]!r} has other ids than tokenizer.json gives it")
-        if ids and max(ids) >= rows:
-            findings.append(f"{text[:40]!r} has id {max(ids)}, the matrix has {rows:,} rows")
-    value = f"{len(NASTY) + len(_SIGNS)} texts, {len(findings)} wrong"
-    return row(
-        "structural",
-        "tokenizer",
-        "tokenizer round trip",
-        not findings,
-        value,
-        "Nasty texts (scripts, emoji, control characters, spaces) come back byte for byte, with "
-        "the ids that tokenizer.json says.",
-        bound="0 wrong",
-        detail=listed(findings),
+            reference_ids = reference.encode(text, add_special_tokens=False).ids
+            if reference_ids != ids:
+                findings.append(f"{text[:40]!r} gets other ids than with tokenizer.json")
+        if ids and max(ids) >= vocab_size:
+            findings.append(
+                f"{text[:40]!r} gets id {max(ids)}, but the embedding has {vocab_size:,} rows"
+            )
+    return structural_row(
+        _NAME,
+        _TITLE,
+        passed=not findings,
+        value=f"{len(TEXTS) + len(_TOKEN_LIKE_TEXTS)} texts, {len(findings)} problems",
+        meaning="Difficult texts (scripts, emoji, control characters, spaces) are decoded byte for "
+        "byte, with the ids that tokenizer.json gives.",
+        bound="no problems",
+        detail=one_per_line(findings),
         number=float(len(findings)),
     )
 
 
-def check_special_tokens(
-    tokenizer: PreTrainedTokenizerFast, config: dict[str, Any], generation: dict[str, Any]
-) -> CheckDone:
-    """The end of text is one token, the same to tokenizer, config and generation config.
-
-    config, generation: config.json and generation_config.json as plain data, {} for none.
-    """
-    findings = []
-    vocabulary = tokenizer.get_vocab()
-    told = []
-    for role in ("bos", "eos", "pad"):
-        token, index = getattr(tokenizer, f"{role}_token"), getattr(tokenizer, f"{role}_token_id")
-        if token is None:
-            if role == "eos":
-                findings.append("there is no end-of-text token: generation would never stop")
-            continue
-        told.append(f"{role} {token} {index}")
-        if vocabulary.get(token) != index:
-            findings.append(f"{role}_token {token!r} is not in the vocabulary")
-            continue
-        if tokenizer(token, add_special_tokens=False).input_ids != [index]:
-            findings.append(f"{role}_token {token!r} is read as more than one token")
-        if tokenizer.decode([index], skip_special_tokens=True) != "":
-            findings.append(f"{role}_token {token!r} is not special: it would show in answers")
-        for name, data in (("config.json", config), ("generation_config.json", generation)):
-            given = data.get(f"{role}_token_id")
-            if given is not None and index not in (given if isinstance(given, list) else [given]):
-                findings.append(f"{name} says {role} is {given}, the tokenizer {index}")
-    eos_known = generation.get("eos_token_id", config.get("eos_token_id"))
-    if (config or generation) and eos_known is None:
-        findings.append("neither config.json nor generation_config.json names the end of text")
-    return row(
-        "structural",
-        "special_tokens",
-        "special tokens",
-        not findings,
-        findings[0] if findings else ", ".join(told),
-        "The end-of-text token is one token, special, and the same everywhere: answers can end.",
-        bound="tokenizer, config and generation config agree",
-        detail=listed(findings) if findings[1:] else "",
-    )
-
-
-def check_template(tokenizer: PreTrainedTokenizerFast, own: bool) -> CheckDone:
-    """Conversations can be written: all of their text, and an end of turn after each answer.
-
-    own: the model is this program's, which always writes a template.
-    """
-    title = "chat template"
-    if tokenizer.chat_template is None:
-        if not own:
-            why = "The tokenizer has no chat template: prompts are given as plain text."
-            return skipped("structural", "chat_template", title, why)
-        return row("structural", "chat_template", title, False, "there is none", _TEMPLATE_MEANING)
-    findings = []
-    user = {"role": "user", "content": f"One. {_HOSTILE}"}
-    answer = {"role": "assistant", "content": "Two, the answer."}
-    more = {"role": "user", "content": "Three?"}
-    chats: Sequence[list[dict[str, str]]] = (
-        [user],
-        [{"role": "system", "content": "Be brief."}, user],
-        [user, answer, more],
-    )
-    for chat in chats:
-        text = _render(tokenizer, chat, True)
-        roles = ", ".join(message["role"] for message in chat)
-        findings += [
-            f"{roles}: {message['content'][:30]!r} is not in what is written"
-            for message in chat
-            if message["content"] not in text
-        ]
-        if own and not text.startswith(_render(tokenizer, chat, False)):
-            findings.append(f"{roles}: what opens the answer changes the text before it")
-    if own:
-        prompt = _render(tokenizer, [user], True)
-        whole = _render(tokenizer, [user, answer], False)
-        if not whole.startswith(prompt + answer["content"]):
-            findings.append("an answer is not written where its prompt ends")
-        elif not whole.removeprefix(prompt + answer["content"]).startswith(
-            str(tokenizer.eos_token)
-        ):
-            findings.append(f"an answer is not followed by {tokenizer.eos_token!r}")
-    return row(
-        "structural",
-        "chat_template",
-        title,
-        not findings,
-        findings[0] if findings else f"{len(chats)} conversations written",
-        _TEMPLATE_MEANING,
-        bound="all text kept, answers end in the end-of-text token" if own else "all text kept",
-        detail=listed(findings) if findings[1:] else "",
-    )
-
-
-_TEMPLATE_MEANING = "Conversations with and without a system turn reach the model whole."
-
-
-def _render(tokenizer: Any, chat: list[dict[str, str]], prompt: bool) -> str:
-    return str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=prompt))
+CHECK = Check(group="structural", name=_NAME, title=_TITLE, run=check_round_trip)

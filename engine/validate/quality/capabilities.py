@@ -1,12 +1,14 @@
-"""Owns the table of abilities in a validation: how many held-out prompts of each capability a model
-answers rightly, beside what the experts of its run answered.
+"""How many held-out prompts of each capability the model answers correctly, beside the scores of
+the experts in the newest training run.
 
-The prompts and the rules are those of the training run's evaluations (`distill.capabilities`).
+Prompts and rules are those of the training run's own evaluations
+(`engine.distill.train.capabilities`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from engine.distill.train.capabilities import choose_measured, is_right
 from engine.events import STUDENT, CapabilitiesScored, CapabilityScore, CheckDone, RunStarted
@@ -14,84 +16,102 @@ from engine.experts.registry import CAPABILITIES
 from engine.generation import Answer
 from engine.prompts.prompt import Prompt
 from engine.run.history import History
-from engine.validate.checks.check import row, skipped
-from engine.validate.quality.writer import Writer
+from engine.validate.check import Check, quality_row
+from engine.validate.context import CheckContext
 from engine.workspace import Workspace
 
-_PROMPTS, _TOKENS = 4, 64
-"""Of each capability, and of an answer, where no run of this root says otherwise."""
+_NAME, _TITLE = "abilities", "capability scores"
 
-Experts = Mapping[str, Mapping[str, CapabilityScore]]
+ExpertScores = Mapping[str, Mapping[str, CapabilityScore]]
+"""Score by expert and capability."""
 
 
-def asked_in_run(ws: Workspace) -> tuple[int, int, int | None, Experts]:
-    """(prompts of each capability, tokens of an answer, longest row, what each expert answered), as
-    the newest training run of the root had them."""
-    history = History(ws.history_file)
+@dataclass(frozen=True)
+class RunSettings:
+    """How the newest training run of the workspace measured capabilities.
+
+    Attributes:
+        prompts: prompts of each capability.
+        max_new_tokens: of an answer.
+        max_seq_len: of the run; None where there is no run.
+        experts: the scores of the run's experts.
+    """
+
+    prompts: int = 4
+    max_new_tokens: int = 64
+    max_seq_len: int | None = None
+    experts: ExpertScores = field(default_factory=dict)
+
+
+def read_run_settings(workspace: Workspace) -> RunSettings:
+    """The settings and expert scores of the newest training run, or else the defaults."""
+    history = History(workspace.history_file)
     try:
-        record = history.last_run("train")
-        if record is None:
-            return _PROMPTS, _TOKENS, None, {}
-        found = history.events(record.run_id, types=("RunStarted", "CapabilitiesScored"), limit=64)
+        run = history.last_run("train")
+        if run is None:
+            return RunSettings()
+        events = history.events(run.run_id, types=("RunStarted", "CapabilitiesScored"), limit=64)
     finally:
         history.close()
-    config = next((event.config for event in found if isinstance(event, RunStarted)), {})
+    config = next((event.config for event in events if isinstance(event, RunStarted)), {})
     schedule, optimizer = config.get("schedule", {}), config.get("optimizer", {})
-    experts = {
-        event.who: {score.capability: score for score in event.scores}
-        for event in found
-        if isinstance(event, CapabilitiesScored) and event.who != STUDENT
-    }
-    return (
-        schedule.get("capability_prompts") or _PROMPTS,
-        schedule.get("capability_tokens") or _TOKENS,
-        optimizer.get("max_seq_len"),
-        experts,
+    return RunSettings(
+        prompts=schedule.get("capability_prompts") or RunSettings.prompts,
+        max_new_tokens=schedule.get("capability_tokens") or RunSettings.max_new_tokens,
+        max_seq_len=optimizer.get("max_seq_len"),
+        experts={
+            event.who: {score.capability: score for score in event.scores}
+            for event in events
+            if isinstance(event, CapabilitiesScored) and event.who != STUDENT
+        },
     )
 
 
-def check_abilities(
-    writer: Writer, ws: Workspace, context: int, beat: Callable[[str], None]
-) -> CheckDone:
-    """The row; told, not judged: what is much depends on the experts."""
-    count, tokens, longest, experts = asked_in_run(ws)
+def check_capabilities(context: CheckContext) -> CheckDone:
+    """The share of correct answers. It has no bound: what is good depends on the experts."""
+    settings = read_run_settings(context.workspace)
+    context_length = context.model.context_length
+    longest = min(context_length, settings.max_seq_len or context_length)
 
-    def length(prompt: Prompt) -> int:
-        return len(writer.prompt_ids(_chat(prompt)))
+    def prompt_length(prompt: Prompt) -> int:
+        return len(context.generator.encode_prompt(prompt.messages))
 
-    room = min(context, longest or context) - tokens - 1
-    prompts = choose_measured(length, CAPABILITIES, count, room)
+    prompts = choose_measured(
+        prompt_length, CAPABILITIES, settings.prompts, longest - settings.max_new_tokens - 1
+    )
     if not prompts:
-        why = "None of the held-out prompts fits into the model's context."
-        return skipped("quality", "abilities", "abilities", why)
-    answers = writer.write([_chat(p) for p in prompts], tokens, "answers held-out prompts")
-    right: dict[str, list[bool]] = {}
+        reason = "None of the held-out prompts fits into the model's context."
+        return CHECK.skipped(reason)
+    answers = context.generator.answer(
+        [prompt.messages for prompt in prompts],
+        settings.max_new_tokens,
+        "answering held-out prompts",
+    )
+    correct: dict[str, list[bool]] = {}
     for prompt, answer in zip(prompts, answers, strict=True):
-        beat("judging answers")  # code takes a moment to run
-        found = is_right(prompt, Answer(answer.text, answer.ended))
-        right.setdefault(prompt.capability, []).append(found)
-    total = sum(map(sum, right.values()))
-    lines = [
-        "  ".join([f"{name.replace('_', ' '):<13}{sum(own):>3}/{len(own)}", _taught(experts, name)])
-        for name, own in right.items()
-    ]
-    return row(
-        "quality",
-        "abilities",
-        "abilities",
-        True,
-        f"{total} of {len(prompts)} prompts",
-        "How many held-out prompts of each capability are answered rightly, as rules can tell; "
-        "experts: as they answered in the newest run here.",
-        detail="\n".join(line.rstrip() for line in lines),
+        context.heartbeat("checking answers")  # running an answer's code takes a moment
+        result = is_right(prompt, Answer(answer.text, answer.complete))
+        correct.setdefault(prompt.capability, []).append(result)
+    total = sum(map(sum, correct.values()))
+    return quality_row(
+        _NAME,
+        _TITLE,
+        value=f"{total} of {len(prompts)} prompts",
+        meaning="Held-out prompts of each capability that the model answers correctly, as far as "
+        "rules can tell, beside the experts' scores in the newest run of this workspace.",
+        detail="\n".join(
+            _line(capability, results, settings.experts) for capability, results in correct.items()
+        ),
         number=total / len(prompts),
     )
 
 
-def _chat(prompt: Prompt) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in prompt.messages]
+def _line(capability: str, results: list[bool], experts: ExpertScores) -> str:
+    """The scores of one capability: the model's, then those of the experts that teach it."""
+    scores = {name: row[capability] for name, row in experts.items() if capability in row}
+    taught = " · ".join(f"{name} {score.right}/{score.asked}" for name, score in scores.items())
+    own = f"{capability.replace('_', ' '):<13}{sum(results):>3}/{len(results)}"
+    return f"{own}  {taught}".rstrip()
 
 
-def _taught(experts: Experts, capability: str) -> str:
-    found = {name: row[capability] for name, row in experts.items() if capability in row}
-    return " · ".join(f"{name} {score.right}/{score.asked}" for name, score in found.items())
+CHECK = Check(group="quality", name=_NAME, title=_TITLE, run=check_capabilities)

@@ -1,45 +1,91 @@
-"""Owns the tool prompts that ship for measuring (assets/validation), and what an answer to one is
-worth: JSON, a call that fits the schema, the call that is wanted.
+"""How often the model answers the tool prompts of assets/validation with JSON, with a valid call,
+and with the correct call.
 
-The rules are `engine.prompts.checkers`', and the tools are put before the model as in the text
-that it
-learns from; the prompts are written by hand for this purpose and are never learnt from.
+The prompts were written by hand for validation and are never trained on; the tools are offered in
+the same form as in the training text.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
+from engine.events import CheckDone
 from engine.prompts.checkers import REASONS, check_json, check_tools
 from engine.prompts.prompt import JsonCheck, ToolCall, ToolCheck
 from engine.prompts.tools import Tool, offer
+from engine.text.examples import Message
+from engine.validate.check import Check, one_per_line, quality_row, skipped_row
+from engine.validate.context import CheckContext
+from engine.validate.quality.questions import quote
+from engine.validate.report import Generation
 from engine.workspace import assets_dir
+
+MAX_NEW_TOKENS = 64
 
 
 class ToolPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What somebody wants, the tools on offer, and the call that serves it."""
+    """A query, the tools offered, and the call that answers it."""
 
     id: str
     offered: tuple[str, ...]
     query: str
     tool: str
     arguments: dict[str, Any] = {}
-    """Those that follow from the query without a doubt; others may be given besides."""
+    """Arguments that follow from the query; others may be given as well."""
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """What an answer is worth; each implies the one before."""
+@dataclass(frozen=True)
+class Score:
+    """How good an answer is; each property implies the one before.
+
+    Attributes:
+        is_json: the whole answer is one JSON value, plain or in one code fence.
+        is_valid: it calls an offered tool with arguments that fit its JSON Schema.
+        is_correct: tool and arguments are those that the query asks for.
+        reason: what is wrong; empty when nothing is.
+    """
 
     is_json: bool
-    """The whole answer is one JSON value, bare or in one fence."""
-    is_call: bool
-    """It calls a tool on offer with arguments that fit its schema."""
-    is_right: bool
-    """The tool and the arguments are those that the query asks for."""
-    why: str = ""
-    """What is wrong, in a few words; empty when nothing is."""
+    is_valid: bool
+    is_correct: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Metric:
+    name: str
+    title: str
+    bound: float
+    """Smallest share of prompts: this program's own judgement of a useful assistant."""
+    meaning: str
+
+
+_METRICS = (
+    _Metric(
+        name="valid_json",
+        title="valid JSON",
+        bound=0.8,
+        meaning="How often the whole answer is one JSON value, as the prompt requires.",
+    ),
+    _Metric(
+        name="valid_tool_calls",
+        title="valid tool calls",
+        bound=0.7,
+        meaning="How often the answer calls an offered tool with arguments that fit the tool's "
+        "JSON Schema.",
+    ),
+    _Metric(
+        name="right_tool_calls",
+        title="correct tool calls",
+        bound=0.5,
+        meaning="How often the call is the one that the query asks for.",
+    ),
+)
 
 
 def load_tools() -> dict[str, Tool]:
@@ -55,21 +101,80 @@ def load_prompts() -> list[ToolPrompt]:
     return [msgspec.json.decode(line, type=ToolPrompt) for line in lines]
 
 
-def as_chat(prompt: ToolPrompt, tools: dict[str, Tool]) -> list[dict[str, str]]:
-    """The conversation whose answer is to be a tool call."""
+def conversation(prompt: ToolPrompt, tools: dict[str, Tool]) -> list[Message]:
+    """The conversation whose answer should be a tool call."""
     system = offer([tools[name] for name in prompt.offered])
-    return [{"role": "system", "content": system}, {"role": "user", "content": prompt.query}]
+    return [Message("system", system), Message("user", prompt.query)]
 
 
-def judge(answer: str, prompt: ToolPrompt, tools: dict[str, Tool]) -> Verdict:
-    """What the answer is worth."""
+def score_answer(answer: str, prompt: ToolPrompt, tools: dict[str, Tool]) -> Score:
+    """How good an answer is."""
     if check_json(JsonCheck(), answer):
-        why = REASONS["no_json"] if answer.strip() else "nothing but white space"
-        return Verdict(False, False, False, why)
+        reason = REASONS["no_json"] if answer.strip() else "only white space"
+        return Score(is_json=False, is_valid=False, is_correct=False, reason=reason)
     check = ToolCheck(
         tools={name: tools[name].parameters for name in prompt.offered},
         calls=(ToolCall(tool=prompt.tool, arguments=prompt.arguments),),
     )
-    reason = check_tools(check, answer)
-    is_call = reason in ("", "wrong_call")
-    return Verdict(True, is_call, not reason, REASONS[reason] if reason else "")
+    fault = check_tools(check, answer)
+    return Score(
+        is_json=True,
+        is_valid=fault in ("", "wrong_call"),
+        is_correct=not fault,
+        reason=REASONS[fault] if fault else "",
+    )
+
+
+def check_tool_calls(context: CheckContext) -> Iterator[CheckDone]:
+    """A row for each metric; stores all answers."""
+    tools, generator = load_tools(), context.generator
+    all_prompts = load_prompts()
+    prompts = [p for p in all_prompts if generator.fits(conversation(p, tools), MAX_NEW_TOKENS)]
+    if not prompts:
+        reason = f"None of the {len(all_prompts)} tool prompts fits into the model's context."
+        for metric in _METRICS:
+            yield skipped_row("quality", metric.name, metric.title, reason)
+        return
+    answers = generator.answer(
+        [conversation(p, tools) for p in prompts], MAX_NEW_TOKENS, "calling tools"
+    )
+    for prompt, answer in zip(prompts, answers, strict=True):
+        context.generations.append(
+            Generation(
+                check="valid_tool_calls",
+                prompt=prompt.query,
+                text=answer.text,
+                tokens=len(answer.ids),
+                ended=answer.complete,
+            )
+        )
+    scores = [score_answer(a.text, p, tools) for a, p in zip(answers, prompts, strict=True)]
+    counts = {
+        "valid_json": sum(score.is_json for score in scores),
+        "valid_tool_calls": sum(score.is_valid for score in scores),
+        "right_tool_calls": sum(score.is_correct for score in scores),
+    }
+    reasons = Counter(score.reason for score in scores if score.reason)
+    details = {
+        "valid_json": quote(prompts[0].query, answers[0]),
+        "valid_tool_calls": one_per_line(f"{n} × {why}" for why, n in reasons.most_common()),
+    }
+    left_out = len(all_prompts) - len(prompts)
+    suffix = f" ({left_out} do not fit into the context)" if left_out else ""
+    for metric in _METRICS:
+        share = counts[metric.name] / len(prompts)
+        yield quality_row(
+            metric.name,
+            metric.title,
+            passed=share >= metric.bound,
+            value=f"{share:.0%} of {len(prompts)} prompts{suffix}",
+            meaning=metric.meaning,
+            bound=f"at least {metric.bound:.0%}",
+            detail=details.get(metric.name, ""),
+            number=share,
+        )
+
+
+CHECK = Check(
+    group="quality", name="valid_tool_calls", title="valid tool calls", run=check_tool_calls
+)

@@ -1,8 +1,9 @@
-"""Owns the help: written from the bindings that hold on the screen below it, and their tooltips."""
+"""The help of a screen, generated from its active bindings and their tooltips."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from rich.table import Table
@@ -10,77 +11,99 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import ActiveBinding, Binding
 from textual.containers import VerticalScroll
+from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
-from gladius_tui.app.dialogs.choice import Dialog
-from gladius_tui.app.screens.base import GladiusScreen
+from gladius_tui.app.dialogs.dialog import Dialog
+
+_EVERYWHERE = "Everywhere"
+_THIS_SCREEN = "On this screen"
+_FOOTNOTE = (
+    "Mouse: click a mode, a row or a key of the last line. To remap keys, use the ids in brackets "
+    'in settings.toml: [keys] "app.quit" = "x"'
+)
+
+
+@dataclass
+class _Entry:
+    """One action: all its keys and binding ids."""
+
+    description: str
+    tooltip: str
+    keys: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
 
 
 class Help(Dialog[None]):
-    """Keys of the screen it was opened on."""
+    """The keys of a screen.
 
-    BINDINGS: ClassVar = [
-        Binding("escape,question_mark,q", "leave", "Back", tooltip="Close", id="dialog.back"),
-    ]
-    DEFAULT_CSS = """
-    Help { .about { margin-bottom: 1; } .group { text-style: bold; margin-top: 1; } }
+    Args:
+        screen: the screen that the help is about.
+        about: what the screen is for.
+        bindings: the screen's active bindings.
     """
 
-    def __init__(self, screen: GladiusScreen, bindings: Iterable[ActiveBinding]) -> None:
+    BINDINGS: ClassVar = [
+        Binding("escape,question_mark,q", "cancel", "Back", tooltip="Close", id="dialog.back"),
+    ]
+
+    def __init__(self, screen: Screen, about: str, bindings: Iterable[ActiveBinding]) -> None:
         super().__init__()
         self._of = screen
+        self._about = about
         self._active = list(bindings)
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog") as dialog:
             dialog.border_title = f"Help: {self._of.title}"
             dialog.border_subtitle = "↑↓ scroll · esc"
-            yield Static(self._of.about(), classes="about", markup=False)
-            for name, table in self._groups():
-                yield Static(name, classes="group", markup=False)
+            yield Static(self._about, classes="about", markup=False)
+            for title, table in self.tables():
+                yield Static(title, classes="group", markup=False)
                 yield Static(table)
-            yield Static(
-                "Mouse: click a mode, a row, a key of the last line. Keys can be remapped by the "
-                'names in brackets, in settings.toml: [keys] "app.quit" = "x"',
-                classes="dim group",
-                markup=False,
-            )
+            yield Static(_FOOTNOTE, classes="dim group", markup=False)
 
     def on_mount(self) -> None:
         self.query_one(VerticalScroll).focus()
 
-    def _groups(self) -> Iterable[tuple[str, Table]]:
-        """The bindings by where they hold: the focused part, the screen, everywhere."""
-        groups: dict[str, dict[str, tuple[list[str], list[str], Binding, str]]] = {}
-        for active in self._active:
-            binding = active.binding
-            if binding.system or not (binding.description or active.tooltip):
-                continue
-            if isinstance(active.node, App) or (not binding.id and active.node is self._of):
-                name = "Everywhere"
-            elif isinstance(active.node, GladiusScreen):
-                name = "On this screen"
-            else:
-                name = f"In the part that has the focus ({type(active.node).__name__})"
-            entry = groups.setdefault(name, {}).setdefault(
-                binding.action, ([], [], binding, active.tooltip or "")
-            )
-            if binding.id and binding.id not in entry[1]:
-                entry[1].append(binding.id)
-            key = self.app.get_key_display(binding)
-            if key not in entry[0]:
-                entry[0].append(key)
-        order = sorted(groups, key=lambda name: (name == "Everywhere", name != "On this screen"))
-        for name in order:
+    def tables(self) -> Iterator[tuple[str, Table]]:
+        """(title, table) of the bindings: the screen's, the focused widget's, the app's."""
+        groups = self._groups()
+        for title in sorted(groups, key=lambda name: (name == _EVERYWHERE, name != _THIS_SCREEN)):
             table = Table.grid(padding=(0, 2))
             table.add_column(width=12, no_wrap=True)
             table.add_column(width=14)
             table.add_column(ratio=1, style="dim")
-            for keys, ids, binding, tooltip in groups[name].values():
-                known = "".join(f"  [{one}]" for one in ids)
-                cells = (" ".join(keys), binding.description, f"{tooltip}{known}")
+            for entry in groups[title].values():
+                ids = "".join(f"  [{name}]" for name in entry.ids)
+                cells = (" ".join(entry.keys), entry.description, f"{entry.tooltip}{ids}")
                 table.add_row(*(Text(cell) for cell in cells))
-            yield name, table
+            yield title, table
 
-    def action_leave(self) -> None:
-        self.dismiss(None)
+    def _groups(self) -> dict[str, dict[str, _Entry]]:
+        """By title and action: the entries."""
+        groups: dict[str, dict[str, _Entry]] = {}
+        for active in self._active:
+            binding = active.binding
+            if binding.system or not (binding.description or active.tooltip):
+                continue
+            group = groups.setdefault(self._group_of(active), {})
+            entry = group.setdefault(
+                binding.action, _Entry(binding.description, active.tooltip or "")
+            )
+            if binding.id and binding.id not in entry.ids:
+                entry.ids.append(binding.id)
+            key = self.app.get_key_display(binding)
+            if key not in entry.keys:
+                entry.keys.append(key)
+        return groups
+
+    def _group_of(self, active: ActiveBinding) -> str:
+        if active.node is self._of:
+            # Bindings without an id are Textual's own.
+            return _THIS_SCREEN if active.binding.id else _EVERYWHERE
+        if isinstance(active.node, App):
+            return _EVERYWHERE
+        title = active.node.border_title if isinstance(active.node, Widget) else ""
+        return f"In the focused pane ({title})" if title else "In the focused field"

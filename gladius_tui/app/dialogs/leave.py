@@ -1,76 +1,74 @@
-"""Owns the question that is asked on leaving while jobs run."""
+"""The dialog that is shown on quitting while jobs run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
-from textual.widgets import Static
+from textual.widgets import OptionList, Static
 
 from engine.events import Stop
 from engine.run.job import JOBS
 from gladius_tui.app.dialogs.choice import Choice
-from gladius_tui.app.watch import CommandAnswered
-
-if TYPE_CHECKING:
-    from gladius_tui.app.app import GladiusApp
+from gladius_tui.app.job_messages import CommandAnswered
+from gladius_tui.app.services import services
 
 
 class Leave(Choice):
-    """Leave it running (default), stop with a checkpoint, or stay.
+    """Leave the jobs running (default), stop them with a checkpoint, or cancel.
 
-    With `stop` the second is marked, and ctrl+c again takes it. While a stop is waited for, ctrl+c
-    (or q) leaves at once: the job ends by itself.
+    With `stop` the second answer is selected, and ctrl+c confirms it. While the app waits for the
+    jobs to stop, ctrl+c (or q) quits at once: the jobs end by themselves.
     """
 
     def __init__(self, stop: bool) -> None:
         super().__init__(
-            "Leave",
+            "Quit",
             "",
             [
                 ("leave", "Leave it running"),
                 ("stop", "Stop with a checkpoint"),
-                ("stay", "Stay"),
+                ("stay", "Cancel"),
             ],
-            marked="stop" if stop else "leave",
+            selected="stop" if stop else "leave",
         )
-        self._waiting: set[str] = set()
+        self._stopping: set[str] = set()
 
     def on_mount(self) -> None:
-        app = cast("GladiusApp", self.app)
-        jobs = [f"the {JOBS[job].title}" for job in app.watcher.jobs] or ["what was started"]
-        said = f"{' and '.join(jobs)} {'go on by themselves' if jobs[1:] else 'goes on by itself'}"
-        self.query_one(Static).update(f"{said[:1].upper()}{said[1:]}: no terminal is needed.")
+        titles = [f"the {JOBS[job].title}" for job in services(self).watcher.jobs] or ["the job"]
+        subject = " and ".join(titles)
+        keep = "keep" if titles[1:] else "keeps"
+        self.query_one(Static).update(
+            f"{subject[:1].upper()}{subject[1:]} {keep} running without a terminal."
+        )
 
-    def again(self, stop: bool) -> None:
-        """Ctrl+C (`stop`) or q once more."""
-        if self._waiting or not stop:
+    def key_again(self, stop: bool) -> None:
+        """Ctrl+C (`stop`) or q was pressed again."""
+        if self._stopping or not stop:
             self.app.exit(0)
         else:
-            self.take_marked()
+            self.take_selected()
 
     def dismiss(self, result: str | None = None):  # type: ignore[override]
-        """What the answer means is done here: leaving the app is the end of the dialog too."""
+        """Act on the answer here: quitting the app also ends the dialog."""
         if result == "leave":
             self.app.exit(0)
         elif result == "stop":
-            self._stop()
+            self._stop_jobs()
         else:
             return super().dismiss(result)
 
-    def _stop(self) -> None:
-        app = cast("GladiusApp", self.app)
-        if not app.watcher.jobs:
+    def _stop_jobs(self) -> None:
+        watcher = services(self).watcher
+        if not watcher.jobs:
             self.app.exit(0)
-        self._waiting = set(app.watcher.jobs)
+        self._stopping = set(watcher.jobs)
         self.query_one(Static).update(
-            "Asked to stop; saving. It leaves when that is done; ctrl+c leaves now, and the job "
-            "ends by itself."
+            "Stopping and saving. The app quits when that is done; ctrl+c quits now, and the job "
+            "stops by itself."
         )
-        self.query_one("OptionList").display = False
-        for job in app.watcher.jobs:
-            app.watcher.ask(self, job, Stop())
+        self.query_one(OptionList).display = False
+        for job in watcher.jobs:
+            watcher.send(self, job, Stop())
 
     def on_command_answered(self, message: CommandAnswered) -> None:
-        self._waiting.discard(message.job)
-        if not self._waiting:
+        self._stopping.discard(message.job)
+        if not self._stopping:
             self.app.exit(0)

@@ -1,6 +1,7 @@
-"""Owns the arithmetic of the charts: which steps are shown, how a curve grows by live values, what
-is drawn of it. Pure; the reduction of long ranges is the history's (`rollup`), the drawing is
-`charts`'.
+"""Arithmetic of charts: the visible range of steps, curves that grow by live values, smoothing and
+axis ticks. Pure.
+
+`engine.run.rollup` reduces long ranges to columns; `widgets.chart_sketch` draws the result.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import msgspec
 from engine.run.rollup import STEP_METRICS, Column
 
 SMOOTHINGS: tuple[float | None, ...] = (0.98, 0.995, None, 0.9)
-"""Factors of the moving average, in the order of the key; None draws the raw values alone."""
+"""Factors of the moving average, in the order in which the key cycles; None: raw values only."""
 LEAST_SPAN = 16
-"""Steps that a chart shows when it is zoomed in as far as it goes."""
+"""The smallest range of steps that can be zoomed into."""
 
 Segment = tuple[list[float], list[float]]
-"""x and y of a line without a gap."""
+"""x and y values of a line without gaps."""
 
 TITLES = {
     "bits_per_byte": "held-out",
@@ -31,36 +32,36 @@ TITLES = {
 
 
 def title_of(metric: str) -> str:
-    """A metric as people call it: `kl/qwen` is `kl qwen`."""
+    """The title of a metric: `kl/qwen` becomes `kl qwen`."""
     name, _, expert = metric.partition("/")
     title = {"bits_per_byte": "b/B"}.get(name, name) if expert else TITLES.get(name, name)
     return f"{title} {expert}".strip()
 
 
 def unit_of(metric: str) -> str:
-    """What its values are measured in; metrics of one unit share an axis."""
+    """The unit of a metric; metrics of one unit share an axis."""
     name = metric.partition("/")[0]
     if name in ("loss", "kl", "ce", "bits_per_byte"):
-        return "nats"  # and bits per byte, which lie in the same range
+        return "nats"  # bits per byte have the same range of values
     return name
 
 
 def is_sparse(metric: str) -> bool:
-    """Whether it is measured at evaluations only: steps without a value are then no gaps."""
+    """Whether a metric is measured only at evaluations; steps without a value are then no gaps."""
     return metric not in STEP_METRICS
 
 
 @dataclass(frozen=True)
 class View:
-    """Which steps a chart shows."""
+    """The range of steps that a chart shows."""
 
     span: int | None = None
-    """Steps; None: the whole run."""
+    """Number of steps; None: the whole run."""
     end: int | None = None
-    """Last step; None follows the newest."""
+    """Last step; None: the newest one."""
 
     def bounds(self, newest: int) -> tuple[int, int]:
-        """lo <= step < hi."""
+        """The range lo <= step < hi."""
         if self.span is None:
             return 0, newest + 1
         end = newest if self.end is None else min(self.end, newest)
@@ -68,7 +69,7 @@ class View:
         return max(0, end + 1 - self.span), end + 1
 
     def zoomed(self, factor: float, newest: int) -> View:
-        """`factor` below 1 shows fewer steps: the newest ones, or those around the middle."""
+        """A range `factor` times as long, ending at the newest step or around the same middle."""
         lo, hi = self.bounds(newest)
         span = max(LEAST_SPAN, round((hi - lo) * factor))
         if span >= newest:
@@ -78,7 +79,7 @@ class View:
         return View(span, _end((lo + hi) // 2 + span // 2, span, newest))
 
     def panned(self, share: float, newest: int) -> View:
-        """Moved by a share of what is shown; at the newest step it follows again."""
+        """Moved by a share of the range; at the newest step it follows the run again."""
         lo, hi = self.bounds(newest)
         if self.span is None:
             return self
@@ -92,18 +93,18 @@ def _end(end: int, span: int, newest: int) -> int | None:
 
 @dataclass
 class Curve:
-    """One metric over the steps that a chart shows, in columns."""
+    """One metric over the steps of a chart, reduced to columns."""
 
     metric: str
     columns: list[Column] = field(default_factory=list)
     most: int = 2
-    """Columns that it may have."""
+    """Columns that the chart has room for."""
     last_step: int = -1
-    """Steps up to this one are in it."""
+    """The last step whose value was added."""
 
     def add(self, step: int, value: float | None) -> bool:
-        """Take in a live value; False where the curve must be read anew: it has become too long,
-        or the run went back."""
+        """Add a live value. False if the curve must be read again: it has become too long, or the
+        run went back to an earlier step."""
         if step <= self.last_step:
             return False
         self.last_step = step
@@ -121,7 +122,7 @@ class Curve:
         return len(self.columns) <= self.most + self.most // 4
 
     def raw(self) -> list[Segment]:
-        """The values: a point a column where it holds one, else its least and its greatest."""
+        """The values: one point for a column with one value, else its minimum and maximum."""
         segments: list[Segment] = []
         gap = True
         for column in self.columns:
@@ -140,9 +141,9 @@ class Curve:
         return segments
 
     def smooth(self, factor: float) -> list[Segment]:
-        """The exponential moving average of the steps, as far as columns tell it: a column of n
-        values moves it as far as n times its mean would. Its weights sum to 1 from the first
-        value on, so that it does not lag behind a beginning."""
+        """The exponential moving average over steps, approximated from columns: a column of n
+        values counts as n times its mean. The weights are normalised (as in Adam's bias
+        correction), so the average does not lag at the beginning."""
         segments: list[Segment] = []
         total = weight = 0.0
         gap = True
@@ -179,7 +180,7 @@ def _with(column: Column, value: float) -> Column:
 
 
 def on_log(segments: Sequence[Segment]) -> list[Segment]:
-    """The lines on a logarithmic axis (y is log10); what has no logarithm is a gap."""
+    """The lines on a logarithmic axis (y becomes log10 y); values <= 0 are gaps."""
     found: list[Segment] = []
     for xs, ys in segments:
         gap = True
@@ -196,7 +197,7 @@ def on_log(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` (2 or more) round numbers from low to high: steps of 1, 2 or 5 times 10^n."""
+    """At most `most` (2 or more) round numbers from low to high, spaced by 1, 2 or 5 times 10^n."""
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]
@@ -212,7 +213,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` (2 or more) round values whose log10 lies from low to high."""
+    """At most `most` (2 or more) round values whose log10 is between low and high."""
     found: list[float] = []
     for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8)):
         finer = [

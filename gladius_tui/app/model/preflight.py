@@ -1,10 +1,9 @@
-"""Owns what the Train screen says of a run before it starts: which command it is, what is wrong
-with it, what it comes to, and whether this machine can hold it. Nothing is written; no torch.
+"""Check a run before it starts: problems of its config, its size, and whether this machine has
+enough memory and disk. Nothing is written, and torch is not imported.
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,53 +19,11 @@ from engine.preflight import launch_training, stored_config
 from engine.run.state import read_state
 from engine.sizing import parameter_count, training_memory
 from engine.workspace import Workspace
+from gladius_tui.app.model.form import Form
 from gladius_tui.format import size
 
 if TYPE_CHECKING:
     from engine.doctor.check import Check
-
-
-class Form(msgspec.Struct, frozen=True, kw_only=True):
-    """What the form holds, as it was typed."""
-
-    preset: str = "nano"
-    file: str = ""
-    experts: tuple[str, ...] | None = None
-    """None: the preset's."""
-    hours: str = ""
-    data: str = ""
-    """Paths, as a shell would read them."""
-    device: str = "auto"
-    overrides: str = ""
-    """section.field=value, as a shell would read them."""
-
-    def argv(self) -> list[str]:
-        """The words after `gladius_train` that start this run; ValueError for an open quote."""
-        words = ["train", "--preset", self.preset]
-        if self.file.strip():
-            words += ["--config", self.file.strip()]
-        if self.experts is not None:
-            words += ["--experts", ",".join(self.experts)]
-        if self.hours.strip():
-            words += ["--hours", self.hours.strip()]
-        for path in _split("data", self.data):
-            words += ["--data", path]
-        for override in self.all_overrides():
-            words += ["--set", override]
-        return words
-
-    def all_overrides(self) -> list[str]:
-        """The overrides with the device among them."""
-        device = [] if self.device == "auto" else [f"device.device={self.device}"]
-        return [*_split("set", self.overrides), *device]
-
-
-def _split(name: str, text: str) -> list[str]:
-    """The words of a field, as a shell would read them."""
-    try:
-        return shlex.split(text)
-    except ValueError:
-        raise ValueError(f"{name}: a quote is open; close it") from None
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -75,37 +32,37 @@ class Line(msgspec.Struct, frozen=True):
     label: str
     text: str
     verdict: str = ""
-    """`ok`, `warn`, `bad`, `note`, or "" where there is nothing to judge."""
+    """`ok`, `warn`, `bad`, `note`, or "" if there is nothing to judge."""
 
 
 class Assessment(msgspec.Struct, frozen=True, kw_only=True):
-    """What a form comes to."""
+    """The result of the checks."""
 
     form: Form
     experts: tuple[str, ...] = ()
     """Names, in the order of their phases."""
     lines: tuple[Line, ...] = ()
     problems: tuple[str, ...] = ()
-    """What keeps it from starting; each with its remedy."""
+    """What keeps the run from starting; each with its remedy."""
     stored: tuple[int, str] | None = None
-    """Step and preset of the run that `resume` would go on with."""
+    """Step and preset of the unfinished run that `resume` would continue."""
 
 
 def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessment:
-    """Look at all that decides about this run; long text files take a while."""
+    """Check a form. Reads the text files of the run, which takes a while if they are long."""
     stored = stored_config(ws)
     finished = stored is not None and read_state(ws).status == "completed"
     resumable = None if stored is None or finished else (stored[0], stored[1].preset)
     former_names: list[str] = []
     try:
-        hours = _hours(form.hours)
+        hours = form.max_hours()
         config = load_config(
             ws,
             preset=form.preset,
             file=form.file.strip() or None,
             overrides=form.all_overrides(),
             experts=form.experts,
-            data=_split("data", form.data),
+            data=form.data_paths(),
             hours=hours,
             notes=former_names,
         )
@@ -132,17 +89,8 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
     )
 
 
-def _hours(text: str) -> float | None:
-    if not text.strip():
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"hours: {text.strip()!r} is no number, such as 1.5") from None
-
-
 def _problems(text: str) -> tuple[str, ...]:
-    """The lines of an error: each problem of a config stands in one."""
+    """The problems in a config's error message: one a line, after a heading."""
     lines = [line.strip() for line in text.splitlines()]
     return tuple(lines[1:] if len(lines) > 1 else lines)
 
@@ -161,21 +109,21 @@ def _student(config: RunConfig) -> Iterator[Line]:
 def _length(config: RunConfig) -> Iterator[Line]:
     optimizer, schedule = config.optimizer, config.schedule
     tokens = optimizer.global_batch_size * optimizer.max_seq_len
-    yield Line("a step", f"{tokens:,} tokens, micro-batch {optimizer.micro_batch_size}")
+    yield Line("step", f"{tokens:,} tokens, micro-batch {optimizer.micro_batch_size}")
     if schedule.max_steps is not None:
         yield Line("length", f"{schedule.max_steps:,} steps")
     elif schedule.hours is not None:
-        yield Line("length", f"{schedule.hours:g} hours, saving included")
+        yield Line("length", f"{schedule.hours:g} hours, including the final save")
     else:
         yield Line(
-            "length", f"{schedule.expert_tokens:,} tokens an expert, then until it has converged"
+            "length", f"{schedule.expert_tokens:,} tokens per expert, then until it converges"
         )
 
 
 def _machine(
     ws: Workspace, config: RunConfig, known: dict[str, ExpertSpec], gpus: tuple[GpuReading, ...]
 ) -> Iterator[Line]:
-    """What `doctor` says of this config that can be said while somebody types."""
+    """The checks of `doctor` that are fast enough to run while the user types."""
     from engine.doctor import machine, text
 
     specs = [known[name] for name in config.experts.names]
@@ -187,18 +135,20 @@ def _machine(
         total, free = gpus[0].total_bytes, gpus[0].total_bytes - gpus[0].used_bytes
     else:
         total, free = total_ram(), available_ram()
-    yield from _told(machine.check_gpu(gpus, "", config, specs))
-    yield from _told(machine.check_memory(config, specs, total=total, available=free, half=half))
+    yield from _check_lines(machine.check_gpu(gpus, "", config, specs))
+    yield from _check_lines(
+        machine.check_memory(config, specs, total=total, available=free, half=half)
+    )
     need = training_memory(config, half)
-    yield Line("", f"weights, gradients, AdamW {size(need.state + need.half_copy)}")
+    yield Line("", f"weights, gradients, optimizer {size(need.state + need.half_copy)}")
     yield Line("", f"activations and loss {size(need.activations + need.loss)}")
     budget = token_budget(config, specs)
     scored = text.scored_tokens(config, specs, budget)
-    yield from _told(machine.check_disk(config, states, disk_free(ws.root), scored))
-    yield from _told(text.check_text(budget, config))
+    yield from _check_lines(machine.check_disk(config, states, disk_free(ws.root), scored))
+    yield from _check_lines(text.check_text(budget, config))
 
 
-def _told(check: Check) -> Iterator[Line]:
+def _check_lines(check: Check) -> Iterator[Line]:
     verdict = {"ok": "ok", "note": "note", "warn": "warn", "fail": "bad"}[check.status]
     yield Line(check.topic, check.figure, verdict)
     if check.remedy:

@@ -1,4 +1,4 @@
-"""Owns small texts that several screens show: bars, shares, sizes that line up."""
+"""Short texts that several screens show: bars, amounts, rates, aligned columns."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ from engine.events import Progress
 from gladius_tui.format import duration, size
 
 
-def bar(share: float | None, width: int, colour: str = "$primary") -> Content:
-    """A bar of `width` cells; None is one whose end is not known."""
-    if share is None:
+def bar(fraction: float | None, width: int, colour: str = "$primary") -> Content:
+    """A bar of `width` cells; None if the total is not known."""
+    if fraction is None:
         return Content.styled("▁" * width, "$foreground 40%")
-    full = round(min(max(share, 0.0), 1.0) * width)
+    full = round(min(max(fraction, 0.0), 1.0) * width)
     return Content.styled("▇" * full, colour).append(
         Content.styled("▁" * (width - full), "$foreground 30%")
     )
 
 
-def share_of(progress: Progress) -> float | None:
-    """How much of it is done, 0 to 1; None where the end is not known."""
+def fraction_done(progress: Progress) -> float | None:
+    """The fraction done, 0 to 1; None if the total is not known."""
     if progress.finished:
         return 1.0
     return min(1.0, progress.done / progress.total) if progress.total else None
 
 
 def amount(value: float, unit: str) -> str:
-    """`1.2 GiB` for bytes, `1,234 tokens` else."""
+    """`1.2 GiB` for bytes, otherwise `1,234 tokens`."""
     return size(value) if unit == "B" else f"{value:,.0f} {unit}".rstrip()
 
 
 def rate(progress: Progress) -> str:
-    """`12.1 MiB/s`, or "" where it is not known."""
+    """`12.1 MiB/s`, or "" if it is not known."""
     if progress.rate is None or progress.finished:
         return ""
     return f"{amount(progress.rate, progress.unit)}/s"
 
 
 def eta(progress: Progress) -> str:
-    """`3m12`, or "" where it is not known."""
+    """`3m12`, or "" if it is not known."""
     return "" if progress.eta is None or progress.finished else duration(progress.eta)
 
 
 def cut(text: str, width: int) -> str:
-    """The text in one line of at most `width` cells; … stands for what is left out."""
+    """The text in one line of at most `width` cells; … marks a cut."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 

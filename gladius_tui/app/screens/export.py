@@ -1,46 +1,37 @@
-"""Owns the Export screen: the model as a GGUF file, the stages of making it, and what came out."""
+"""The Export screen: write the trained model as a GGUF file, and watch the stages."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
-from textual.content import Content
 from textual.message import Message
 from textual.widgets import Input, Select, Static
 
-from engine.events import AnyEvent, CheckDone, Exported, LogLine, RunEnded, RunStarted
-from gladius_tui.app.model.deliverable import Deliverable, find_deliverable, has_command, sources
-from gladius_tui.app.model.texts import amount, bar, eta, padded, rate, share_of
+from engine.events import AnyEvent, RunStarted
+from gladius_tui.app.model.model_sources import ModelSources, find_model_sources, source_options
 from gladius_tui.app.screens.job import JobScreen
-from gladius_tui.app.watch import JobDetached
-from gladius_tui.app.widgets.form_fields import choice, choose_among, field, line
-from gladius_tui.app.widgets.table import Cell, coloured, facts
-from gladius_tui.format import duration, size
-
-_LINES = 100
-_SIGNS = {
-    "pass": ("✓", "$text-success"),
-    "warn": ("!", "$text-warning"),
-    "fail": ("✗", "$text-error"),
-    "skip": ("–", "$foreground 60%"),
-}
+from gladius_tui.app.widgets.export_stages import ExportRun, ExportStages
+from gladius_tui.app.widgets.form_fields import form_row, select, set_options, text_input
+from gladius_tui.app.widgets.table import Cell, facts
+from gladius_tui.format import size
 
 
-class Offered(Message, bubble=False):
-    """What can be exported was looked for."""
+@dataclass(eq=False)
+class SourcesRead(Message, bubble=False):
+    """The models on disk were looked up."""
 
-    def __init__(self, found: Deliverable, types: list[tuple[str, str]], there: bool) -> None:
-        self.found, self.types, self.there = found, types, there
-        super().__init__()
+    sources: ModelSources
+    types: list[tuple[str, str]]
+    """(label, name) of the GGUF types."""
 
 
-def _types(parameters: int) -> list[tuple[str, str]]:
-    """The types a file may have, with the size that it would come to."""
+def _type_options(parameters: int) -> list[tuple[str, str]]:
+    """(label, name) of the GGUF types, with the estimated size of the file."""
     from engine.gguf_types import GGUF_TYPES, estimated_bytes
 
     if not parameters:
@@ -50,62 +41,130 @@ def _types(parameters: int) -> list[tuple[str, str]]:
     ]
 
 
-class ExportScreen(JobScreen):
-    """A form, stages with bars, and the outcome."""
+class ExportForm(JobScreen):
+    """The form of an export, and its stages."""
 
-    MODE = "export"
     JOB = "export"
-    CSS = """
-    .form .field { height: 1; margin-bottom: 1; }
-    .form .field > Label { width: 10; }
-    .-h16 .form .field { margin-bottom: 0; }
-    .job { height: 1fr; }
-    .job .form { width: 2fr; }
-    .job .stages { width: 3fr; }
-    .-w60 .job { layout: vertical; }
-    .-w60 .job > * { width: 100%; }
-    """
-    BINDINGS: ClassVar = [
-        Binding("ctrl+s,s", "start", "Export", id="export.start", tooltip="Write the file"),
-        Binding("c", "cancel", "Cancel", id="export.cancel",
-                tooltip="End it; nothing half-written stays"),
-    ]  # fmt: skip
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: Deliverable | None = None
-        self._there = True
-        self._made = ""
-        """The type that the shown run makes, until the form has taken it over."""
-        self._log: list[tuple[str, str]] = []
-        self._checks: list[CheckDone] = []
-        self._exported: Exported | None = None
+        self.sources: ModelSources | None = None
+        self._export = ExportRun()
+        self._run_type = ""
+        """The type of the shown run, until the form has selected it."""
 
     def compose_body(self) -> ComposeResult:
         with Horizontal(classes="job"):
             with VerticalScroll(classes="pane form") as form:
                 form.border_title = "Export"
-                yield from field("type", choice("type", [("f16", "f16")], "f16"))
-                yield from field("from", choice("source", [("…", "?")], "?"))
-                yield from field("output", line("output", "beside the model"))
-                yield from field("push", line("push", "owner/name on the Hub"))
+                yield from form_row("type", select("type", [("f16", "f16")], "f16"))
+                yield from form_row("from", select("source", [("…", "?")], "?"))
+                yield from form_row("output", text_input("output", "in the model's folder"))
+                yield from form_row("push", text_input("push", "owner/name on the Hub"))
                 yield Static(id="facts")
-            with VerticalScroll(classes="pane stages") as stages:
-                stages.border_title = "Stages"
-                yield Static(id="stages")
+            yield ExportStages()
         yield self.notice
 
     def on_mount(self) -> None:
-        self._look()
+        self._read_sources()
 
     def on_screen_resume(self) -> None:
-        self._look()
+        self._read_sources()
+
+    def job_detached(self) -> None:
+        super().job_detached()
+        self._read_sources()
+
+    @work(thread=True, exclusive=True, group="sources", exit_on_error=False)
+    def _read_sources(self) -> None:
+        sources = find_model_sources(self.gladius.ws)
+        state = sources.state
+        types = _type_options(state.current_params or state.target_params)
+        self.post_message(SourcesRead(sources, types))
+
+    def on_sources_read(self, message: SourcesRead) -> None:
+        if not self.composed:
+            return
+        self.sources = message.sources
+        set_options(self.query_one("#type", Select), message.types)
+        self._select_run_type()
+        set_options(self.query_one("#source", Select), source_options(message.sources))
+        self.refresh_bindings()
+        self.show()
+
+    @on(Select.Changed)
+    @on(Input.Changed)
+    def _on_field_changed(self) -> None:
+        self.show()
+
+    def run_begun(self) -> None:
+        self._export = ExportRun()
+
+    def take_event(self, event: AnyEvent) -> None:
+        if isinstance(event, RunStarted):
+            self._run_type = str(event.config.get("type", ""))
+            self._select_run_type()
+        else:
+            self._export.take(event)
+
+    def _select_run_type(self) -> None:
+        """Select the type of the shown run, wherever it was started."""
+        if not self.composed or self.sources is None:
+            return  # the form does not exist, or its types are not known yet
+        field = self.query_one("#type", Select)
+        if self._run_type in [value for _, value in field._options]:
+            field.value = self._run_type
+        self._run_type = ""
+
+    def show(self) -> None:
+        if not self.composed:
+            return
+        self.query_one("#facts", Static).update(facts(self._source_facts()))
+        stages = self.query_one(ExportStages)
+        tasks = list(self.tasks.values())
+        if (self.live or self.launching) and not tasks:
+            stages.show_text("loading libraries…")
+        elif not self.run_id:
+            stages.show_text("Nothing was exported yet. Press ^s to start.")
+        else:
+            root = self.gladius.ws.root
+            stages.show(self._export, tasks, self.ended, live=self.live, root=root)
+
+    def _source_facts(self) -> list[tuple[str, Cell]]:
+        """The models on disk, below the form."""
+        rows: list[tuple[str, Cell]] = [("", "")]
+        sources = self.sources
+        if sources is None:
+            return rows
+        if not sources.any:
+            return [
+                *rows,
+                ("model", "none yet, and no checkpoint"),
+                ("next", "press 3 to train one"),
+            ]
+        parameters = sources.state.current_params
+        rows.append(("model", "finished" if sources.finished else "not finished yet"))
+        rows += [("parameters", f"{parameters:,}")] if parameters else []
+        rows.append(("disk", f"{size(sources.free)} free"))
+        return [*rows, *(("on disk", name) for name in sources.gguf)]
+
+
+class ExportScreen(ExportForm):
+    """The form of an export and its stages, with keys to start and cancel it."""
+
+    MODE = "export"
+    CSS_PATH = "export.tcss"
+    BINDINGS: ClassVar = [
+        Binding("ctrl+s,s", "start", "Export", id="export.start", tooltip="Write the file"),
+        Binding("c", "cancel", "Cancel", id="export.cancel",
+                tooltip="Stop the export; partial files are removed"),
+    ]  # fmt: skip
 
     def about(self) -> str:
         return (
-            "Writes the trained model as one GGUF file, for llama.cpp and all that builds on it. "
-            "f32, f16, bf16 and q8_0 are written here; the smaller ones need llama.cpp's "
-            "quantiser. Without a finished model the newest checkpoint that verifies is taken."
+            "Writes the trained model as one GGUF file, for llama.cpp and programs built on it. "
+            "f32, f16, bf16 and q8_0 need nothing else; the smaller types need llama.cpp's "
+            "quantizer. Without a finished model the newest verified checkpoint is used."
         )
 
     def command_line(self) -> list[str]:
@@ -114,156 +173,35 @@ class ExportScreen(JobScreen):
             words += ["--checkpoint", checkpoint]
         if output := self.query_one("#output", Input).value.strip():
             words += ["--output", output]
-        if repo := self.query_one("#push", Input).value.strip():
+        if repo := self._push_repo:
             words += ["--push", repo]
         return words
+
+    @property
+    def _push_repo(self) -> str:
+        return self.query_one("#push", Input).value.strip()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         match action:
             case "start":
-                return not self.live and not self.launching and self._there
+                return not self.live and not self.launching
             case "cancel":
                 return self.live
         return super().check_action(action, parameters)
 
-    # What is there
-
-    @work(thread=True, exclusive=True, group="look", exit_on_error=False)
-    def _look(self) -> None:
-        found = find_deliverable(self.gladius.ws)
-        types = _types(found.state.current_params or found.state.target_params)
-        self.post_message(Offered(found, types, has_command("export")))
-
-    def on_offered(self, message: Offered) -> None:
-        if not self.composed:
-            return
-        self._found, self._there = message.found, message.there
-        choose_among(self.query_one("#type", Select), message.types)
-        self._choose_made()
-        choose_among(self.query_one("#source", Select), sources(message.found))
-        self.refresh_bindings()
-        self.show()
-
-    @on(Select.Changed)
-    @on(Input.Changed)
-    def _on_changed(self) -> None:
-        self.show()
-
-    def on_job_detached(self, _: JobDetached) -> None:
-        self._look()
-
-    # Its events
-
-    def begin(self) -> None:
-        self._log, self._checks, self._exported = [], [], None
-
-    def take(self, event: AnyEvent) -> None:
-        match event:
-            case RunStarted():
-                self._made = str(event.config.get("type", ""))
-                self._choose_made()
-            case LogLine():
-                self._log = [*self._log[-_LINES:], (event.level, event.text)]
-            case CheckDone():
-                self._checks.append(event)
-            case Exported():
-                self._exported = event
-
-    def _choose_made(self) -> None:
-        """The form says what the shown run makes, wherever that was started."""
-        if not self.composed or self._found is None:
-            return  # the form is still to come, or has no types to choose from
-        select = self.query_one("#type", Select)
-        if self._made in [value for _, value in select._options]:
-            select.value = self._made
-        self._made = ""
-
-    def show(self) -> None:
-        if not self.composed:
-            return
-        found = self._found
-        rows: list[tuple[str, Cell]] = [("", "")]
-        if found is not None:
-            if not self._there:
-                text = "this build has no `export` command yet"
-                rows.append(("export", coloured(self.app, f"! {text}", "warning")))
-            elif not found.any:
-                rows.append(("model", "none yet, and no checkpoint"))
-                rows.append(("next", "press 3 to train one"))
-            else:
-                params = found.state.current_params
-                rows.append(("model", "finished" if found.finished else "not finished yet"))
-                rows += [("parameters", f"{params:,}")] if params else []
-                rows.append(("disk", f"{size(found.free)} free"))
-                rows += [("there", name) for name in found.gguf]
-        self.query_one("#facts", Static).update(facts(rows))
-        self.query_one("#stages", Static).update(self._stages())
-        if self.live or self.ended is not None:
-            self.query_one(".stages", VerticalScroll).scroll_end(animate=False)
-
-    def _stages(self) -> Content:
-        """A bar a stage, what was said, and how it ended."""
-        if (self.live or self.launching) and not self.tasks:
-            return Content.styled("the worker loads its libraries…", "$foreground 60%")
-        if not self.run_id:
-            return Content.styled("Nothing was exported yet. ^s starts it.", "$foreground 60%")
-        room = max(8, (self.size.width // 2) - 56)
-        rows: list[Content | str] = []
-        tasks = list(self.tasks.values())
-        for task in tasks:
-            # One stage follows another: what is not the last is over.
-            over = task.finished or task is not tasks[-1] or not self.live
-            colour = "$success" if over else "$primary"
-            told = "" if over else f" {rate(task):>12} {eta(task)}"
-            done = f" {amount(task.done, task.unit):>11}" if task.done else ""
-            rows.append(
-                Content.assemble(
-                    "✓ " if over else "◆ ",
-                    padded(task.label, 26),
-                    " ",
-                    bar(1.0 if over else share_of(task), room, colour),
-                    f"{done}{told}",
-                )
-            )
-        rows += [""] if rows else []
-        marks = {"error": "✗ ", "warning": "! ", "info": "  "}
-        rows += [f"{marks[level]}{text}" for level, text in self._log]
-        for check in self._checks:
-            sign, colour = _SIGNS[check.verdict]
-            rows.append(
-                Content.styled(f"{sign} ", colour).append(
-                    f"{padded(check.title, 26)} {check.value}"
-                )
-            )
-        if self._exported is not None:
-            rows += ["", *_file(self._exported, self.gladius.ws.root)]
-        if self.ended is not None:
-            rows += ["", _ended(self.ended)]
-        return Content("\n").join(rows)
-
-    # Doing
-
     def action_start(self) -> None:
-        repo = self.query_one("#push", Input).value.strip()
-        if not self._there:
-            self.notice.say("this build has no `export` command yet", "warning")
-        elif self._found is not None and not self._found.any:
-            self.notice.say("there is no model and no checkpoint; press 3 to train one", "warning")
-        elif repo:
+        if self.sources is not None and not self.sources.any:
+            self.notice.show("no model and no checkpoint yet; press 3 to train one", "warning")
+        elif repo := self._push_repo:
             from gladius_tui.app.dialogs.choice import Choice
 
-            self.app.push_screen(
-                Choice(
-                    f"Upload to {repo}",
-                    "Model, GGUF file and model card leave this machine.",
-                    [
-                        ("no", "Don't upload, only write the file"),
-                        ("private", "Upload; a new repository is private"),
-                        ("public", "Upload; a new repository is public"),
-                    ],
-                ),
-                self._push,
-            )
+            text = "Model, GGUF file and model card leave this machine."
+            answers = [
+                ("no", "Don't upload, only write the file"),
+                ("private", "Upload; a new repository is private"),
+                ("public", "Upload; a new repository is public"),
+            ]
+            self.app.push_screen(Choice(f"Upload to {repo}", text, answers), self._push)
         else:
             self.start(self.command_line())
 
@@ -275,24 +213,4 @@ class ExportScreen(JobScreen):
             self.start([*words, "--yes", *(["--private"] if answer == "private" else [])])
 
     def action_cancel(self) -> None:
-        self.ask_stop()
-
-
-def _file(exported: Exported, root: Path) -> list[Content | str]:
-    """What came out; its place as seen from the root, where it lies below it."""
-    path = Path(exported.path)
-    where = path.relative_to(root) if path.is_relative_to(root) else path
-    rows: list[Content | str] = [
-        Content.styled(f"✓ {where}", "bold"),
-        f"  {exported.weights}, {size(exported.bytes)}, of {exported.source}",
-        f"  {exported.parity}",
-    ]
-    return [*rows, f"  beside it: {', '.join(exported.beside)}"] if exported.beside else rows
-
-
-def _ended(ended: RunEnded) -> Content:
-    if ended.status == "completed":
-        return Content.styled(f"✓ done in {duration(ended.seconds)}", "$text-success")
-    if ended.status == "stopped":
-        return Content.styled(f"○ {ended.reason or 'stopped'}", "$text-warning")
-    return Content.styled(f"✗ {ended.reason or 'failed'}", "$text-error")
+        self.request_stop()

@@ -1,5 +1,6 @@
-"""Owns painting no more than what has changed: a live chart would fill a slow line (ssh, a serial
-console) otherwise, and keys would wait behind it.
+"""Repaint only the lines that have changed.
+
+A live chart would otherwise fill a slow line (ssh, a serial console), and keys would wait.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class PartialRefresh(Widget):
-    """A widget that can be told which of its lines are new."""
+    """A widget that can repaint some of its lines only."""
 
     _only: tuple[Region, ...] = ()
 
@@ -34,7 +35,7 @@ class PartialRefresh(Widget):
 
     @contextmanager
     def painting(self, regions: Sequence[Region]) -> Iterator[None]:
-        """Whatever asks for a refresh meanwhile gets these parts painted (none named: all)."""
+        """Inside this context a refresh repaints only these regions (none given: everything)."""
         self._only = tuple(regions)
         try:
             yield
@@ -42,24 +43,24 @@ class PartialRefresh(Widget):
             self._only = ()
 
     def edges(self) -> list[Region]:
-        """The first and the last line, where titles stand in the border."""
+        """The first and the last line: the border with its titles."""
         (x, y), (width, height) = self.content_offset, self.outer_size
         return [Region(-x, -y, width, 1), Region(-x, height - 1 - y, width, 1)]
 
 
 def changed_lines(
-    before: Sequence[Hashable], now: Sequence[Hashable], width: int
+    before: Sequence[Hashable], after: Sequence[Hashable], width: int
 ) -> list[Region] | None:
-    """The lines that differ, as regions; None where all are to be painted."""
-    if len(before) != len(now):
+    """The lines that differ, as regions; None if everything must be repainted."""
+    if len(before) != len(after):
         return None
     return [
-        Region(0, y, width, 1) for y, (a, b) in enumerate(zip(before, now, strict=True)) if a != b
+        Region(0, y, width, 1) for y, (a, b) in enumerate(zip(before, after, strict=True)) if a != b
     ]
 
 
 def is_behind(app: App) -> bool:
-    """Whether the terminal has not taken yet what was written for it."""
+    """Whether the terminal has not yet taken all output."""
     thread = getattr(app._driver, "_writer_thread", None)
     queue = getattr(thread, "_queue", None)
     return queue is not None and not queue.empty()

@@ -1,4 +1,4 @@
-"""Owns the tables of the screens: rows by key, columns as wide as what stands in them."""
+"""Tables: rows by key, columns as wide as their content."""
 
 from __future__ import annotations
 
@@ -21,59 +21,59 @@ def coloured(app: App, text: str, colour: str) -> Text:
 
 
 class Table(DataTable[Cell]):
-    """Rows that are filled at once; the cursor stays on its row."""
+    """A table whose rows are all set at once; the cursor stays on its row."""
 
     def __init__(self, *, id: str, title: str = "", classes: str = "pane") -> None:
         super().__init__(cursor_type="row", id=id, classes=classes)
         self.border_title = title
-        self._head: tuple[str, ...] = ()
+        self._header: tuple[str, ...] = ()
         self._widths: list[int] = []
         self._cells: dict[str, list[Text]] = {}
 
     def fill(self, header: Sequence[str], rows: Mapping[str, Sequence[Cell]]) -> None:
-        """Show these rows under this header; a header that ends with > is of a right column.
+        """Show these rows, by key; a column whose header ends with > is right-aligned.
 
-        Nothing is drawn where nothing has changed; only cells are where the shape is the same.
+        Only cells that have changed are redrawn, unless rows or columns have changed.
         """
-        right = [name.endswith(">") for name in header]
+        right_aligned = [name.endswith(">") for name in header]
         cells = {
-            key: [_justified(cell, right[n]) for n, cell in enumerate(row)]
+            key: [_justified(cell, right_aligned[n]) for n, cell in enumerate(row)]
             for key, row in rows.items()
         }
-        if tuple(header) == self._head and cells == self._cells:
+        if tuple(header) == self._header and cells == self._cells:
             return
         widths = [
             max([cell_len(name.rstrip(">")), *(cell_len(str(row[n])) for row in cells.values())])
             for n, name in enumerate(header)
         ]
-        grown = any(new > old for new, old in zip(widths, self._widths, strict=False))
-        if tuple(header) == self._head and list(cells) == list(self._cells) and not grown:
+        wider = any(new > old for new, old in zip(widths, self._widths, strict=False))
+        if tuple(header) == self._header and list(cells) == list(self._cells) and not wider:
             for key, row in cells.items():
                 for n, cell in enumerate(row):
                     if cell != self._cells[key][n]:
                         self.update_cell(key, str(n), cell)
         else:
-            self._refill(header, cells, widths, right)
-        self._head, self._cells = tuple(header), cells
+            self._refill(header, cells, widths, right_aligned)
+        self._header, self._cells = tuple(header), cells
 
     def _refill(
         self,
         header: Sequence[str],
         cells: Mapping[str, Sequence[Cell]],
         widths: list[int],
-        right: list[bool],
+        right_aligned: list[bool],
     ) -> None:
-        former = self.key
+        selected = self.key
         self.clear(columns=True)
         for n, name in enumerate(header):
-            label = Text(name.rstrip(">"), justify="right" if right[n] else "left")
+            label = Text(name.rstrip(">"), justify="right" if right_aligned[n] else "left")
             self.add_column(label, width=widths[n], key=str(n))
         for key, row in cells.items():
             self.add_row(*row, key=key)
         self._widths = widths
         keys = list(cells)
-        if former in keys:
-            self.move_cursor(row=keys.index(former))
+        if selected in keys:
+            self.move_cursor(row=keys.index(selected))
 
     @property
     def key(self) -> str | None:
@@ -89,7 +89,7 @@ def _justified(cell: Cell, right: bool) -> Text:
 
 
 def facts(rows: Sequence[tuple[str, Cell]], width: int = 11) -> Grid:
-    """Labels and what they say, wrapped in a column of its own."""
+    """Rows of (label, value); long values are wrapped in their column."""
     grid = Grid.grid(padding=(0, 1, 0, 0), expand=True)
     grid.add_column(width=width, no_wrap=True, style="dim")
     grid.add_column(ratio=1)

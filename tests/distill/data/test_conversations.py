@@ -231,7 +231,7 @@ def test_each_capability_is_sampled_as_it_needs(teacher: Teacher, tmp_path: Path
     (given,) = settings
     assert sorted(given["temperature"]) == [0.3, 0.9]
     assert sorted(given["max_new_tokens"]) == [256, 300]
-    assert [one.written.sampling.temperature for one in judged] == [0.3, 0.9]
+    assert [one.answer.sampling.temperature for one in judged] == [0.3, 0.9]
 
 
 def test_verdicts_are_counted_and_a_better_check_asks_nobody_to_write_again(

@@ -1,4 +1,4 @@
-"""The app's shell: modes, help, palette, theme, keys of one's own, leaving."""
+"""The app: modes, help, palette, theme, remapped keys, quitting."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from engine.run.control import running_jobs
 from engine.run.state import read_state
 from gladius_tui.app.dialogs.help import Help
 from gladius_tui.app.dialogs.leave import Leave
-from gladius_tui.app.exit_summary import farewell
-from gladius_tui.app.screens.modes import MODES
-from gladius_tui.app.widgets.top_bar import KeyBar, TopBar
+from gladius_tui.app.exit_summary import exit_summary
+from gladius_tui.app.model.modes import MODES
+from gladius_tui.app.widgets.key_bar import KeyBar
+from gladius_tui.app.widgets.top_bar import TopBar
 from gladius_tui.shell import app as group
-from tests.support.driving import REPO, opened, said, text_of, toy_run, until
+from tests.support.driving import REPO, opened, static_text, text_of, toy_run, until
 
 
 async def test_every_mode_has_a_number_a_function_key_and_a_place_to_click(root):
@@ -49,7 +50,7 @@ async def test_escape_goes_back_to_the_mode_before(root):
 
 
 @pytest.mark.parametrize("mode", [mode.name for mode in MODES])
-async def test_help_tells_every_key_with_its_tooltip_and_name(root, mode):
+async def test_help_lists_every_key_with_its_tooltip_and_id(root, mode):
     async with opened(root, mode) as (app, pilot):
         screen = app.screen
         own = [
@@ -67,12 +68,12 @@ async def test_help_tells_every_key_with_its_tooltip_and_name(root, mode):
         from rich.console import Console
 
         console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-        for _, table in app.screen._groups():
+        for _, table in app.screen.tables():
             console.print(table)
-        told = console.export_text()
+        shown = console.export_text()
         for active in own:
             if active.binding.description and not active.binding.system:
-                assert f"[{active.binding.id}]" in told
+                assert f"[{active.binding.id}]" in shown
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is screen)
 
@@ -114,7 +115,7 @@ async def test_y_copies_the_command_line_and_f8_saves_a_picture(root):
         assert picture.read_text().lstrip().startswith("<svg")
 
 
-async def test_while_one_types_the_footer_names_keys_that_are_no_letters(root):
+async def test_while_a_field_has_the_focus_the_footer_shows_keys_that_are_not_letters(root):
     async with opened(root, "models") as (app, pilot):
         await until(pilot, lambda: "Qwen" in text_of(app.screen))
         assert "? Help" in text_of(app.screen) and "q Quit" in text_of(app.screen)
@@ -124,23 +125,23 @@ async def test_while_one_types_the_footer_names_keys_that_are_no_letters(root):
         await until(pilot, lambda: isinstance(app.screen, Help))
 
 
-def test_what_comes_next_is_told_where_the_app_was_closed(root, monkeypatch):
+def test_the_exit_summary_lists_what_runs_and_what_to_do_next(root, monkeypatch):
     monkeypatch.chdir(root.root)
-    assert farewell(root, {"train"}) == [], "nothing was ever begun"
+    assert exit_summary(root, {"train"}) == [], "no run was ever started"
     with toy_run(root, steps=3, seconds=1):
-        lines = farewell(root, ())
-        assert "goes on (pid" in lines[0]
+        lines = exit_summary(root, ())
+        assert "The training is still running (pid" in lines[0]
         assert lines[1].strip().startswith("gladius_train dashboard ")
         assert lines[2].strip().startswith("gladius_train stop ")
         while running_jobs(root):
             time.sleep(0.05)
-    assert farewell(root, ()) == [], "what was not seen is not told"
-    assert "completed, at step 3" in farewell(root, {"train"})[0]
+    assert exit_summary(root, ()) == [], "no job ran while the app was open"
+    assert "Training finished at step 3." in exit_summary(root, {"train"})[0]
     monkeypatch.chdir("/")
-    assert f"gladius_train --root {root.root} validate" in farewell(root, {"train"})[1]
+    assert f"gladius_train --root {root.root} validate" in exit_summary(root, {"train"})[1]
 
 
-async def test_the_theme_is_remembered_beside_the_users_keys(root, home):
+async def test_the_theme_is_saved_beside_the_users_keys(root, home):
     (home / "gladius").mkdir(parents=True)
     settings = home / "gladius" / "settings.toml"
     settings.write_text('# mine\n[keys]\n"models.verify" = "ctrl+y"\n')
@@ -160,7 +161,7 @@ def colours(screen) -> list[tuple[object, object]]:
     return [(widget.styles.background, widget.styles.color) for widget in widgets]
 
 
-async def test_a_screen_comes_back_in_the_theme_that_was_chosen_meanwhile(root, home):
+async def test_a_screen_is_shown_again_in_the_current_theme(root, home):
     async with opened(root, "models") as (app, pilot):
         dark = colours(app.screen)
         await pilot.press("3")
@@ -174,7 +175,7 @@ async def test_a_screen_comes_back_in_the_theme_that_was_chosen_meanwhile(root, 
         assert colours(app.screen) == light != dark
 
 
-async def test_a_screen_that_comes_back_unchanged_is_not_styled_anew(root, home, monkeypatch):
+async def test_a_screen_that_is_shown_again_unchanged_is_not_restyled(root, home, monkeypatch):
     async with opened(root, "models") as (app, pilot):
         await pilot.press("6")
         await until(pilot, lambda: app.current_mode == "validate")
@@ -197,14 +198,14 @@ async def test_a_screen_that_comes_back_unchanged_is_not_styled_anew(root, home,
 
 
 @pytest.mark.parametrize("text", ["theme = 3", "not toml", "[keys]\nx = 1", 'theme = "nowhere"'])
-async def test_wrong_settings_never_keep_it_from_starting(root, home, text):
+async def test_invalid_settings_do_not_keep_the_app_from_starting(root, home, text):
     (home / "gladius").mkdir(parents=True)
     (home / "gladius" / "settings.toml").write_text(text)
     async with opened(root, "models") as (app, _):
         assert app.theme == App(None).theme
 
 
-async def test_it_says_what_runs_on_every_screen(root):
+async def test_the_top_bar_of_every_screen_shows_what_runs(root):
     with toy_run(root):
         async with opened(root, "models") as (app, pilot):
             for mode in MODES:
@@ -246,14 +247,14 @@ async def test_no_color_leaves_only_greys(root, monkeypatch):
         assert "○ Missing" in text_of(app.screen)
 
 
-async def test_leaving_asks_only_while_something_runs(root):
+async def test_quit_asks_only_while_a_job_runs(root):
     async with opened(root, "models") as (app, pilot):
         await pilot.press("q")
         await pilot.pause()
         assert app.return_code == 0 and app._exit
 
 
-async def test_leaving_can_stop_the_job_and_stay(root):
+async def test_quit_can_be_cancelled_or_stop_the_job(root):
     with toy_run(root):
         async with opened(root, "models") as (app, pilot):
             await until(pilot, lambda: "train" in app.watcher.jobs)
@@ -277,7 +278,7 @@ async def test_digits_are_text_where_text_is_typed(root):
         await pilot.press("slash", *"135")
         assert app.current_mode == "models"
         assert app.screen.query_one("#filter", Input).value == "135"
-        await until(pilot, lambda: "Qwen" not in said(app.screen, "#detail-text"))
+        await until(pilot, lambda: "Qwen" not in static_text(app.screen, "#detail-text"))
 
 
 def test_the_app_loads_neither_torch_nor_transformers(root):
@@ -285,7 +286,7 @@ def test_the_app_loads_neither_torch_nor_transformers(root):
 import asyncio, sys
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
-from gladius_tui.app.screens.modes import MODES
+from gladius_tui.app.model.modes import MODES
 
 async def main():
     app = GladiusApp(Workspace.find({str(root.root)!r}), "models")
@@ -309,7 +310,7 @@ print([name for name in sys.modules if name.startswith(heavy)])
     assert answer.stdout.strip() == "[]"
 
 
-async def test_a_command_that_no_screen_answers_for_is_told_anyway(root):
+async def test_an_error_that_no_screen_shows_is_a_notification(root):
     async with opened(root, "dashboard", launch=("resume",)) as (app, pilot):
         await until(
             pilot, lambda: any("no checkpoint" in note.message for note in app._notifications), 30

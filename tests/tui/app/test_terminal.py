@@ -1,4 +1,4 @@
-"""The app in a real terminal: whatever ends it, the terminal is sane and the job goes on."""
+"""The app in a real terminal: however it exits, the terminal is restored and the job runs on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from engine.run.control import running_jobs
 from engine.run.lock import lock_owner
 from engine.run.state import read_state
 from engine.workspace import Workspace
-from tests.support.terminal import REPO, Terminal
-
-TOY = REPO / "tests" / "support" / "toy_job.py"
+from tests.support.driving import REPO, TOY
+from tests.support.terminal import Terminal
 
 
 @pytest.fixture
@@ -35,11 +34,11 @@ def ws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workspace]:
 
 @pytest.fixture
 def job(ws: Workspace) -> Iterator[subprocess.Popen]:
-    """A run that goes on and on."""
+    """A run that does not end."""
     process = subprocess.Popen(
         [
             sys.executable,
-            "tests/support/toy_job.py",
+            str(TOY),
             str(ws.root),
             json.dumps({"seconds": 0.02}),
             "--quiet",
@@ -71,8 +70,8 @@ def terminal(ws: Workspace) -> Iterator[Callable[..., Terminal]]:
         one.close()
 
 
-def goes_on(ws: Workspace, steps: int = 20) -> bool:
-    """Whether the run takes so many steps more."""
+def keeps_running(ws: Workspace, steps: int = 20) -> bool:
+    """Whether the run does this many more steps."""
     start = read_state(ws).step
     deadline = time.monotonic() + 20
     while read_state(ws).step < start + steps:
@@ -89,9 +88,9 @@ def test_q_asks_and_leaves_the_job_running(ws, job, terminal):
     app.wait_for("Leave it running")
     app.press("\r")
     assert app.end() == 0
-    assert app.is_sane() and goes_on(ws)
-    told = app.output.rpartition(b"\x1b[?1049l")[2].decode()
-    assert "The training goes on (pid" in told and "dashboard  shows it again" in told
+    assert app.is_sane() and keeps_running(ws)
+    summary = app.output.rpartition(b"\x1b[?1049l")[2].decode()
+    assert "The training is still running (pid" in summary and "dashboard  to watch it" in summary
 
 
 def test_ctrl_c_twice_stops_the_job_with_a_checkpoint(ws, job, terminal):
@@ -106,7 +105,7 @@ def test_ctrl_c_twice_stops_the_job_with_a_checkpoint(ws, job, terminal):
     assert state.status == "paused" and state.last_checkpoint_step == state.step > 0
 
 
-def test_ctrl_c_without_a_job_just_leaves(ws, terminal):
+def test_ctrl_c_without_a_job_quits(ws, terminal):
     app = terminal("models")
     app.wait_for("Qwen")
     app.press("\x03")
@@ -114,12 +113,12 @@ def test_ctrl_c_without_a_job_just_leaves(ws, terminal):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_ends_the_app_in_order_and_not_the_job(ws, job, terminal, number):
+def test_a_signal_ends_the_app_cleanly_and_not_the_job(ws, job, terminal, number):
     app = terminal("dashboard")
     app.wait_for("training")
     os.kill(app.pid, number)
     assert app.end() == 128 + number
-    assert app.is_sane() and goes_on(ws)
+    assert app.is_sane() and keeps_running(ws)
     assert b"Traceback" not in app.output
 
 
@@ -128,15 +127,15 @@ def test_a_closed_terminal_ends_the_app_and_not_the_job(ws, job, terminal):
     app.wait_for("training")
     app.hang_up()
     assert app.end() == 128 + signal.SIGHUP
-    assert goes_on(ws)
+    assert keeps_running(ws)
 
 
-def test_a_terminal_that_is_gone_without_a_signal_ends_the_app_too(ws, job, terminal):
+def test_a_terminal_that_is_lost_without_a_signal_ends_the_app_too(ws, job, terminal):
     app = terminal("dashboard", controls=False)
     app.wait_for("training")
     app.hang_up()
     assert app.end() == 128 + signal.SIGHUP
-    assert goes_on(ws)
+    assert keeps_running(ws)
 
 
 def test_kill_9_of_the_app_leaves_the_job_and_a_new_app_attaches(ws, job, terminal):
@@ -144,12 +143,12 @@ def test_kill_9_of_the_app_leaves_the_job_and_a_new_app_attaches(ws, job, termin
     app.wait_for("training")
     os.kill(app.pid, signal.SIGKILL)
     assert app.end() == -signal.SIGKILL
-    assert goes_on(ws)
+    assert keeps_running(ws)
     second = terminal("dashboard")
     second.wait_for("training")
 
 
-def test_a_run_that_cant_start_says_why_in_the_screen(ws, terminal):
+def test_the_screen_shows_why_a_run_cant_start(ws, terminal):
     app = terminal("train", "--preset", "nano")
     app.wait_for("no expert is ready")
     app.press("q")

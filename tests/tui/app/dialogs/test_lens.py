@@ -1,4 +1,4 @@
-"""The lens says what an evaluation read, and its keys lead through all of it."""
+"""The lens shows what an evaluation measured, and its keys reach all of it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from textual.app import App
 
 from engine.events import ProbePosition, ProbeRead, ProbeToken
 from engine.run.view import RunView
-from gladius_tui.app.dialogs.lens import (
-    Lens,
+from gladius_tui.app.dialogs.lens import Lens
+from gladius_tui.app.dialogs.lens_text import (
+    agreement_sign,
     agrees,
     bar_lines,
-    mark,
-    overall,
+    overall_line,
+    position_lines,
     sentence_lines,
-    shown,
-    verdict,
+    visible,
 )
 from tests.support.recording import recorded
 
@@ -38,12 +38,12 @@ NEAR = position(("gold", 0.3, 0.9), ("tin", 0.5, 0.05))
 FAR = position(
     ("gold", 0.0, 0.9), ("a", 0.4, 0.0), ("b", 0.3, 0.0), ("c", 0.2, 0.0), ("d", 0.1, 0.0)
 )
-UNHEARD = position(("gold", 0.6, 0.0), ("tin", 0.1, 0.0), kept=0.0)
+NO_TARGET = position(("gold", 0.6, 0.0), ("tin", 0.1, 0.0), kept=0.0)
 
 
-def test_agreement_is_told_by_a_sign():
-    assert [mark(p) for p in (SAME, NEAR, FAR, UNHEARD)] == ["=", "~", "≠", " "]
-    assert [agrees(p) for p in (SAME, NEAR, FAR, UNHEARD)] == [True, False, False, None]
+def test_agreement_has_a_sign():
+    assert [agreement_sign(p) for p in (SAME, NEAR, FAR, NO_TARGET)] == ["=", "~", "≠", " "]
+    assert [agrees(p) for p in (SAME, NEAR, FAR, NO_TARGET)] == [True, False, False, None]
 
 
 def test_bars_grow_from_the_middle_and_first_choices_are_starred():
@@ -68,36 +68,36 @@ def test_it_fits_its_width(width):
             assert max(line.cell_length for line in lines) <= width
 
 
-def test_the_words_say_who_would_write_what():
-    text = "\n".join(line.plain for line in verdict(NEAR, SAME, "Qwen"))
-    assert "the student would write “tin”, Qwen “gold”" in text
+def test_the_predictions_are_shown_in_words():
+    text = "\n".join(line.plain for line in position_lines(NEAR, SAME, "Qwen"))
+    assert "the student predicts “tin”, Qwen “gold”" in text
     assert "KL 1.00 nats (was 1.00)" in text and "kept by the projection 100%" in text
-    assert "both would write “gold”" in verdict(SAME, None, "Qwen")[0].plain
-    assert "not heard here" in verdict(UNHEARD, None, "Qwen")[0].plain
+    assert "both predict “gold”" in position_lines(SAME, None, "Qwen")[0].plain
+    assert "no target from Qwen here" in position_lines(NO_TARGET, None, "Qwen")[0].plain
 
 
-def test_white_space_is_seen():
-    assert [shown(text) for text in (" a", "\n", "\t", "", "\x1b")] == ["·a", "⏎", "⇥", "∅", " "]
+def test_white_space_is_visible():
+    assert [visible(text) for text in (" a", "\n", "\t", "", "\x1b")] == ["·a", "⏎", "⇥", "∅", " "]
 
 
-def test_the_whole_sentence_is_summed_up():
+def test_the_whole_sentence_is_summarized():
     reading = ProbeRead(
-        expert="a", probe=0, probes=1, prompt="", positions=(SAME, NEAR, UNHEARD), step=9
+        expert="a", probe=0, probes=1, prompt="", positions=(SAME, NEAR, NO_TARGET), step=9
     )
-    assert overall(reading, None).plain == "agree at 1 of 2 positions · mean KL 1.00"
-    assert overall(reading, reading).plain.endswith("was 1.00 at step 9")
+    assert overall_line(reading, None).plain == "agree at 1 of 2 positions · mean KL 1.00"
+    assert overall_line(reading, reading).plain.endswith("was 1.00 at step 9")
 
 
-async def test_keys_lead_through_positions_sentences_and_experts():
-    board = RunView()
-    board.take(EVENTS)
+async def test_keys_move_through_positions_sentences_and_experts():
+    run = RunView()
+    run.take(EVENTS)
     other = [e for e in EVENTS if isinstance(e, ProbeRead)][-4:]
     import msgspec
 
-    board.take([msgspec.structs.replace(e, seq=0, expert="zeta") for e in other])
+    run.take([msgspec.structs.replace(e, seq=0, expert="zeta") for e in other])
     app = App()
     async with app.run_test(size=(120, 36)) as pilot:
-        lens = Lens(board)
+        lens = Lens(run)
         await app.push_screen(lens)
         await pilot.pause()
 
@@ -123,7 +123,7 @@ async def test_keys_lead_through_positions_sentences_and_experts():
         assert app.screen is not lens
 
 
-async def test_without_readings_it_says_when_they_come():
+async def test_without_readings_it_shows_when_they_are_made():
     app = App()
     async with app.run_test(size=(80, 24)) as pilot:
         lens = Lens(RunView())

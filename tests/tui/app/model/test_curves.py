@@ -1,4 +1,4 @@
-"""Curves: what is drawn is what was measured, reduced, smoothed, and grown by live values."""
+"""Curves: reduction to columns, smoothing, growth by live values, axis ticks and ranges."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ steps = st.lists(
 
 @settings(deadline=None, max_examples=40)
 @given(steps, st.integers(1, 399), st.sampled_from([2, 10, 60]))
-def test_a_curve_grown_live_is_the_curve_read_anew(values, cut, most):
+def test_a_curve_grown_live_equals_the_curve_read_from_the_history(values, cut, most):
     db = sqlite3.connect(":memory:", isolation_level=None)
     db.executescript(rollup.SCHEMA)
     writer = SeriesWriter(db)
@@ -60,7 +60,7 @@ def test_a_curve_grown_live_is_the_curve_read_anew(values, cut, most):
             assert column.mean == pytest.approx(math.fsum(inside) / len(inside))
 
 
-def test_the_average_is_the_plain_one_at_a_step_a_column():
+def test_the_average_is_exact_at_one_step_a_column():
     values = [float(n % 7) for n in range(200)]
     (line,) = columns(values).smooth(0.9)
     total = weight = 0.0
@@ -84,10 +84,10 @@ def test_no_more_than_two_points_a_column_and_the_extremes_are_kept():
     ]
     (line,) = Curve("loss", made).raw()
     assert len(line[0]) == 200 and set(line[1]) == {1.0, 9.0}
-    assert line[1][:2] == [9.0, 1.0], "it falls within the column"
+    assert line[1][:2] == [9.0, 1.0], "the value falls within the column"
 
 
-def test_a_curve_that_grew_too_long_or_went_back_is_read_anew():
+def test_a_curve_that_grew_too_long_or_went_back_must_be_read_again():
     curve = columns([1.0] * 40)
     assert curve.add(40, 1.0)
     assert not curve.add(39, 1.0)
@@ -95,7 +95,7 @@ def test_a_curve_that_grew_too_long_or_went_back_is_read_anew():
     assert answers[0] and not answers[-1]
 
 
-def test_a_logarithm_of_what_has_none_is_a_gap():
+def test_values_without_a_logarithm_are_gaps():
     assert on_log([([0.0, 1.0, 2.0, 3.0], [10.0, 0.0, 100.0, 1000.0])]) == [
         ([0.0], [1.0]),
         ([2.0, 3.0], [2.0, 3.0]),
@@ -129,7 +129,7 @@ views = st.lists(
 
 
 @given(views, st.integers(0, 100_000))
-def test_however_one_looks_it_is_at_steps_that_are_there(moves, newest):
+def test_zoom_and_pan_stay_within_the_run(moves, newest):
     view = View()
     for move in moves:
         if move in ("in", "out"):
@@ -140,7 +140,7 @@ def test_however_one_looks_it_is_at_steps_that_are_there(moves, newest):
         assert 0 <= lo < hi <= newest + 1
 
 
-def test_zoomed_in_it_follows_until_one_looks_back():
+def test_zoomed_in_it_follows_the_run_until_it_is_panned_back():
     view = View().zoomed(0.5, 1000)
     assert view.bounds(1000)[1] == 1001 and view.bounds(1100)[1] == 1101
     back = view.panned(-0.25, 1000)
@@ -150,7 +150,7 @@ def test_zoomed_in_it_follows_until_one_looks_back():
     assert forth.zoomed(2.0, 1000).bounds(1000) == (0, 1001)
 
 
-def test_units_tell_what_shares_an_axis():
+def test_metrics_of_one_unit_share_an_axis():
     assert unit_of("kl/qwen") == unit_of("loss") == unit_of("bits_per_byte")
     assert unit_of("agreement/qwen") == unit_of("agreement/phi") != unit_of("lr")
     event = EvalDone(bits_per_byte=1.0)

@@ -1,4 +1,4 @@
-"""What the Dashboard knows of a run is what its events said, live, read anew, or printed."""
+"""A RunView is the fold of a run's events: watched live, read from the history, or printed."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ from engine.events import (
 from engine.run.state import state_of
 from engine.run.view import RunView
 from engine.workspace import Workspace
-from gladius_tui.app.model.past_runs import board_of, former_runs, read_metrics, read_run_view
-from gladius_tui.app.widgets.panes import experts_pane, log_pane, run_pane, summary_line
+from gladius_tui.app.model.past_runs import fold_run, former_runs, read_metrics, read_run_view
+from gladius_tui.app.widgets.panes.experts import experts_pane
+from gladius_tui.app.widgets.panes.log import log_pane
+from gladius_tui.app.widgets.panes.run import run_pane, summary_line
 from gladius_tui.headless import Renderer
 from tests.support.recording import recorded, write_run
 
@@ -37,17 +39,17 @@ COUNTS = {"changed", "checkpoints", "logged", "skipped", "log", "former_probes",
 
 
 def folded(events) -> RunView:
-    board = RunView()
-    board.take(events)
-    return board
+    run = RunView()
+    run.take(events)
+    return run
 
 
-def facts(board: RunView) -> dict:
-    return {name: value for name, value in vars(board).items() if name not in COUNTS}
+def facts(run: RunView) -> dict:
+    return {name: value for name, value in vars(run).items() if name not in COUNTS}
 
 
 @pytest.mark.parametrize("count", [3, 100, 134, 135, 200, 354, 355, 420, len(EVENTS)])
-def test_a_run_read_out_of_the_history_is_the_run_that_was_watched(tmp_path, count):
+def test_a_run_read_from_the_history_equals_the_run_that_was_watched(tmp_path, count):
     ws = Workspace.find(tmp_path)
     events = [event for event in EVENTS[:count] if not isinstance(event, Heartbeat)]
     run_id = write_run(ws, events)
@@ -60,70 +62,70 @@ def test_a_run_read_out_of_the_history_is_the_run_that_was_watched(tmp_path, cou
     assert list(read.readings) == list(watched.readings)
 
 
-def test_reading_up_to_a_number_and_watching_from_there_on_is_the_whole(tmp_path):
+def test_history_up_to_an_event_and_live_events_after_it_make_the_whole_run(tmp_path):
     from engine.run.history import History
 
     ws = Workspace.find(tmp_path)
     run_id = write_run(ws, EVENTS)
     history = History(ws.history_file)
     stored = history.events(run_id, limit=10_000)
-    board = board_of(history, run_id, up_to=300)
+    run = fold_run(history, run_id, up_to=300)
     history.close()
-    board.take(stored)  # those up to 300 come twice
+    run.take(stored)  # those up to 300 come twice
     whole = folded(stored)
-    assert facts(board) == facts(whole)
+    assert facts(run) == facts(whole)
 
 
-def test_headless_and_app_tell_the_same_of_one_stream():
+def test_headless_and_app_show_the_same_for_one_stream():
     """Step, loss, speed, bits per byte, checkpoints, phase and status, at every event."""
-    renderer, board = Renderer(), RunView()
+    renderer, run = Renderer(), RunView()
     checkpoints = 0
-    told: dict[str, str] = {}
+    checked: dict[str, str] = {}
     for event in EVENTS:
         lines = renderer.lines(event)
-        board.take([event])
-        state = state_of(board)
+        run.take([event])
+        state = state_of(run)
         text = " ".join(line.strip() for line in lines)
-        pane = run_pane(board, 60, event.time).plain
-        log = log_pane(board, 200, 3).plain
+        pane = run_pane(run, 60, event.time).plain
+        log = log_pane(run, 200, 3).plain
         match event:
             case StepDone():
-                assert (board.step, board.phase) == (state.step, state.phase)
-                assert board.last is not None and board.last.loss == state.loss
-                if found := re.search(r"step +([\d,]+)/([\d,]+) .*loss ([\d.]+)", text):
-                    assert f"step {found[1]} of {found[2]}" in pane
-                    assert f"loss {found[3]}" in pane
+                assert (run.step, run.phase) == (state.step, state.phase)
+                assert run.last is not None and run.last.loss == state.loss
+                if found := re.search(r"step ([\d,]+)  loss ([\d.]+)", text):
+                    assert f"step {found[1]} of {run.max_steps:,}" in pane
+                    assert f"{state.loss:.4f}" == found[2] and f"loss {state.loss:.3f}" in pane
                     speed = re.search(r"([\d,]+) tok/s", text)
                     assert speed and f"{speed[1]} tok/s" in pane
-                    told["step"] = found[1]
+                    checked["step"] = found[1]
             case EvalDone():
                 found = re.search(r"([\d.]+) bits/byte held out", text)
                 assert found and f"held-out {found[1]}" in pane
                 assert f"{found[1]} bits/byte held out" in log
                 assert ("best so far" in text) == ("best so far" in log.splitlines()[-1])
-                assert board.bits_per_byte == state.bits_per_byte
+                assert run.bits_per_byte == state.bits_per_byte
                 for score in event.scores:
                     agreement = re.search(r"agreement (\d+%)", text)
-                    row = experts_pane(board, 90, 5).plain
+                    row = experts_pane(run, 90, 5).plain
                     assert agreement and agreement[1] in row and f"{score.kl:.2f}" in row
-                told["eval"] = found[1]
+                checked["eval"] = found[1]
             case CheckpointSaved():
                 checkpoints += 1
                 found = re.search(r"step ([\d,]+) saved \(([\d.]+ \w+)", text)
                 assert found and f"checkpoint of step {found[1]} saved ({found[2]}" in log
                 assert f"checkpoint {found[1]}" in pane
-                assert board.checkpoint is not None
-                assert board.checkpoint.path == state.last_checkpoint
-                assert board.checkpoints == checkpoints
+                assert run.checkpoint is not None
+                assert run.checkpoint.path == state.last_checkpoint
+                assert run.checkpoints == checkpoints
             case PhaseStarted():
                 found = re.search(r"phase (\d/\d): (.+?) · step", text)
                 assert found and f"phase {found[1]}  {found[2]}" in pane
                 assert f"phase {found[1]}: {found[2]}" in log
             case RunEnded():
                 assert text.strip().startswith("completed at step 220")
-                assert "completed" in pane and board.status == state.status == "completed"
-                told["end"] = text
-    assert told["step"] == "220" and "eval" in told and "end" in told and checkpoints == 12
+                assert "finished" in pane and run.status == state.status == "completed"
+                checked["end"] = text
+    assert checked["step"] == "220" and "eval" in checked and "end" in checked and checkpoints == 12
 
 
 def step(number: int, **changes) -> StepDone:
@@ -135,7 +137,7 @@ def step(number: int, **changes) -> StepDone:
     return StepDone(**values | changes)
 
 
-def test_what_it_can_do_is_read_out_of_the_history_as_it_was_watched(tmp_path):
+def test_capabilities_read_from_the_history_equal_those_watched(tmp_path):
     """The experts' rows come once, before hundreds of the student's."""
 
     def scored(who: str, at: int, right: int) -> CapabilitiesScored:
@@ -151,15 +153,15 @@ def test_what_it_can_do_is_read_out_of_the_history_as_it_was_watched(tmp_path):
     ws = Workspace.find(tmp_path)
     read = read_run_view(ws, write_run(ws, events))
     assert read is not None
-    for board in (watched, read):
-        assert board.capabilities["smollm2"].scores[0].right == 3
-        assert board.capabilities["student"].step == 399
-        assert board.best_capabilities == {"json": 0.25}
+    for run in (watched, read):
+        assert run.capabilities["smollm2"].scores[0].right == 3
+        assert run.capabilities["student"].step == 399
+        assert run.best_capabilities == {"json": 0.25}
 
 
 def test_the_status_follows_what_happens():
-    board = folded(EVENTS[:200])
-    seen = [board.status]
+    run = folded(EVENTS[:200])
+    seen = [run.status]
     for event in (
         RunPaused(step=66),
         RunResumed(step=66),
@@ -169,78 +171,78 @@ def test_the_status_follows_what_happens():
         GuardTripped(guard="stall", action="going on"),
         RunEnded(status="stopped", step=66),
     ):
-        board.take([event])
-        seen.append(board.status)
+        run.take([event])
+        seen.append(run.status)
     steady = "training"
     assert seen == [steady, "paused", steady, "stalled", steady, "stopped", steady, "ended"]
-    assert not board.alive
+    assert not run.alive
 
 
-def test_a_runner_that_is_gone_without_a_word_was_killed():
-    board = folded(EVENTS[:200])
-    assert board.alive
-    board.mark_killed()
-    assert board.status == "failed" and "gone" in run_pane(board, 60, 0.0).plain
+def test_a_runner_that_is_gone_without_run_ended_was_killed():
+    run = folded(EVENTS[:200])
+    assert run.alive
+    run.mark_killed()
+    assert run.status == "failed" and "was killed" in run_pane(run, 60, 0.0).plain
     whole = folded(EVENTS)
     whole.mark_killed()
     assert whole.status == "completed"
 
 
-def test_an_event_that_comes_twice_counts_once():
+def test_an_event_that_is_delivered_twice_counts_once():
     numbered = [msgspec.structs.replace(e, seq=n) for n, e in enumerate(EVENTS, 1)]
-    board = folded(numbered)
-    before = facts(board), board.logged, board.checkpoints
-    board.take(numbered[-50:])
-    assert (facts(board), board.logged, board.checkpoints) == before
+    run = folded(numbered)
+    before = facts(run), run.logged, run.checkpoints
+    run.take(numbered[-50:])
+    assert (facts(run), run.logged, run.checkpoints) == before
 
 
-def test_what_is_forgotten_is_measured_against_the_best():
-    board = RunView()
+def test_forgetting_is_measured_against_the_best_kl():
+    run = RunView()
     for kl in (3.0, 1.0, 1.25):
         score = ExpertScore(expert="a", bits_per_byte=2.0, kl=kl, agreement=0.5, positions=9)
-        board.take([EvalDone(bits_per_byte=2.0, scores=(score,))])
-    row = board.experts["a"]
+        run.take([EvalDone(bits_per_byte=2.0, scores=(score,))])
+    row = run.experts["a"]
     assert row.best_kl == 1.0 and row.forgotten == pytest.approx(0.25)
-    assert "25%" in experts_pane(board, 80, 4).plain
-    unheard = ExpertScore(expert="a", bits_per_byte=2.0, kl=None, agreement=None, positions=9)
-    board.take([EvalDone(bits_per_byte=2.0, scores=(unheard,))])
+    assert "25%" in experts_pane(run, 80, 4).plain
+    no_target = ExpertScore(expert="a", bits_per_byte=2.0, kl=None, agreement=None, positions=9)
+    run.take([EvalDone(bits_per_byte=2.0, scores=(no_target,))])
     assert row.forgotten is None
 
 
-def test_a_run_whose_runner_is_back_is_starting_not_ended():
-    board = folded([*EVENTS[:250], RunEnded(status="stopped", step=90, time=100.0)])
-    board.mark_restarted(since=50.0)
-    assert board.status == "ended", "its runner is still there, at its last word"
-    board.mark_restarted(since=200.0)
-    assert board.status is None and "starting" in run_pane(board, 60, 0.0).plain
-    board.mark_killed()
-    assert board.status == "failed"
+def test_a_restarted_run_is_preparing_not_ended():
+    run = folded([*EVENTS[:250], RunEnded(status="stopped", step=90, time=100.0)])
+    run.mark_restarted(since=50.0)
+    assert run.status == "ended", "the runner has not exited yet"
+    run.mark_restarted(since=200.0)
+    assert run.status is None and "preparing" in run_pane(run, 60, 0.0).plain
+    run.mark_killed()
+    assert run.status == "failed"
 
 
-def test_a_new_phase_begins_at_nothing():
-    board = folded([*EVENTS[:135], step(1, phase=1, phase_progress=0.9)])
-    assert board.phase_progress == 0.9
-    board.take([PhaseStarted(phase=2, phases=3, name="All experts")])
-    assert board.phase_progress == 0.0
-    assert board.experts["smollm2"].progress == 1.0
+def test_a_new_phase_begins_at_zero():
+    run = folded([*EVENTS[:135], step(1, phase=1, phase_progress=0.9)])
+    assert run.phase_progress == 0.9
+    run.take([PhaseStarted(phase=2, phases=3, name="All experts")])
+    assert run.phase_progress == 0.0
+    assert run.experts["smollm2"].progress == 1.0
 
 
-def test_a_resumed_run_goes_on_from_its_checkpoint():
+def test_a_resumed_run_continues_from_its_checkpoint():
     started = next(e for e in EVENTS if isinstance(e, RunStarted))
-    board = folded([*EVENTS[:250], RunEnded(status="failed", step=90, reason="no power")])
-    assert "no power" in run_pane(board, 60, 0.0).plain
-    board.take([msgspec.structs.replace(started, seq=0, attempt=2, resumed_from=88)])
-    assert (board.status, board.step, board.ended) == ("preparing", 88, None)
-    board.take([step(89)])
-    assert board.status == "training" and "step 89" in summary_line(board)
+    run = folded([*EVENTS[:250], RunEnded(status="failed", step=90, reason="no power")])
+    assert "no power" in run_pane(run, 60, 0.0).plain
+    run.take([msgspec.structs.replace(started, seq=0, attempt=2, resumed_from=88)])
+    assert (run.status, run.step, run.ended) == ("preparing", 88, None)
+    run.take([step(89)])
+    assert run.status == "training" and "step 89" in summary_line(run)
 
 
-def test_work_is_shown_while_it_goes_on():
-    board = folded(EVENTS[:3])
-    board.take([Progress(task="score:a", label="A scores", done=5, total=10, eta=3.0)])
-    assert "A scores" in run_pane(board, 40, 0.0).plain
-    board.take([Progress(task="score:a", label="A scores", done=10, total=10, finished=True)])
-    assert "A scores" not in run_pane(board, 40, 0.0).plain
+def test_a_task_is_shown_while_it_is_in_progress():
+    run = folded(EVENTS[:3])
+    run.take([Progress(task="score:a", label="A scores", done=5, total=10, eta=3.0)])
+    assert "A scores" in run_pane(run, 40, 0.0).plain
+    run.take([Progress(task="score:a", label="A scores", done=10, total=10, finished=True)])
+    assert "A scores" not in run_pane(run, 40, 0.0).plain
 
 
 def test_runs_and_metrics_are_listed(tmp_path):
@@ -249,6 +251,6 @@ def test_runs_and_metrics_are_listed(tmp_path):
     second = write_run(ws, EVENTS, "two")
     assert [run[:2] for run in former_runs(ws, second)] == [(first, "demo")]
     assert {"loss", "kl", "bits_per_byte", "kl/smollm2"} <= set(read_metrics(ws, second))
-    board = read_run_view(ws)
-    assert board is not None and board.run_id == second
+    run = read_run_view(ws)
+    assert run is not None and run.run_id == second
     assert read_run_view(Workspace.find(tmp_path / "none")) is None

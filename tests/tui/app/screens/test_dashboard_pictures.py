@@ -1,6 +1,6 @@
-"""How the Dashboard and its lens look: a recorded run at three sizes, in a dark and a light theme.
+"""Pictures of the Dashboard and its lens: a recorded run at three sizes, in two themes.
 
-After a change that is meant: `pytest tests/tui/test_dashboard_pictures.py --snapshot-update`.
+Update them with --snapshot-update after looking at what has changed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import pytest
 
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
-from gladius_tui.app.screens import dashboard
+from gladius_tui.app.screens import run_display
+from gladius_tui.app.screens.dashboard import DashboardScreen
 from tests.support.recording import recorded, write_run
 
 EVENTS = recorded()
@@ -20,7 +21,7 @@ EVENTS = recorded()
 
 @pytest.fixture(autouse=True)
 def same_everywhere(tmp_path, monkeypatch):
-    """Nothing of the machine is in the pictures."""
+    """The pictures do not depend on the machine."""
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     monkeypatch.setenv("TZ", "UTC")
@@ -29,11 +30,11 @@ def same_everywhere(tmp_path, monkeypatch):
     plain = GladiusApp.export_screenshot
 
     def without_id(app, **options) -> str:
-        """The id in a picture depends on more than what is seen."""
+        """The id in a picture depends on more than its content."""
         return re.sub(r"terminal-\d+", "terminal", plain(app, **options))
 
     monkeypatch.setattr(GladiusApp, "export_screenshot", without_id)
-    monkeypatch.setattr(dashboard, "wall_clock", lambda: EVENTS[-1].time + 400)
+    monkeypatch.setattr(run_display, "wall_clock", lambda: EVENTS[-1].time + 400)
     yield
     monkeypatch.undo()
     time.tzset()
@@ -47,15 +48,17 @@ def app(tmp_path) -> GladiusApp:
 
 
 async def still(pilot) -> None:
-    """Wait until all is read and drawn."""
+    """Wait until everything is read and drawn."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         await pilot.pause(0.1)
         screen = pilot.app.screen
-        if not isinstance(screen, dashboard.DashboardScreen) or screen.chart is None:
+        if not isinstance(screen, DashboardScreen) or not screen.composed:
             continue
-        busy = screen._loading or screen._busy or screen._scheduled or screen.chart._sketching
-        if not busy and screen.chart._text.plain.strip():
+        pane = screen.chart_pane
+        drawing = pane.reading or (pane.chart is not None and pane.chart._sketching)
+        busy = screen.load_ticket or screen.redraw.scheduled or drawing
+        if not busy and pane.chart and pane.chart._text.plain.strip():
             break
     await pilot.pause(0.3)
 

@@ -1,5 +1,6 @@
-"""Pictures of the screens, at three sizes and in two themes; renew them with --snapshot-update
-after having looked at what has changed.
+"""Pictures of the screens, at three sizes and in two themes.
+
+Update them with --snapshot-update after looking at what has changed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from engine import hardware
 from engine.events import LogLine, Progress, RunEnded
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
-from gladius_tui.app.model import preflight as assess
+from gladius_tui.app.model import preflight
 from tests.support.driving import until
 from tests.tui.app.screens.test_screens import CHECKS, REPORT, record
 
@@ -24,20 +25,20 @@ LOOKS = (
 
 @pytest.fixture(autouse=True)
 def same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured of the machine is the same everywhere."""
+    """The pictures do not depend on the machine."""
     monkeypatch.setattr(hardware, "disk_free", lambda path: 310 * GIB)
     monkeypatch.setattr(hardware.Sampler, "_gpus", lambda self: ())
-    monkeypatch.setattr(assess, "disk_free", lambda path: 310 * GIB)
-    monkeypatch.setattr(assess, "total_ram", lambda: 128 * GIB)
-    monkeypatch.setattr(assess, "available_ram", lambda: 106 * GIB)
-    monkeypatch.setattr(assess, "has_bf16", lambda: True)
+    monkeypatch.setattr(preflight, "disk_free", lambda path: 310 * GIB)
+    monkeypatch.setattr(preflight, "total_ram", lambda: 128 * GIB)
+    monkeypatch.setattr(preflight, "available_ram", lambda: 106 * GIB)
+    monkeypatch.setattr(preflight, "has_bf16", lambda: True)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("NO_COLOR", raising=False)
 
 
 @pytest.fixture
 def known_root(root: Workspace) -> Workspace:
-    """Reports of the past, and an expert that is half here."""
+    """A root with past reports, and a partial expert."""
     folder = root.downloads_dir / "qwen"
     folder.mkdir(parents=True)
     with open(folder / "model.safetensors", "wb") as file:
@@ -57,7 +58,7 @@ def test_a_screen_looks_as_it_did(known_root, snap_compare, mode, size, theme):
     async def settle(pilot) -> None:
         await until(pilot, lambda: mode in app.screens and app.state is not None)
         if mode == "train":
-            await until(pilot, lambda: app.screens["train"]._assessment is not None)
+            await until(pilot, lambda: app.screens["train"].assessment is not None)
         await pilot.pause(0.5)
 
     assert snap_compare(app, terminal_size=size, run_before=settle)

@@ -12,11 +12,12 @@ from engine.events import AnyEvent, CheckDone, Exported, LogLine, Progress, Repo
 from engine.events import RunStarted as Started
 from engine.run.history import History
 from engine.workspace import Workspace
-from gladius_tui.app.dialogs.choice import Ask, Choice
-from gladius_tui.app.screens.job import Notice
-from gladius_tui.app.screens.train import ExpertList
+from gladius_tui.app.dialogs.choice import Choice
+from gladius_tui.app.dialogs.text_input import TextInput
+from gladius_tui.app.widgets.expert_list import ExpertList
+from gladius_tui.app.widgets.notice import Notice
 from gladius_tui.app.widgets.table import Table
-from tests.support.driving import opened, said, text_of, toy_run, until
+from tests.support.driving import opened, static_text, text_of, toy_run, until
 
 
 def notice(app) -> str:
@@ -24,7 +25,7 @@ def notice(app) -> str:
 
 
 def record(ws: Workspace, job, *events: AnyEvent) -> None:
-    """A run of this job in the history, as its runner would have left it."""
+    """Write a run of this job to the history, as its runner would have."""
     history = History(ws.history_file)
     run_id = f"{job}-1"
     history.begin_run(run_id, job, b"{}")
@@ -47,7 +48,7 @@ async def test_models_shows_every_expert_and_the_details_of_one(root):
         assert "accept its" in text_of(app.screen) and "reasoning, fluency" in text_of(app.screen)
 
 
-async def test_models_filter_narrows_and_escape_widens_again(root):
+async def test_models_filter_and_escape_clears_it(root):
     async with opened(root, "models") as (app, pilot):
         table = app.screen.query_one(Table)
         await until(pilot, lambda: table.row_count == 6)
@@ -72,9 +73,9 @@ async def test_models_removes_what_is_here_after_asking(root):
         await until(pilot, lambda: isinstance(app.screen, Choice))
         await pilot.press("down", "enter")
         await until(pilot, lambda: not folder.exists())
-        await until(pilot, lambda: notice(app) == "qwen is removed")
+        await until(pilot, lambda: notice(app) == "qwen was removed")
         await pilot.press("x")
-        assert "nothing of qwen lies here" in notice(app)
+        assert "no files of qwen are on disk" in notice(app)
 
 
 async def test_models_removes_nothing_while_a_job_may_use_it(root):
@@ -85,19 +86,19 @@ async def test_models_removes_nothing_while_a_job_may_use_it(root):
         async with opened(root, "models") as (app, pilot):
             await until(pilot, lambda: app.watcher.jobs and "◐" in text_of(app.screen))
             await pilot.press("x")
-            assert "train runs" in notice(app) and folder.exists()
+            assert "train is running" in notice(app) and folder.exists()
 
 
-async def test_models_add_says_what_is_wrong_in_the_commands_words(root):
+async def test_models_add_shows_the_commands_error(root):
     async with opened(root, "models") as (app, pilot):
         await pilot.press("a")
-        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await until(pilot, lambda: isinstance(app.screen, TextInput))
         await pilot.press(*"mine", "enter", *"./nowhere", "enter")
         await until(pilot, lambda: "nowhere" in notice(app))
         assert not root.user_config.exists()
 
 
-async def test_a_wrong_gladius_toml_is_told_and_does_not_end_the_app(root):
+async def test_an_invalid_gladius_toml_is_shown_and_does_not_end_the_app(root):
     root.user_config.write_text("[experts.mine]\nweight = -1\n")
     async with opened(root, "models") as (app, pilot):
         await until(pilot, lambda: "experts.mine.repo" in notice(app))
@@ -122,18 +123,18 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator:
     server.close()
 
 
-async def test_download_fetches_what_is_marked_with_a_bar_and_ends_ready(root, hub):
+async def test_download_fetches_the_selected_experts_and_ends_ready(root, hub):
     from tests.support.downloading import model_files
 
     hub.add("me/x", model_files())
     root.user_config.write_text('[experts.x]\nrepo = "me/x"\ntitle = "Mine"\n')
     async with opened(root, "download") as (app, pilot):
         screen = app.screen
-        await until(pilot, lambda: "4 marked" in said(screen, "#total"))
-        for _ in range(4):  # only mine stays marked
+        await until(pilot, lambda: "4 selected" in static_text(screen, "#total"))
+        for _ in range(4):  # only mine stays selected
             await pilot.press("space", "down")
         await pilot.press("down", "down", "space")
-        await until(pilot, lambda: "1 marked" in said(screen, "#total"))
+        await until(pilot, lambda: "1 selected" in static_text(screen, "#total"))
         assert screen.command_line() == ["download", "x"]
         await pilot.press("s")
         await until(pilot, lambda: screen.live, 60)
@@ -142,10 +143,10 @@ async def test_download_fetches_what_is_marked_with_a_bar_and_ends_ready(root, h
         await until(pilot, lambda: "✓ Ready" in text_of(screen))
         assert screen.ended.status == "completed"
         assert any(task.startswith("download:x:model.safetensors") for task in screen.tasks)
-        await until(pilot, lambda: "Mine is ready" in said(screen, "#said-text"))
+        await until(pilot, lambda: "Mine is ready" in static_text(screen, "#log-text"))
 
 
-async def test_a_download_that_fails_says_why_and_can_be_tried_again(root, hub):
+async def test_a_failed_download_shows_why_and_can_be_retried(root, hub):
     root.user_config.write_text('[experts.x]\nrepo = "me/nowhere"\n')
     async with opened(root, "download", launch=("download", "x")) as (app, pilot):
         screen = app.screen
@@ -178,19 +179,21 @@ async def test_download_shows_the_last_run_and_its_log(root):
 # Train
 
 
-async def test_train_tells_the_command_and_what_it_comes_to(root):
+async def test_train_shows_the_command_and_the_preflight_checks(root):
     async with opened(root, "train") as (app, pilot):
         screen = app.screen
         await until(pilot, lambda: "6,524,160 parameters" in text_of(screen))
         assert screen.command_line() == ["train", "--preset", "nano"]
-        assert "download with: gladius_train download smollm2" in said_problems(screen)
+        assert "download with: gladius_train download smollm2" in problems(screen)
         screen.query_one("#preset", Select).value = "1b"
         await until(pilot, lambda: "1,147,766,784 parameters" in text_of(screen))
-        assert screen.query_one(ExpertList).marked == ("qwen", "llama", "phi", "tinyllama")
+        assert screen.query_one(ExpertList).selected == ("qwen", "llama", "phi", "tinyllama")
         experts = screen.query_one(ExpertList)
         experts.focus()
         await pilot.press("home", "space")
-        await until(pilot, lambda: "--experts llama,phi,tinyllama" in said(screen, "#command"))
+        await until(
+            pilot, lambda: "--experts llama,phi,tinyllama" in static_text(screen, "#command")
+        )
         for name, text in (("hours", "1.5"), ("overrides", "loss.alpha=0.3 optimizer.lr=1e-3")):
             screen.query_one(f"#{name}", Input).value = text
         screen.query_one("#device", Select).value = "cpu"
@@ -215,24 +218,24 @@ async def test_train_tells_the_command_and_what_it_comes_to(root):
         )
 
 
-async def test_train_names_every_problem_while_one_types(root):
+async def test_train_shows_every_problem_while_the_user_types(root):
     async with opened(root, "train") as (app, pilot):
         screen = app.screen
         await until(pilot, lambda: "parameters" in text_of(screen))
         screen.query_one("#overrides", Input).value = "loss.alpha=7 optimizer.lr=no"
-        await until(pilot, lambda: "loss.alpha" in said_problems(screen))
-        assert "optimizer.lr" in said_problems(screen)
+        await until(pilot, lambda: "loss.alpha" in problems(screen))
+        assert "optimizer.lr" in problems(screen)
         screen.query_one("#overrides", Input).value = "'open"
-        await until(pilot, lambda: "close it" in said(screen, "#command"))
+        await until(pilot, lambda: "unclosed quote" in static_text(screen, "#command"))
         screen.query_one("#hours", Input).value = "soon"
         screen.query_one("#overrides", Input).value = ""
-        await until(pilot, lambda: "'soon' is no number" in said_problems(screen))
+        await until(pilot, lambda: "'soon' is not a number" in problems(screen))
         await pilot.press("ctrl+s")
-        assert "'soon' is no number" in notice(app) and app.launched == []
+        assert "'soon' is not a number" in notice(app) and app.launched == []
 
 
-def said_problems(screen) -> str:
-    return " ".join(screen._assessment.problems) if screen._assessment else ""
+def problems(screen) -> str:
+    return " ".join(screen.assessment.problems) if screen.assessment else ""
 
 
 async def test_train_starts_fresh_only_after_asking(root):
@@ -244,7 +247,7 @@ async def test_train_starts_fresh_only_after_asking(root):
         await until(pilot, lambda: "no expert is ready" in notice(app), 30)
 
 
-async def test_a_command_that_opened_the_app_fills_the_form_and_tells_its_error(root):
+async def test_a_command_that_opened_the_app_fills_the_form_and_shows_its_error(root):
     argv = ("train", "--preset", "demo", "--hours", "2", "--set", "loss.alpha=0.1")
     async with opened(root, "train", launch=argv) as (app, pilot):
         screen = app.screen
@@ -253,26 +256,26 @@ async def test_a_command_that_opened_the_app_fills_the_form_and_tells_its_error(
         assert "gladius_train download smollm2" in notice(app)
 
 
-async def test_while_a_run_goes_on_another_cant_be_started(root):
+async def test_while_a_run_is_active_another_cant_be_started(root):
     with toy_run(root):
         async with opened(root, "train") as (app, pilot):
             await until(pilot, lambda: "train" in app.watcher.jobs)
             assert app.screen.check_action("start", ()) is False
-            await until(pilot, lambda: "training already runs here" in said_problems(app.screen))
+            await until(pilot, lambda: "training is already running here" in problems(app.screen))
 
 
 # Export and Validate
 
 
 @pytest.mark.parametrize("mode", ["export", "validate"])
-async def test_without_a_model_it_says_what_to_do(root, mode):
+async def test_without_a_model_it_shows_what_to_do(root, mode):
     async with opened(root, mode) as (app, pilot):
         await until(pilot, lambda: "press 3 to train one" in text_of(app.screen).lower())
         await pilot.press("ctrl+s")
         assert app.launched == []
 
 
-async def test_the_checkpoints_that_are_there_can_be_chosen(root):
+async def test_the_checkpoints_on_disk_can_be_selected(root):
     for step in (120, 80):
         (root.checkpoints_dir / f"step-{step:09d}").mkdir(parents=True)
     async with opened(root, "validate") as (app, pilot):
@@ -327,7 +330,7 @@ async def test_export_shows_the_stages_of_the_last_export(root):
         await until(pilot, lambda: kind.value == "q8_0")  # as that run had it
 
 
-async def test_export_offers_what_is_there_and_asks_before_an_upload(root, monkeypatch):
+async def test_export_offers_the_models_on_disk_and_asks_before_an_upload(root, monkeypatch):
     root.model_dir.mkdir(parents=True)
     (root.model_dir / "config.json").write_text("{}")
     for name in ("step-000000020", "best-000000010"):

@@ -1,0 +1,21 @@
+"""The base class of all dialogs."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from textual.binding import Binding
+from textual.screen import ModalScreen, ScreenResultType
+
+
+class Dialog(ModalScreen[ScreenResultType]):
+    """A modal screen with a bordered box; escape closes it and returns None."""
+
+    SCOPED_CSS = False
+    CSS_PATH = "dialog.tcss"
+    BINDINGS: ClassVar = [
+        Binding("escape", "cancel", "Back", tooltip="Close and change nothing", id="dialog.back"),
+    ]
+
+    def action_cancel(self) -> None:
+        self.dismiss(None)

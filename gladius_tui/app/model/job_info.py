@@ -1,0 +1,79 @@
+"""The state of a running job in a few fields, folded from its events."""
+
+from __future__ import annotations
+
+import msgspec
+
+from engine.events import (
+    AnyEvent,
+    GuardTripped,
+    Job,
+    PhaseStarted,
+    Progress,
+    RunEnded,
+    RunPaused,
+    RunResumed,
+    RunStarted,
+    StepDone,
+)
+
+
+class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A running job, as the top bar shows it."""
+
+    job: Job
+    run_id: str
+    pid: int
+    """Process id of the runner."""
+    status: str = "running"
+    """running, paused, stalled, stopped (by SIGSTOP) or ending."""
+    preset: str = ""
+    phase: int | None = None
+    phases: int = 0
+    phase_name: str = ""
+    step: int = 0
+    task_label: str = ""
+    """Label of the task in progress; empty while the job takes training steps."""
+    progress: float | None = None
+    """Fraction done of the whole run, or of the task in progress, 0 to 1."""
+    eta: float | None = None
+    """Seconds."""
+
+    def after(self, event: AnyEvent) -> JobInfo:
+        """The job after `event`; pure."""
+        replace = msgspec.structs.replace
+        match event:
+            case RunStarted():
+                return replace(
+                    self, status="running", preset=event.preset, step=event.resumed_from or 0
+                )
+            case PhaseStarted():
+                return replace(
+                    self,
+                    phase=event.phase,
+                    phases=event.phases,
+                    phase_name=event.name,
+                    task_label="",
+                )
+            case StepDone():
+                progress = self.progress if event.run_progress is None else event.run_progress
+                return replace(
+                    self, step=event.step, task_label="", progress=progress, eta=event.run_eta
+                )
+            case Progress() if event.task.count(":") == 2:
+                return self  # one file of an expert; the expert's own progress is reported too
+            case Progress():
+                if event.finished:
+                    return replace(self, task_label="")
+                fraction = event.done / event.total if event.total else None
+                return replace(self, task_label=event.label, progress=fraction, eta=event.eta)
+            case RunPaused():
+                return replace(self, status="paused")
+            case RunResumed():
+                return replace(self, status="running")
+            case GuardTripped(guard="stall"):
+                known = event.action in ("stopped", "stalled")
+                return replace(self, status=event.action if known else "running")
+            case RunEnded():
+                return replace(self, status="ending")
+        return self
