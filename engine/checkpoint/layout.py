@@ -81,6 +81,11 @@ def best_checkpoints(folder: Path) -> list[Path]:
     return [path for path, _ in _folders(folder, _BEST)]
 
 
+def is_full_checkpoint(path: str | Path) -> bool:
+    """Whether a path names a full checkpoint, not best weights."""
+    return _STEP.fullmatch(Path(path).name) is not None
+
+
 def has_rejected(folder: Path) -> bool:
     """Whether a checkpoint was set aside because it did not verify."""
     return any(folder.glob(f"{REJECTED}-*"))

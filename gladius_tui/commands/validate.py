@@ -95,7 +95,9 @@ def _check_paths(
         raise MissingError(f"{model} is not a folder; give the folder of a model")
     if gguf is not None and not Path(gguf).expanduser().is_file():
         raise MissingError(f"no such file: {gguf}; create one with: gladius_train export")
-    trained = ws.model_dir.is_dir() or any(ws.checkpoints_dir.glob("step-*"))
+    from engine.checkpoint.layout import list_checkpoints
+
+    trained = ws.model_dir.is_dir() or bool(list_checkpoints(ws.checkpoints_dir))
     if model is None and gguf is None and checkpoint is None and not trained:
         raise MissingError(
             f"no trained model in {ws.model_dir} and no checkpoint in {ws.checkpoints_dir}; "

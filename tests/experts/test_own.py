@@ -100,7 +100,7 @@ def test_a_missing_file_is_created_and_left_empty_after_removal(ws, current_fold
         ("new", "gladius.bin", {}, "neither a folder nor a .gguf file"),
         ("new", "a b", {}, "is not a folder, a .gguf file or a Hub id"),
         ("new", "a/b/c", {}, "or a Hub id"),
-        ("../new", "org/model", {}, "is no expert's name"),
+        ("../new", "org/model", {}, "is not a valid expert name"),
         ("new", "org/model", {"weight": 0}, "0 is not a number over 0"),
         ("new", "org/model", {"weight": float("nan")}, "is not a number"),
         ("new", "org/model", {"capabilities": ["maths"]}, "did you mean 'math'?"),

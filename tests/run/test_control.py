@@ -31,9 +31,10 @@ from engine.events import (
 from engine.run import control
 from engine.run.lock import lock_owner
 from engine.run.state import read_state
-from tests.support.hosting import TOY, status, until
+from tests.support.hosting import TOY, status
 from tests.support.paths import REPO
 from tests.support.toy_job import ToyConfig
+from tests.support.waiting import until
 
 
 def test_commands_are_acknowledged_with_the_step(ws, host):

@@ -13,8 +13,9 @@ from engine.events import CheckpointSaved, GuardTripped, LogLine, RunEnded, RunS
 from engine.run.history import History
 from engine.run.lock import lock_owner
 from engine.run.state import read_state
-from tests.support.hosting import gone, status, until
+from tests.support.hosting import status
 from tests.support.toy_job import ToyConfig
+from tests.support.waiting import gone, until
 
 
 def guards(host, name: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engine.checkpoint.layout import best_checkpoints, list_checkpoints
 from engine.hardware import disk_free
 from engine.run.state import RunState, read_state
 from engine.workspace import Workspace
@@ -33,16 +34,12 @@ class ModelSources(msgspec.Struct, frozen=True, kw_only=True):
 def find_model_sources(ws: Workspace) -> ModelSources:
     """Look up the models by their names; nothing is verified."""
     folder = ws.checkpoints_dir
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-    steps = sorted(
-        (int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdigit()),
-        reverse=True,
-    )
+    steps = [info.step for info in reversed(list_checkpoints(folder))]
     model = ws.model_dir
     return ModelSources(
         finished=(model / "config.json").is_file(),
         steps=tuple(steps),
-        best=any(name.startswith("best-") for name in names),
+        best=bool(best_checkpoints(folder)),
         gguf=tuple(sorted(path.name for path in model.glob("*.gguf"))) if model.is_dir() else (),
         state=read_state(ws),
         free=disk_free(ws.root),

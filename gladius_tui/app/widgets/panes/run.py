@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from textual.content import Content
 
+from engine.checkpoint.layout import is_full_checkpoint
 from engine.events import Progress
 from engine.run.view import RunView
 from gladius_tui.app.widgets.panes.text import (
@@ -49,7 +49,7 @@ def resumable_step(run: RunView) -> int | None:
     """The step that `resume` starts from; None if it is not known."""
     saved = run.checkpoint
     # Copies of the best weights are no full checkpoints.
-    full = saved is not None and Path(saved.path).name.startswith("step-")
+    full = saved is not None and is_full_checkpoint(saved.path)
     return saved.step if saved is not None and full else None
 
 
