@@ -1,4 +1,4 @@
-"""Owns the event and command structs that flow between worker, runner and viewers, and their codec.
+"""The events and commands that flow between worker, runner and viewers, and their codec.
 
 A worker emits events on its queue; the runner numbers them (`seq`), commits them to the history
 and broadcasts them. Nothing else in the program tells anybody what happened in a job.
@@ -51,7 +51,7 @@ class ExpertScore(msgspec.Struct, frozen=True, kw_only=True):
     expert: str
     bits_per_byte: float
     kl: float | None
-    """Mean KL(expert || student) in nats at the training temperature; None: it was not heard."""
+    """Mean KL(expert || student) in nats at the training temperature; None without soft targets."""
     agreement: float | None
     """Share of positions whose most probable token is the expert's, 0 to 1."""
     positions: int
@@ -94,7 +94,7 @@ class PhaseStarted(Event, frozen=True, kw_only=True, tag="PhaseStarted"):
 
 
 class DataReady(Event, frozen=True, kw_only=True, tag="DataReady"):
-    """An expert's text is tokenised, aligned and (when cached) scored: how well it can be heard."""
+    """An expert's text is tokenised, aligned and (when cached) scored: how well the projection covers it."""
 
     expert: str
     blocks: int
@@ -218,9 +218,9 @@ class ProbePosition(msgspec.Struct, frozen=True, kw_only=True):
     """How the tokens of student and expert lie over its bytes: boundaries agree, the student
     stands inside a token of the expert, its token runs past the expert's; or the end of turn."""
     kept: float
-    """Mass of the expert's distribution that the projection keeps; 0: it is not heard here."""
+    """Mass of the expert's distribution that the projection keeps; 0 without a soft target."""
     kl: float | None
-    """KL(expert || student) in nats at T = 1; None where the expert is not heard."""
+    """KL(expert || student) in nats at T = 1; None without a soft target."""
     tokens: tuple[ProbeToken, ...]
     """The most probable tokens of each, and the one that follows; the expert's order."""
     follows: int = 0
@@ -317,7 +317,7 @@ class CheckDone(Event, frozen=True, kw_only=True, tag="CheckDone"):
     """A check of a validation is done: one row of its report."""
 
     group: Literal["structural", "quality"]
-    """Structural checks decide the exit code; quality is told and never fails."""
+    """Structural checks decide the exit code; quality is reported and never fails."""
     name: str
     """Stable key, such as `tensors_finite` or `bits_per_byte:smollm2`."""
     title: str

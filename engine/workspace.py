@@ -40,10 +40,6 @@ class Workspace:
         return self.root / "tmp"
 
     @property
-    def models(self) -> Path:
-        return self.root / "models"
-
-    @property
     def cache_dir(self) -> Path:
         return self.tmp / "cache"
 
@@ -77,43 +73,11 @@ class Workspace:
 
     @property
     def model_dir(self) -> Path:
-        return self.models / "gladius_primary"
+        return self.root / "models" / "gladius_primary"
 
     @property
     def user_config(self) -> Path:
         return self.root / "gladius.toml"
-
-    @property
-    def runtime_dir(self) -> Path:
-        """An owner-only folder (0700) for sockets, short enough for AF_UNIX; created if missing.
-
-        Raises GladiusError when another user owns it.
-        """
-        import hashlib  # imported here because `status` needs neither of them
-        import tempfile
-
-        candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-        # A socket's path may have 107 bytes; 40 of them are for our part.
-        usable = (c for c in candidates if c and len(os.fsencode(c)) < 67 and os.path.isdir(c))
-        base = Path(next(usable, "/tmp")) / f"gladius-{os.getuid()}"
-        folder = base / hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
-        for path in (base, folder):
-            try:
-                path.mkdir(mode=0o700, exist_ok=True)
-                found = path.lstat()
-            except OSError as error:
-                raise GladiusError(
-                    f"can't create {path} for control sockets: {error.strerror}; "
-                    "set XDG_RUNTIME_DIR to a folder that you own"
-                ) from error
-            # In a shared temporary folder another user may have created it first.
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-                raise GladiusError(
-                    f"{path} belongs to another user; set XDG_RUNTIME_DIR to a folder that you own"
-                )
-            if stat.S_IMODE(found.st_mode) != 0o700:
-                path.chmod(0o700)
-        return folder
 
     def log_file(self, day: date | None = None) -> Path:
         """The plain-text log of `day` (today by default)."""
@@ -131,7 +95,7 @@ class Workspace:
     def create(self) -> None:
         """Create all folders; raises GladiusError when the root can't be written."""
         folders = (
-            self.models,
+            self.model_dir.parent,
             self.cache_dir,
             self.experts_dir,
             self.downloads_dir,
@@ -151,6 +115,38 @@ class Workspace:
                 f"can't write in {self.root}: {error.strerror or error}; "
                 "choose another folder with --root"
             ) from error
+
+
+def runtime_dir(root: Path) -> Path:
+    """An owner-only folder (0700) for sockets, short enough for AF_UNIX; created if missing.
+
+    Raises GladiusError if it belongs to another user.
+    """
+    import hashlib  # imported here because `status` needs neither of them
+    import tempfile
+
+    candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
+    # A socket's path may have 107 bytes; 40 of them are for our part.
+    usable = (c for c in candidates if c and len(os.fsencode(c)) < 67 and os.path.isdir(c))
+    base = Path(next(usable, "/tmp")) / f"gladius-{os.getuid()}"
+    folder = base / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    for path in (base, folder):
+        try:
+            path.mkdir(mode=0o700, exist_ok=True)
+            found = path.lstat()
+        except OSError as error:
+            raise GladiusError(
+                f"can't create {path} for control sockets: {error.strerror}; "
+                "set XDG_RUNTIME_DIR to a folder that you own"
+            ) from error
+        # In a shared temporary folder another user may have created it first.
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise GladiusError(
+                f"{path} belongs to another user; set XDG_RUNTIME_DIR to a folder that you own"
+            )
+        if stat.S_IMODE(found.st_mode) != 0o700:
+            path.chmod(0o700)
+    return folder
 
 
 def assets_dir() -> Path:

@@ -24,7 +24,6 @@ OLD_WORDS = ("owns", "heard", "told", "anew", "whereof")
 _OLD_WORD = re.compile(rf"(?<![A-Za-z])({'|'.join(OLD_WORDS)})(?![A-Za-z])", re.IGNORECASE)
 ALLOWED = {
     ("engine/prompts/variants/writing.py", "heard"),  # part of a prompt that has a digest
-    ("gladius_tui/commands/doctor.py", "heard"),  # a key of `doctor --json`
 }
 """Old words that must stay: (path, word)."""
 

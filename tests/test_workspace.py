@@ -21,6 +21,7 @@ from engine.workspace import (
     linked_folders,
     publish_dir,
     remove_entry,
+    runtime_dir,
     sha256_file,
     tree_bytes,
     write_bytes,
@@ -53,7 +54,7 @@ def test_a_root_that_is_no_path_is_a_usage_error():
 def test_create_makes_all_folders_below_the_root(ws):
     for folder in ("cache", "models", "downloads", "experts_cache", "checkpoints", "logs"):
         assert (ws.root / "tmp" / folder).is_dir()
-    assert ws.models.is_dir()
+    assert ws.model_dir.parent.is_dir()
 
 
 def test_create_says_in_a_line_that_a_root_cant_be_written(tmp_path):
@@ -75,10 +76,10 @@ def test_an_experts_folder_is_named_for_it(ws):
 
 def test_the_runtime_folder_is_private_short_and_one_for_each_root(ws, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / ("long" * 30)))
-    folder = ws.runtime_dir
+    folder = runtime_dir(ws.root)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert len(os.fsencode(folder / "download.sock")) < 108
-    assert Workspace.find(tmp_path / "other").runtime_dir != folder
+    assert runtime_dir(tmp_path / "other") != folder
 
 
 def test_a_runtime_folder_that_is_a_link_is_refused(ws, tmp_path, monkeypatch):
@@ -88,7 +89,7 @@ def test_a_runtime_folder_that_is_a_link_is_refused(ws, tmp_path, monkeypatch):
     try:
         (runtime / f"gladius-{os.getuid()}").symlink_to(tmp_path)
         with pytest.raises(GladiusError, match="another user"):
-            _ = ws.runtime_dir
+            _ = runtime_dir(ws.root)
     finally:
         remove_entry(runtime)
 
@@ -222,7 +223,7 @@ def test_cleaning_passes_over_a_folder_that_is_a_link_and_names_it(ws, tmp_path_
 
 def test_partials_are_found_wherever_the_engine_writes_them(ws):
     here = [
-        ws.models / ".tmp-gladius_primary" / "model.safetensors",
+        ws.model_dir.parent / ".tmp-gladius_primary" / "model.safetensors",
         ws.experts_cache_dir / "qwen" / "ab12" / "train" / ".tmp-77-shard-00000.safetensors",
         ws.experts_cache_dir / "projection-ab12.tmp4711",
         ws.checkpoints_dir / ".training_state.json.12-34.tmp",

@@ -133,7 +133,7 @@ class HistoryReader:
         return [record for record in found if record is not None]
 
     def training_seconds(self, run_id: str) -> float:
-        """Unpaused worker time of the run so far, in seconds, as its last step told it."""
+        """Unpaused worker time of the run so far, in seconds, as the last step reported it."""
         step = self.last(run_id, "StepDone")
         return step.training_seconds if isinstance(step, StepDone) else 0.0
 

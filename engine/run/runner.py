@@ -41,7 +41,7 @@ from engine.run.server import ControlServer, Viewer
 from engine.run.spawn import WorkerProcess
 from engine.run.state import read_state
 from engine.run.worker import HUNG
-from engine.workspace import Workspace
+from engine.workspace import Workspace, runtime_dir
 
 MAX_RESTARTS = 3
 _MAX_EARLY_DEATHS = 2
@@ -95,7 +95,7 @@ def run_job(
 
 def _socket_path(ws: Workspace, job: Job) -> Path | None:
     try:
-        return ws.runtime_dir / f"{job}.sock"
+        return runtime_dir(ws.root) / f"{job}.sock"
     except GladiusError:
         return None
 

@@ -262,7 +262,7 @@ class RunView:
 
     def _begin(self, event: RunStarted) -> None:
         if event.resumed_from is None or event.run_id != self.run_id:
-            self._forget_steps()
+            _forget_steps(self)
         self.run_id, self.attempt = event.run_id, event.attempt
         self.preset, self.device, self.precision = event.preset, event.device, event.precision
         self.config, self.plan, self.max_steps = event.config, event.phases, event.max_steps
@@ -274,20 +274,14 @@ class RunView:
         self.status, self.ended, self.paused = "preparing", None, False
         self.work.clear()
         self.experts = _expert_rows(event, self.experts)
-        self._set_phase_progress(None)
+        _set_phase_progress(self, None)
         self.changed |= {"run", "experts", "parameters"}
-
-    def _forget_steps(self) -> None:
-        """Drop what an earlier attempt trained: the run begins again at step 0."""
-        self.last = self.loss = self.started = self.checkpoint = None
-        self.phase = self.expert = self.bits_per_byte = self.best_bits = self.eval_step = None
-        self.phase_name, self.tokens_seen, self.training_seconds = "", 0, 0.0
 
     def _enter_phase(self, event: PhaseStarted) -> None:
         self.phase, self.phases = event.phase, event.phases
         self.phase_name, self.expert = event.name, event.expert
         entered = self.last is not None and self.last.phase != event.phase
-        self._set_phase_progress(0.0 if entered else None)
+        _set_phase_progress(self, 0.0 if entered else None)
         self.changed |= {"run", "experts"}
 
     def _step_done(self, event: StepDone) -> None:
@@ -298,20 +292,9 @@ class RunView:
         self.skipped += event.skipped
         if self.status in ("preparing", "stalled", None):
             self.status = "training"
-        self._set_phase_progress(event.phase_progress)
+        _set_phase_progress(self, event.phase_progress)
         self.work.clear()
         self.changed |= {"run", "step", "experts"}
-
-    def _set_phase_progress(self, current: float | None) -> None:
-        """Set the progress of every expert's phase: done before the current one, 0 after it."""
-        phase = self.phase or 0
-        for row in self.experts.values():
-            if row.phase is None:
-                row.progress = None
-            elif row.phase < phase or self.status == "completed":
-                row.progress = 1.0
-            else:
-                row.progress = current if row.phase == phase else 0.0
 
     def _evaluated(self, event: EvalDone) -> None:
         self.bits_per_byte, self.eval_step = event.bits_per_byte, event.step
@@ -342,7 +325,7 @@ class RunView:
         self.status = _ENDS[event.status]
         self.work.clear()
         if self.status == "completed":
-            self._set_phase_progress(1.0)
+            _set_phase_progress(self, 1.0)
         self.changed |= {"run", "experts"}
 
 
@@ -380,3 +363,22 @@ def _level(event: AnyEvent) -> Level:
         case RunEnded(status="failed"):
             return "error"
     return "info"
+
+
+def _forget_steps(view: RunView) -> None:
+    """Drop what an earlier attempt trained: the run begins again at step 0."""
+    view.last = view.loss = view.started = view.checkpoint = None
+    view.phase = view.expert = view.bits_per_byte = view.best_bits = view.eval_step = None
+    view.phase_name, view.tokens_seen, view.training_seconds = "", 0, 0.0
+
+
+def _set_phase_progress(view: RunView, current: float | None) -> None:
+    """Set the progress of every expert's phase: done before the current one, 0 after it."""
+    phase = view.phase or 0
+    for row in view.experts.values():
+        if row.phase is None:
+            row.progress = None
+        elif row.phase < phase or view.status == "completed":
+            row.progress = 1.0
+        else:
+            row.progress = current if row.phase == phase else 0.0

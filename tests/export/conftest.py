@@ -1,1 +1,7 @@
-from tests.support.threads import one_thread  # noqa: F401
+"""Fixtures for the tests of this room."""
+
+from __future__ import annotations
+
+from tests.support.threads import one_thread
+
+__all__ = ["one_thread"]

@@ -126,12 +126,12 @@ def test_reading_a_missing_history_creates_no_file(ws, history):
 
 
 def test_foreign_rows_are_skipped_and_counted(ws, history, run):
-    told = history.append(run, 1, [step_done(1), step_done(2), step_done(3)])
+    stored = history.append(run, 1, [step_done(1), step_done(2), step_done(3)])
     with sqlite3.connect(ws.history_file) as db:
         db.execute('UPDATE events SET body = \'{"type":"StepDo\' WHERE seq = 1')
         db.execute("UPDATE events SET body = x'8004' WHERE seq = 2")
-    assert history.events(run, limit=1) == [told[2]]
-    assert history.events(run) == [told[2]]
+    assert history.events(run, limit=1) == [stored[2]]
+    assert history.events(run) == [stored[2]]
     assert history.skipped == 4
 
 
@@ -145,11 +145,11 @@ def damage(ws) -> None:
 
 
 def check_begun_anew(ws, history: History) -> None:
-    told = history.append("r", 1, [step_done(50_000)])
+    stored = history.append("r", 1, [step_done(50_000)])
     assert history.trouble == ""
     aside = history.take_moved_aside()
     assert aside and (ws.logs_dir / aside).exists()
-    assert history.events("r") == told
+    assert history.events("r") == stored
     assert history.series("r", "loss", 50_000, 50_001, 2)[0].last == 2.0
 
 
@@ -176,13 +176,13 @@ def test_a_locked_database_makes_rows_wait(ws, history, run):
     other = sqlite3.connect(ws.history_file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
-    told = [history.append(run, 1, [step_done(n)])[0] for n in range(1, 21)]
+    stored = [history.append(run, 1, [step_done(n)])[0] for n in range(1, 21)]
     assert time.monotonic() - began < 2.5
     assert "locked" in history.trouble
     other.execute("ROLLBACK")
-    told += history.append(run, 1, [step_done(21)])
+    stored += history.append(run, 1, [step_done(21)])
     assert history.trouble == ""
-    assert history.events(run) == told
+    assert history.events(run) == stored
     assert len(values(history)) == 21
 
 

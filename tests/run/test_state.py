@@ -1,4 +1,4 @@
-"""The state file, and the lock that says who owns a job."""
+"""The state file, and the lock that names the runner of a job."""
 
 from __future__ import annotations
 

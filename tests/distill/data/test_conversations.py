@@ -1,3 +1,5 @@
+"""Answers of an expert: choice of prompts, checks, storage and resumption."""
+
 from __future__ import annotations
 
 import json

@@ -88,7 +88,7 @@ def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
         windows.append((place, found))
         place = after
     for number, (begins, found) in enumerate(windows):
-        # opened anew, and by one that has read something else meanwhile
+        # opened again, and by one that has read something else meanwhile
         assert texts_of(ShuffledText(text, [0], print), begins, number, 70)[0] == found
     texts_of(running, StreamPosition(), 0, 5)
     assert texts_of(running, windows[3][0], 3, 70)[0] == windows[3][1]
@@ -179,8 +179,8 @@ def test_unreadable_lines_are_told_a_few_times_and_left_out(ws):
         file.write(json.dumps({"text": "the last " * 30}) + "\n")
     link = KeepingLink()
     assert train(ws, make_config(ws, **STREAM, schedule__max_steps=9), link) == 0
-    told = [e.text for e in link.of(LogLine) if "text.jsonl, line 4" in e.text]
-    assert len(told) == 5 and "skipped: " in told[0]
+    warnings = [e.text for e in link.of(LogLine) if "text.jsonl, line 4" in e.text]
+    assert len(warnings) == 5 and "skipped: " in warnings[0]
     assert any("further unreadable examples" in e.text for e in link.of(LogLine))
 
 

@@ -1,3 +1,5 @@
+"""A loaded teacher: loading, chat rendering, hidden states and generation."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The capability table: choice of held-out prompts and scoring of answers."""
+
 from __future__ import annotations
 
 from pathlib import Path
