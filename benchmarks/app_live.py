@@ -24,7 +24,7 @@ from engine.errors import GladiusError
 from engine.events import Pause, Resume
 from engine.run.control import attach
 from engine.run.history import History
-from engine.workspace import Workspace, assets_dir
+from engine.workspace import Workspace, assets_dir, expert_dir
 
 PAINT_BOUND, KEY_BOUND = 1.5, 100.0
 IDLE_BOUND, LIVE_BOUND, SLOWDOWN_BOUND = 0.02, 0.08, 1.05
@@ -67,7 +67,7 @@ def _training(folder: Path, expert: Path) -> Iterator[_Bench]:
     """A nano run that trains until the block ends."""
     ws = Workspace.find(folder / "live")
     ws.create()
-    shutil.copytree(expert, ws.expert_dir("smollm2"))
+    shutil.copytree(expert, expert_dir(ws, "smollm2"))
     # A socket path must be short; the user's own settings must not be used.
     runtime = tempfile.mkdtemp(prefix="gb-")
     os.environ["XDG_RUNTIME_DIR"] = runtime

@@ -94,7 +94,7 @@ class PhaseStarted(Event, frozen=True, kw_only=True, tag="PhaseStarted"):
 
 
 class DataReady(Event, frozen=True, kw_only=True, tag="DataReady"):
-    """An expert's text is tokenised, aligned and (when cached) scored: how well the projection covers it."""
+    """An expert's text is tokenised, aligned and (when cached) scored; how well it aligns."""
 
     expert: str
     blocks: int

@@ -40,6 +40,10 @@ class Workspace:
         return self.root / "tmp"
 
     @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
     def cache_dir(self) -> Path:
         return self.tmp / "cache"
 
@@ -73,7 +77,7 @@ class Workspace:
 
     @property
     def model_dir(self) -> Path:
-        return self.root / "models" / "gladius_primary"
+        return self.models / "gladius_primary"
 
     @property
     def user_config(self) -> Path:
@@ -83,19 +87,10 @@ class Workspace:
         """The plain-text log of `day` (today by default)."""
         return self.logs_dir / f"training_{day or date.today():%Y%m%d}.log"
 
-    def expert_dir(self, name: str) -> Path:
-        """The folder of a downloaded expert; raises UsageError for an invalid name."""
-        if not _SAFE_NAME.fullmatch(name):
-            raise UsageError(
-                f"{name!r} is not a valid expert name; use letters, digits, '.', '_' and '-', "
-                "beginning with a letter or digit"
-            )
-        return self.experts_dir / name
-
     def create(self) -> None:
         """Create all folders; raises GladiusError when the root can't be written."""
         folders = (
-            self.model_dir.parent,
+            self.models,
             self.cache_dir,
             self.experts_dir,
             self.downloads_dir,
@@ -115,6 +110,16 @@ class Workspace:
                 f"can't write in {self.root}: {error.strerror or error}; "
                 "choose another folder with --root"
             ) from error
+
+
+def expert_dir(workspace: Workspace, name: str) -> Path:
+    """The folder of a downloaded expert; raises UsageError for an invalid name."""
+    if not _SAFE_NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is not a valid expert name; use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    return workspace.experts_dir / name
 
 
 def runtime_dir(root: Path) -> Path:

@@ -18,6 +18,7 @@ from engine.workspace import (
     append_line,
     assets_dir,
     clean_targets,
+    expert_dir,
     linked_folders,
     publish_dir,
     remove_entry,
@@ -67,11 +68,11 @@ def test_create_says_in_a_line_that_a_root_cant_be_written(tmp_path):
 @pytest.mark.parametrize("name", ["../x", "/etc", "a/b", "a\0b", "", "..", ".hidden", "a" * 200])
 def test_an_experts_name_cant_leave_its_folder(ws, name):
     with pytest.raises(UsageError):
-        ws.expert_dir(name)
+        expert_dir(ws, name)
 
 
 def test_an_experts_folder_is_named_for_it(ws):
-    assert ws.expert_dir("qwen-2.5") == ws.experts_dir / "qwen-2.5"
+    assert expert_dir(ws, "qwen-2.5") == ws.experts_dir / "qwen-2.5"
 
 
 def test_the_runtime_folder_is_private_short_and_one_for_each_root(ws, tmp_path, monkeypatch):

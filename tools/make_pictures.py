@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.workspace import Workspace
+from engine.workspace import Workspace, expert_dir
 
 REPO = Path(__file__).resolve().parent.parent
 IMAGES = REPO / "docs" / "img"
@@ -51,7 +51,7 @@ def main() -> None:
         expert = REPO / "tmp" / "models" / "smollm2"
         if not expert.is_dir():
             sys.exit("error: the expert is missing; run: ./gladius_train download smollm2")
-        shutil.copytree(expert, ws.expert_dir("smollm2"))
+        shutil.copytree(expert, expert_dir(ws, "smollm2"))
         run = subprocess.Popen(command(ws, *TRAIN), cwd=REPO, start_new_session=True)
         try:
             asyncio.run(take(ws, live=True))

@@ -20,7 +20,7 @@ from engine.experts.registry import ExpertSpec
 from engine.experts.transfer import Transfer, has_content
 from engine.experts.verify import load_in_thread
 from engine.run.job import JobContext
-from engine.workspace import Workspace, fsync_dir, remove_entry
+from engine.workspace import Workspace, expert_dir, fsync_dir, remove_entry
 
 CONNECTIONS = 4
 """Files that are downloaded in parallel, over all experts."""
@@ -39,7 +39,7 @@ def missing_bytes(workspace: Workspace, spec: ExpertSpec, listing: Listing, forc
     for file in listing.files:
         paths = [parts / "files" / file.name]
         if not force:
-            paths.append(workspace.expert_dir(spec.name) / file.name)
+            paths.append(expert_dir(workspace, spec.name) / file.name)
         if not any(_size(path) == file.size for path in paths):
             missing += file.size - min(_size(parts / f"{file.key}.part"), file.size)
     return missing
@@ -166,7 +166,7 @@ class _ExpertDownload:
 
     def _prepare_folders(self) -> None:
         """Create the download folders and delete everything in them that is not of this listing."""
-        final = self._workspace.expert_dir(self.spec.name)
+        final = expert_dir(self._workspace, self.spec.name)
         for path in (final, self._parts, self._files):
             if path.is_symlink():
                 raise GladiusError(
@@ -185,7 +185,7 @@ class _ExpertDownload:
 
     def _reuse_files(self) -> None:
         """Reuse verified files of an earlier download, or of an installed expert."""
-        installed = self._workspace.expert_dir(self.spec.name)
+        installed = expert_dir(self._workspace, self.spec.name)
         for file in list(self._waiting):
             path = self._files / file.name
             if not has_content(path, file, self._checkpoint):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.errors import GladiusError
 from engine.experts.registry import MANIFEST, ExpertSpec, Manifest, ManifestFile
-from engine.workspace import Workspace, publish_dir, sha256_file, write_json
+from engine.workspace import Workspace, expert_dir, publish_dir, sha256_file, write_json
 
 
 def write_manifest(
@@ -41,7 +41,7 @@ def install_expert(workspace: Workspace, spec: ExpertSpec, folder: Path) -> Path
 
     On another file system it is copied first, so that the final move is atomic.
     """
-    final = workspace.expert_dir(spec.name)
+    final = expert_dir(workspace, spec.name)
     if final.is_symlink():
         raise GladiusError(f"{final} is a symbolic link; remove it, then download again")
     if os.stat(folder).st_dev != os.stat(final.parent).st_dev:

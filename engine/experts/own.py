@@ -20,7 +20,7 @@ from engine.experts.registry import (
     with_source,
 )
 from engine.structs import nearest, problems_text
-from engine.workspace import Workspace, write_bytes
+from engine.workspace import Workspace, expert_dir, write_bytes
 
 
 def candidate(
@@ -96,7 +96,7 @@ def remove_expert(workspace: Workspace, name: str) -> str:
         if name in shipped:
             raise UsageError(
                 f"{name} is a built-in expert and can't be removed; leave it out of a run with "
-                f"--experts, delete its files with: rm -r {workspace.expert_dir(name)}"
+                f"--experts, delete its files with: rm -r {expert_dir(workspace, name)}"
             )
         raise UsageError(f"unknown expert {name!r}; {nearest(name, [*shipped, *experts])}")
     del experts[name]
@@ -105,7 +105,7 @@ def remove_expert(workspace: Workspace, name: str) -> str:
     _write(workspace, document)
     if name in shipped:
         return f"{name} has its built-in settings again"
-    folder = workspace.expert_dir(name)
+    folder = expert_dir(workspace, name)
     kept = f"; its files are kept in {folder}" if folder.is_dir() else ""
     return f"removed {name}{kept}"
 

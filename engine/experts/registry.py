@@ -18,7 +18,7 @@ from engine.errors import UsageError
 from engine.experts import folder as folders
 from engine.structs import Problem, convert, nearest, problems_text
 from engine.units import size
-from engine.workspace import Workspace, assets_dir, tree_bytes
+from engine.workspace import Workspace, assets_dir, expert_dir, tree_bytes
 
 CAPABILITIES = (
     "tool_calling",
@@ -215,7 +215,7 @@ def _check(workspace: Workspace, spec: ExpertSpec, prefix: str) -> list[Problem]
             Problem(f"{prefix}.revision", f"{spec.revision!r} is not a branch, tag or commit")
         )
     try:
-        workspace.expert_dir(spec.name)
+        expert_dir(workspace, spec.name)
     except UsageError as error:
         problems.append(Problem(prefix, str(error)))
     return problems
@@ -230,7 +230,7 @@ def expert_path(workspace: Workspace, spec: ExpertSpec) -> Path:
     """The path that it is loaded from: tmp/models/NAME, or the user's folder or .gguf file."""
     if spec.source in ("folder", "gguf"):
         return Path(spec.repo)
-    return workspace.expert_dir(spec.name)
+    return expert_dir(workspace, spec.name)
 
 
 def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:

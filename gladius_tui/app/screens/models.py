@@ -202,11 +202,11 @@ class ModelsScreen(ExpertBrowser):
 
     @work(thread=True, group="remove", exit_on_error=False)
     def _remove_files(self, name: str) -> None:
-        from engine.workspace import remove_entry
+        from engine.workspace import expert_dir, remove_entry
 
         ws = self.gladius.ws
         try:
-            for path in (ws.expert_dir(name), ws.downloads_dir / name):
+            for path in (expert_dir(ws, name), ws.downloads_dir / name):
                 if path.exists() or path.is_symlink():
                     remove_entry(path)
         except (OSError, GladiusError) as error:

@@ -173,7 +173,7 @@ def test_the_split_by_digest_is_stable_when_text_is_added(ws):
     assert 0 < len(held) < len(keys)
 
 
-def test_unreadable_lines_are_told_a_few_times_and_left_out(ws):
+def test_unreadable_lines_are_skipped_with_a_few_warnings(ws):
     with open(ws.root / "text.jsonl", "a") as file:
         file.write("{broken\n" * 9)
         file.write(json.dumps({"text": "the last " * 30}) + "\n")
