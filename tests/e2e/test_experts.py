@@ -172,7 +172,7 @@ def test_a_second_terminal_pauses_and_resumes_a_download(root: Root, expert, hub
     assert "has no checkpoints" in root.error_of(2, "checkpoint")
     assert root.run("resume", "--job", "download").stdout == "resumed\n"
     until(lambda: hub.sent > sent)
-    assert root.run("stop").stdout == "stopped\n"
+    assert root.run("stop").stdout == "stopped; run the same command again to continue\n"
     assert running.end() == 0
     assert any(isinstance(event, RunResumed) for event in running.events())
     assert list(root.ws.downloads_dir.rglob("*.part"))

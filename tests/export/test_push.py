@@ -175,5 +175,5 @@ def test_answering_no_uploads_and_exports_nothing(root: Workspace, hub: Hub) -> 
     os.close(ours)
     os.close(theirs)
     assert "Upload the model and its GGUF file to me/student" in stderr and "PUBLIC" in stderr
-    assert "nothing is exported" in stderr and process.returncode == 1
+    assert "nothing exported" in stderr and process.returncode == 1
     assert set(root.model_dir.iterdir()) == before and not hub.requests

@@ -144,7 +144,7 @@ def damage(ws) -> None:
         file.write(b"\xa5" * (ws.history_file.stat().st_size - 4096))
 
 
-def check_begun_anew(ws, history: History) -> None:
+def check_new_history(ws, history: History) -> None:
     stored = history.append("r", 1, [step_done(50_000)])
     assert history.trouble == ""
     aside = history.take_moved_aside()
@@ -160,7 +160,7 @@ def test_a_file_that_was_damaged_before_is_moved_aside(ws, history, run):
     other = History(ws.history_file)
     other.begin_run(run, "train", b"{}")
     other.begin_attempt(run)
-    check_begun_anew(ws, other)
+    check_new_history(ws, other)
 
 
 def test_a_file_that_is_damaged_while_it_is_open_is_moved_aside(ws, history, run):
@@ -168,7 +168,7 @@ def test_a_file_that_is_damaged_while_it_is_open_is_moved_aside(ws, history, run
     damage(ws)
     assert history.events(run) == []  # what is still cached hides the damage from writes
     assert "can't be read" in history.trouble
-    check_begun_anew(ws, history)
+    check_new_history(ws, history)
     assert history.events(run)[0].seq == 8001
 
 
