@@ -173,7 +173,7 @@ def test_a_checkpoint_of_another_config_is_not_resumed(ended):
     line = ended.error_of(2, "resume", "--set", "optimizer.lr=0.1")
     assert "optimizer.lr is 0.002, requested 0.1" in line and "--fresh" in line
     line = ended.error_of(2, *ended.training(student__hidden_size=64))
-    assert "student.hidden_size is 32, asked 64" in line and "--fresh" in line
+    assert "student.hidden_size is 32, requested 64" in line and "--fresh" in line
 
 
 def flip_a_bit(path) -> None:
