@@ -49,7 +49,6 @@ class JobKind:
         activity: a participle for status lines: "training".
         entry_point: "module:function"; the function is `main(ctx, request) -> int`.
         resume_command: arguments of `gladius_train` that continue a job that stopped.
-        screen: mode of the app that shows it; empty where none does.
         can_finish: whether `stop --finish` ends it early with a finished result; for the other
             jobs it is a plain stop.
     """
@@ -59,7 +58,6 @@ class JobKind:
     activity: str
     entry_point: str
     resume_command: str
-    screen: str = ""
     can_finish: bool = False
 
 
@@ -72,7 +70,6 @@ JOBS: Mapping[Job, JobKind] = {
             activity="training",
             entry_point="engine.distill.jobs.train:main",
             resume_command="resume",
-            screen="dashboard",
             can_finish=True,
         ),
         JobKind(
@@ -81,7 +78,6 @@ JOBS: Mapping[Job, JobKind] = {
             activity="downloading",
             entry_point="engine.experts.fetch:main",
             resume_command="download",
-            screen="download",
         ),
         JobKind(
             name="export",
@@ -89,7 +85,6 @@ JOBS: Mapping[Job, JobKind] = {
             activity="exporting",
             entry_point="engine.export.job:main",
             resume_command="export",
-            screen="export",
         ),
         JobKind(
             name="validate",
@@ -97,7 +92,6 @@ JOBS: Mapping[Job, JobKind] = {
             activity="validating",
             entry_point="engine.validate.job:main",
             resume_command="validate",
-            screen="validate",
         ),
         JobKind(
             name="audit",
