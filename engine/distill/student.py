@@ -42,7 +42,7 @@ _ZEPHYR = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of exactly `vocab_size` tokens (GPT-2's pre-tokenizer, ChatML format).
 
-    Unused tokens fill the vocabulary where the text gives fewer merges.
+    Unused tokens fill the vocabulary if the text has too few merges.
     """
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     if vocab_size < 256 + len(specials):

@@ -40,7 +40,7 @@ _CHUNK = 1 << 20
 
 
 class TransferStopped(Exception):
-    """The transfer was asked to stop; its part file is kept."""
+    """The transfer was stopped; its part file is kept."""
 
 
 def retry_wait(tries: int, first: float | None = None) -> float:
@@ -119,7 +119,7 @@ class Transfer:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Ask the thread to stop and keep the part file; returns at once."""
+        """Signal the thread to stop and keep the part file; does not wait."""
         self._stop.set()
         connection = self._socket
         if connection is not None:

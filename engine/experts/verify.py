@@ -72,7 +72,7 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> st
 
 
 def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> bool:
-    """Whether every byte of the expert is as its manifest says; updates the times in the manifest.
+    """Whether every file of the expert matches its manifest; updates the times in the manifest.
 
     False if there is a difference or no manifest.
     """

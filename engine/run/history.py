@@ -204,8 +204,8 @@ class History(HistoryReader):
     def append(self, run_id: str, attempt: int, events: Sequence[AnyEvent]) -> list[AnyEvent]:
         """Number the events and commit them in one transaction; returns them with `seq` set.
 
-        Never raises for the disk's sake: what can't be written is tried again with the next call,
-        and dropped (counted in `dropped`) when too many events wait.
+        Disk errors are not raised: what can't be written is tried again with the next call, and
+        dropped (counted in `dropped`) when too many events wait.
         """
         with self._database.lock:
             seq = self._seq.get(run_id, 0)

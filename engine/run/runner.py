@@ -154,12 +154,12 @@ class _Runner:
         def enqueue(number: int, _frame: object) -> None:
             self._inbox.put(lambda: self._on_signal(number))
 
-        former = {n: signal.signal(n, enqueue) for n in (signal.SIGINT, signal.SIGTERM)}
-        former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        old_handlers = {n: signal.signal(n, enqueue) for n in (signal.SIGINT, signal.SIGTERM)}
+        old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
 
     def run(self, socket_path: Path | None) -> int:

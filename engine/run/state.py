@@ -57,7 +57,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunState:
-    """The state that a view of the run amounts to; `pid` and `identity` are its runner's."""
+    """The state of a run from its view; `pid` and `identity` are its runner's."""
     ended = view.ended
     completed = ended is not None and ended.status == "completed"
     saved = view.checkpoint
@@ -176,7 +176,7 @@ class StateFile:
 
     @property
     def state(self) -> RunState:
-        """What the file is to hold."""
+        """The state to be written to the file."""
         return state_of(self.view, self.pid, self.identity)
 
     def apply(self, event: AnyEvent) -> None:

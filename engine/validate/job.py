@@ -158,7 +158,7 @@ class Validation:
         return 0
 
     def _write(self, source: ModelSource, report: Report) -> Path:
-        """Write the report beside the model, or to the logs where that fails."""
+        """Write the report next to the model, or to the logs where that fails."""
         path = report_path(self.workspace, self.config, source)
         try:
             write_report(path, report)

@@ -30,7 +30,7 @@ class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
     row: int = 0
     """Next packed row of the epoch."""
     credit: float = 0.0
-    """Rows that the source's share gives it beyond those it has had."""
+    """Rows due to the source by its share, minus the rows that it supplied."""
     position: StreamPosition = msgspec.field(default=TEXT_START, name="place")
 
 

@@ -38,7 +38,7 @@ class Stream:
     Attributes:
         name: of its source, `expert/text`; part of the seed of its order.
         share: of the expert's streamed rows.
-        capabilities: of the text as a whole; an example's own capability takes precedence.
+        capabilities: of the complete text; an example's own capability takes precedence.
     """
 
     name: str

@@ -103,7 +103,7 @@ def prepare_expert(
     encoded: EncodedCorpus | None = None
     if online or not shards.complete:
         encoded = _encode(setup, spec, examples, split, expert.encoder)
-    # Before the text: shards that are complete then always have the probes beside them.
+    # Before the text: shards that are complete then always have the probes next to them.
     probes = _probes(setup, shards, expert, split.student)
     if encoded is not None and not shards.complete:
         _score(setup, spec, encoded, shards, expert)

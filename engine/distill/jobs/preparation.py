@@ -24,7 +24,7 @@ from engine.prompts.prompt import Prompt
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything that training needs besides the student.
+    """Everything that training needs except the student.
 
     Attributes:
         experts: by name, in the order of the run.
@@ -45,7 +45,7 @@ class PreparedRun:
 def prepare_run(setup: RunSetup) -> PreparedRun:
     """Text, tokenizer and experts of a run. Emits DataReady and capability scores per expert.
 
-    Raises JobStopped when asked to stop; what is complete is kept on disk.
+    Raises JobStopped if a stop is requested; what is complete is kept on disk.
     """
     texts = read_texts(setup)
     return prepare_experts(setup, texts, student_tokenizer(setup, texts))

@@ -26,7 +26,7 @@ _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
 def teacher_encoder(teacher: Teacher) -> ChatEncoder:
-    """Encodes text as the expert reads it."""
+    """Encodes text for the expert."""
 
     def render(chat: list[dict[str, str]]) -> str:
         return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]

@@ -81,7 +81,7 @@ def check_logits(comparison: Comparison) -> CheckDone:
             tick=tick("computing logits with llama.cpp"),
         )
     except LlamaCppFailed as error:
-        # A crash says little about the file.
+        # A crash does not show that the file is wrong.
         return skip_check(check, str(error)) if error.crashed else fail_check(check, str(error))
     model_logits = reference_logits(
         comparison.folder, sequences, tick("computing logits with transformers")

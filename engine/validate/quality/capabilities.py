@@ -1,4 +1,4 @@
-"""How many held-out prompts of each capability the model answers correctly, beside the scores of
+"""How many held-out prompts of each capability the model answers correctly, and the scores of
 the experts in the newest training run.
 
 Prompts and rules are those of the training run's own evaluations

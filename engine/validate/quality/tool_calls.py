@@ -46,7 +46,7 @@ class Score:
     Attributes:
         is_json: the whole answer is one JSON value, plain or in one code fence.
         is_valid: it calls an offered tool with arguments that fit its JSON Schema.
-        is_correct: tool and arguments are those that the query asks for.
+        is_correct: tool and arguments are those that the query requires.
         reason: what is wrong; empty when nothing is.
     """
 
