@@ -19,7 +19,7 @@ from engine.structs import Problem, convert, leaves, nearest, problems_text
 from engine.text.sources import HUB, absolute_source
 from engine.workspace import Workspace, assets_dir
 
-# A field whose Meta says `extra={"mutable": True}` may be changed when a run is resumed.
+# A field whose Meta has `extra={"mutable": True}` may be changed when a run is resumed.
 _MUTABLE = {"mutable": True}
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -119,7 +119,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
 
 
 class TargetsConfig(Section, frozen=True, kw_only=True):
-    """How soft targets are made and stored."""
+    """Creation and storage of soft targets."""
 
     source: Literal["auto", "cached", "online"] = "auto"
     """cached: text is scored once, before the first step, and stored. online: the expert stays in
@@ -228,7 +228,7 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
 
 
 class GuardsConfig(Section, frozen=True, kw_only=True):
-    """How the run handles non-finite numbers and gradient spikes."""
+    """Handling of non-finite numbers and gradient spikes."""
 
     max_non_finite: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 3
     """Non-finite steps in a row that cause a rollback to the last good checkpoint."""
@@ -418,7 +418,7 @@ def read_former_names(tables: dict[str, Any]) -> list[str]:
 
 
 def _absolute_paths(config: RunConfig) -> RunConfig:
-    """With absolute paths, so that a resume from another folder finds the same files."""
+    """The config with absolute paths, so that a resume from another folder finds the same files."""
     replace = msgspec.structs.replace
     corpora = [replace(c, source=absolute_source(c.source)) for c in config.data.corpora]
     files = [absolute_source(source) for source in config.data.files]

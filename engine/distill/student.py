@@ -116,7 +116,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
-    """Where the student's tokenizer is: an expert's, the user's, or the one the run trains."""
+    """Path of the student's tokenizer: an expert's, the user's, or the one the run trains."""
     name = config.student.tokenizer
     if name == "train":
         return workspace.checkpoints_dir / TOKENIZER

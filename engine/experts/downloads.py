@@ -29,7 +29,7 @@ _LARGE = 1 << 20
 _POLL_SECONDS = 0.05
 _REPORT_SECONDS = 0.5
 _STOP_SECONDS = 2.0
-"""How long a stopped job waits for its transfers to end."""
+"""Seconds that a stopped job waits for its transfers to end."""
 
 
 def missing_bytes(workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool) -> int:

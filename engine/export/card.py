@@ -32,7 +32,7 @@ class Card:
 
     path: Path
     notices: list[str]
-    """What the user should know before distributing the model."""
+    """Warnings about distributing the model."""
 
 
 def write_card(
@@ -128,7 +128,7 @@ def _licences(record: ModelRecord | None) -> str:
         if licence is None:
             identifier = expert.license or "not given"
             lines.append(
-                f"- **{expert.title}** ({identifier}): GLADIUS does not know this licence; read it "
+                f"- **{expert.title}** ({identifier}): this licence is unknown to GLADIUS; read it "
                 "before you distribute the model."
             )
             continue

@@ -41,7 +41,7 @@ from engine.workspace import Workspace, fsync_dir
 
 
 class ExportRequest(msgspec.Struct, frozen=True):
-    """What to export."""
+    """The request of the job, sent as JSON in place of a config."""
 
     type: str = DEFAULT_TYPE
     checkpoint: str | None = None
@@ -254,7 +254,7 @@ class ExportJob:
         self.ctx.checkpoint_point("reading the weights")
 
     def _report(self, label: str, done: float, total: float | None) -> None:
-        """Report progress and obey commands; raises JobStopped."""
+        """Report progress and carry out commands; raises JobStopped."""
         self.ctx.checkpoint_point(label)
         self.ctx.progress(
             task=f"export:{label}",

@@ -20,12 +20,12 @@ from engine.programs import find_python, find_quantizer
 
 _CHILD = Path(__file__).with_name("llama_child.py")
 HOW_TO_INSTALL = (
-    "install llama-cpp-python (`make llama-cpp` builds it in a virtual environment of its own)"
+    "install llama-cpp-python (`make llama-cpp` builds it in a separate virtual environment)"
 )
 
 
 class LlamaCppFailed(GladiusError):
-    """llama.cpp failed; `crashed`: it was killed by a signal, which says little about the file."""
+    """llama.cpp failed; `crashed`: it was killed by a signal, and the file may still be correct."""
 
     def __init__(self, text: str, crashed: bool) -> None:
         super().__init__(text)

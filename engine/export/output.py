@@ -1,4 +1,4 @@
-"""Where an export is written: the final path, temporary files next to it, and disk space."""
+"""Paths of an export: the final path, temporary files next to it, and disk space."""
 
 from __future__ import annotations
 

@@ -139,7 +139,7 @@ class HistoryReader:
 
     def series(self, run_id: str, metric: str, lo: int, hi: int, columns: int) -> list[Column]:
         """The metric over the steps lo <= step < hi, reduced to at most `columns` columns; see
-        `rollup.read_columns`. Steps that were done again count as they were done last."""
+        `rollup.read_columns`. A repeated step has its last values."""
 
         def read(db: sqlite3.Connection) -> list[Column]:
             row = db.execute("SELECT id FROM runs WHERE run_id = ?", (run_id,)).fetchone()

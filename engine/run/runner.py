@@ -347,7 +347,7 @@ class _Runner:
 
 
 def _cause(code: int, last_error: str) -> str:
-    """Why a worker ended with this exit code."""
+    """Description of a worker's exit code."""
     if code < 0:
         return f"killed by signal {-code}"
     if code == HUNG:

@@ -37,7 +37,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ask"
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """Runner to viewer: what runs. Events up to `seq` are in the history, later ones follow."""
+    """Runner to viewer: the job. Events up to `seq` are in the history, later ones follow."""
 
     run_id: str
     job: Job

@@ -77,7 +77,7 @@ class ExpertRow:
 
     @property
     def forgotten(self) -> float | None:
-        """How far KL has risen above its lowest, relative to that; None where not measured."""
+        """Relative rise of KL above its lowest value; None where not measured."""
         if self.kl is None or not self.best_kl:
             return None
         return max(0.0, self.kl / self.best_kl - 1.0)
@@ -182,7 +182,7 @@ class RunView:
         return self.last.phase_progress if self.last.phase == self.phase else 0.0
 
     def take_changes(self) -> set[str]:
-        """What has changed since the last call."""
+        """Kinds of changes since the last call."""
         changed, self.changed = self.changed, set()
         return changed
 

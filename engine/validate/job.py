@@ -36,7 +36,7 @@ from engine.workspace import Workspace
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
-    """Validate as `request.config` (a ValidateConfig) asks; returns the worker's exit code."""
+    """Run the ValidateConfig in `request.config`; returns the worker's exit code."""
     return Validation(ctx, request).run()
 
 

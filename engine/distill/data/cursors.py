@@ -1,4 +1,4 @@
-"""How far the training data has been read: one cursor per source, stored in checkpoints."""
+"""Read positions in the training data: one cursor per source, stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class StreamPosition(msgspec.Struct, frozen=True, array_like=True):
-    """How far a streamed text has been read. Stored as an array: the order of fields is fixed."""
+    """Read position in a streamed text. Stored as an array: the order of fields is fixed."""
 
     pass_number: int = 0
     """Number of the pass over the text."""
@@ -23,7 +23,7 @@ TEXT_START = StreamPosition()
 
 
 class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far one source has been read."""
+    """Read position in one source."""
 
     epoch: int = 0
     """Number of the epoch; of a streamed source, of the window that begins at `position`."""

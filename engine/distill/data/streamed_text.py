@@ -212,7 +212,7 @@ class StreamedText:
         )
 
     def fingerprint(self, spec: ExpertSpec) -> str:
-        """What the held-out blocks of the streamed text depend on; "" without streams."""
+        """Identity of the held-out blocks of the streamed text; "" without streams."""
         data = self._config.data
         settings = data.held_out, data.held_out_streamed
         streams = self.streams_of(spec)

@@ -50,7 +50,7 @@ def on_policy_decision(schedule: Schedule, step: int, run_progress: float | None
 def mix_decision(
     schedule: Schedule, step: int, deficits: Mapping[str, float | None]
 ) -> list[Decision]:
-    """With `schedule.mix = "deficits"`: new shares of the unified phase after an evaluation.
+    """New shares of the unified phase after an evaluation, if `schedule.mix` is "deficits".
 
     An expert's share is proportional to its weight times its deficit (held-out KL), and between
     half and twice its share by weight, so that no expert is forgotten. No decision if a deficit is

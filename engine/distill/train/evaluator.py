@@ -27,7 +27,7 @@ from engine.run.job import JobContext
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What the student is evaluated on.
+    """Evaluation data of a run.
 
     Attributes:
         held_out: held-out blocks with targets, by expert.

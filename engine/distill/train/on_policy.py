@@ -38,7 +38,7 @@ Prompts = Sequence[tuple[Message, ...]]
 
 
 class OnPolicyRound(msgspec.Struct, frozen=True):
-    """What the student wrote in one round, by the expert that scores it."""
+    """The student's answers of one round, by the expert that scores them."""
 
     start: int
     """The first step that trains on it."""

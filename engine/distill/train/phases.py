@@ -93,8 +93,8 @@ class Schedule:
     """Phase, learning rate and mix of every step; immutable.
 
     The plan follows from `schedule.max_steps`, or from the token budgets if neither max_steps nor
-    hours is set; with hours alone the ends are open until the clock decides them. A decision in the
-    journal overrides the plan, so a resume with another budget changes only future steps.
+    hours is set; with hours alone the ends are open until a decision by the clock. A decision in
+    the journal overrides the plan, so a resume with another budget changes only future steps.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ F32_MAX_DIFFERENCE = 1e-3
 
 @dataclass(frozen=True)
 class LogitDifferences:
-    """How far the file's logits are from the model's.
+    """Differences between the file's logits and the model's.
 
     Attributes:
         largest, mean: absolute difference of a logit.

@@ -85,7 +85,7 @@ def _texts(tokenizer: GgufTokenizer) -> tuple[list[str], list[str]]:
 
 
 def _tokenize(comparison: Comparison, texts: list[str]) -> tuple[str, dict[bool, list[list[int]]]]:
-    """What tokenized the texts, and the ids by whether special tokens are added."""
+    """The name of the tokenizer, and the ids by whether special tokens are added."""
     python = llama_runtime.find_python()
     comparison.report("comparing token ids", 0, None)
     if python is None:
