@@ -171,9 +171,9 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Length of the run, and its learning rate: warmup, stable, decay."""
 
     max_steps: Annotated[int, Meta(ge=1, extra=_MUTABLE)] | None = None
-    """Optimizer steps of the whole run; None: until `hours` have passed or it has converged."""
+    """Optimizer steps of the run; None: until `hours` have passed or it has converged."""
     hours: Annotated[float, Meta(gt=0, extra=_MUTABLE)] | None = None
-    """Training time of the whole run without pauses, including the decay and the final save."""
+    """Training time of the run without pauses, including the decay and the final save."""
     expert_tokens: Positive = 250_000_000
     """Student tokens of each expert phase, if neither max_steps nor hours is set."""
     unified_tokens: Positive | None = None
@@ -540,7 +540,7 @@ def _check_text(config: RunConfig, experts: Mapping[str, Any]) -> Iterator[Field
 
 
 def to_json(config: RunConfig) -> bytes:
-    """The whole config as JSON, for the worker and the checkpoints."""
+    """The complete config as JSON, for the worker and the checkpoints."""
     return msgspec.json.encode(config)
 
 
@@ -558,7 +558,7 @@ def from_json(data: bytes, notes: list[str] | None = None) -> RunConfig:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole config as TOML that `load_config` reads back to the same config."""
+    """The complete config as TOML that `load_config` reads back to the same config."""
     import tomlkit  # slow to import, and needed only here
 
     def named(value: Any) -> Any:

@@ -2,7 +2,7 @@
 to its target.
 
 huggingface_hub's own download restarts a file on every call, so the loop is written here. hf-xet is
-not used: it also downloads whole files, and the Hub serves files of this size over plain HTTP.
+not used: it also downloads complete files, and the Hub serves files of this size over plain HTTP.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ class ControlServer:
         self._wake()
 
     def answer(self, viewer: Viewer, event: AnyEvent) -> None:
-        """Send the acknowledgement of a command; ignored when the viewer is gone."""
+        """Send the acknowledgement of a command; ignored if the viewer has disconnected."""
         with self._lock:
             if viewer in self._viewers:
                 self._queue(viewer, _encoder.encode(Answer(event=event)) + b"\n")

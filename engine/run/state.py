@@ -41,7 +41,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     current_params: int = 0
     target_params: int = 0
     training_hours: float = 0.0
-    """Unpaused worker time of the whole run."""
+    """Unpaused worker time of the run."""
     started_at: float | None = None
     """Unix time at which the run began."""
     updated_at: float | None = None

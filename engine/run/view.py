@@ -132,7 +132,7 @@ class RunView:
     tokens_seen: int = 0
     loss: float | None = None
     training_seconds: float = 0.0
-    """Unpaused worker time of the whole run."""
+    """Unpaused worker time of the run."""
     skipped: int = 0
     """Steps that a guard skipped, of those seen live."""
     bits_per_byte: float | None = None

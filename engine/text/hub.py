@@ -1,6 +1,6 @@
 """Stream the text of Hub data sets, or of local folders laid out like them, with `datasets`.
 
-Pieces are read over the network as they are needed; no data set is downloaded whole.
+Pieces are read over the network as they are needed; no data set is downloaded completely.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Pace:
 
     @property
     def training_seconds(self) -> float:
-        """Unpaused training time of the whole run."""
+        """Unpaused training time of the run."""
         paused = self._ctx.paused_seconds - self._paused_before
         return self._previous + time.monotonic() - self._began - paused
 

@@ -173,7 +173,7 @@ class Trainer:
     def train_step(self, step: int) -> None:
         """One optimizer step: batch, forward, loss, backward, guard, optimizer, event.
 
-        Raises JobStopped on a stop: nothing has changed then, and the whole step is repeated after
+        Raises JobStopped on a stop: nothing has changed then, and the step is repeated after
         the resume.
         """
         began = time.monotonic()

@@ -98,7 +98,7 @@ def check_capabilities(context: CheckContext) -> CheckDone:
         _TITLE,
         value=f"{total} of {len(prompts)} prompts",
         meaning="Held-out prompts of each capability that the model answers correctly, as far as "
-        "rules can tell, beside the experts' scores in the newest run of this workspace.",
+        "rules can tell, next to the experts' scores in the newest run of this workspace.",
         detail="\n".join(
             _line(capability, results, settings.experts) for capability, results in correct.items()
         ),
