@@ -86,14 +86,14 @@ def prepare_experts(
 
 def _score_capabilities(setup: RunSetup, spec: ExpertSpec, prompts: list[Prompt]) -> None:
     """The expert's capability scores, on the prompts of the capabilities that it teaches."""
-    asked = [prompt for prompt in prompts if prompt.capability in spec.capabilities]
-    if not asked:
+    taught_prompts = [prompt for prompt in prompts if prompt.capability in spec.capabilities]
+    if not taught_prompts:
         return
     scores = score_expert(
         setup.cache_dir(spec),
         spec.name,
         expert_digest(setup.expert_path(spec), spec) + str(setup.dtype),
-        asked,
+        taught_prompts,
         setup.config.schedule.capability_tokens,
         load=lambda: setup.pool.get(spec),
         heartbeat=setup.ctx.checkpoint_point,

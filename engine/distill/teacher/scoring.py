@@ -85,8 +85,8 @@ def teacher_forward(
         heartbeat(f"{teacher.spec.title} scores text")
         longest = len(blocks[order[-1]].teacher_ids)
         longest += -longest % LENGTH_STEP
-        take = max(1, min(len(order), limit // longest))
-        batch, order = order[-take:], order[:-take]
+        batch_size = max(1, min(len(order), limit // longest))
+        batch, order = order[-batch_size:], order[:-batch_size]
         ids = torch.zeros(len(batch), longest, dtype=torch.int64)
         mask = torch.zeros(len(batch), longest, dtype=torch.int64)
         for r, n in enumerate(batch):
