@@ -19,7 +19,7 @@ from engine.structs import Problem, convert, leaves, nearest, problems_text
 from engine.text.sources import HUB, absolute_source
 from engine.workspace import Workspace, assets_dir
 
-# A field whose Meta says `extra={"mutable": True}` may be changed when a run is resumed.
+# A field whose Meta has `extra={"mutable": True}` may be changed when a run is resumed.
 _MUTABLE = {"mutable": True}
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -119,7 +119,7 @@ class DataConfig(Section, frozen=True, kw_only=True):
 
 
 class TargetsConfig(Section, frozen=True, kw_only=True):
-    """How soft targets are made and stored."""
+    """Creation and storage of soft targets."""
 
     source: Literal["auto", "cached", "online"] = "auto"
     """cached: text is scored once, before the first step, and stored. online: the expert stays in
@@ -129,7 +129,7 @@ class TargetsConfig(Section, frozen=True, kw_only=True):
     draws: Positive = 32
     """Tokens drawn from the rest, per position and epoch (cached)."""
     draw_epochs: Positive = 4
-    """Epochs with draws of their own; then they repeat (cached)."""
+    """Epochs with independent draws; then they repeat (cached)."""
     min_mass: Share = 0.05
     """Gamma: a position inside a teacher token has no soft target where less than this share of
     the teacher's probability agrees with the text so far."""
@@ -171,9 +171,9 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Length of the run, and its learning rate: warmup, stable, decay."""
 
     max_steps: Annotated[int, Meta(ge=1, extra=_MUTABLE)] | None = None
-    """Optimizer steps of the whole run; None: until `hours` have passed or it has converged."""
+    """Optimizer steps of the run; None: until `hours` have passed or it has converged."""
     hours: Annotated[float, Meta(gt=0, extra=_MUTABLE)] | None = None
-    """Training time of the whole run without pauses, including the decay and the final save."""
+    """Training time of the run without pauses, including the decay and the final save."""
     expert_tokens: Positive = 250_000_000
     """Student tokens of each expert phase, if neither max_steps nor hours is set."""
     unified_tokens: Positive | None = None
@@ -190,7 +190,7 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """How the unified phase mixes the experts: by their weights, or by weight times held-out KL
     (updated at every evaluation), so that the student gets more of what it still lacks."""
     on_policy_share: Share = 0.0
-    """Share of the rows that the student writes itself, in answer to prompts of its text, and that
+    """Share of the rows that the student generates, in answer to prompts of its training text, and
     the expert scores (divergence only; generalised knowledge distillation, arXiv 2306.13649)."""
     on_policy_from: Share = 0.5
     """Share of the run after which that begins (the unified phase, if the end is not known)."""
@@ -228,7 +228,7 @@ class CheckpointConfig(Section, frozen=True, kw_only=True):
 
 
 class GuardsConfig(Section, frozen=True, kw_only=True):
-    """How the run handles non-finite numbers and gradient spikes."""
+    """Handling of non-finite numbers and gradient spikes."""
 
     max_non_finite: Annotated[int, Meta(ge=1, extra=_MUTABLE)] = 3
     """Non-finite steps in a row that cause a rollback to the last good checkpoint."""
@@ -295,13 +295,13 @@ def load_config(
 
     Raises UsageError with all problems at once, each with its field and the values allowed.
     """
-    given = _read_toml(Path(file)) if file is not None else {}
-    found = read_former_names(given)
-    name = preset or given.get("preset", "1b")
+    file_tables = _read_toml(Path(file)) if file is not None else {}
+    found = read_former_names(file_tables)
+    name = preset or file_tables.get("preset", "1b")
     if name not in preset_names():
         raise UsageError(f"unknown preset {name!r}; {nearest(str(name), preset_names())}")
     tables = _read_toml(assets_dir() / "presets" / f"{name}.toml")
-    _merge(tables, given)
+    _merge(tables, file_tables)
     problems: list[Problem] = []
     for override in overrides:
         problems += _set(tables, override, found)
@@ -399,26 +399,26 @@ FORMER_NAMES = {"optimizer.rows_per_step": "optimizer.global_batch_size"}
 
 
 def read_former_names(tables: dict[str, Any]) -> list[str]:
-    """Rename former fields of nested tables in place; one line for each that was found.
+    """Rename fields with former names in place; returns one line for each that was found.
 
     Raises UsageError where a field is given by both of its names.
     """
     notes = []
-    for former, name in FORMER_NAMES.items():
-        section, _, old = former.partition(".")
+    for old_name, name in FORMER_NAMES.items():
+        section, _, old = old_name.partition(".")
         new = name.rpartition(".")[2]
         table = tables.get(section)
         if not isinstance(table, dict) or old not in table:
             continue
         if new in table:
-            raise UsageError(f"config: {former} is the former name of {name}; remove one of them")
+            raise UsageError(f"config: {old_name} is the former name of {name}; remove one of them")
         table[new] = table.pop(old)
-        notes.append(f"{former} is now called {name}")
+        notes.append(f"{old_name} is now called {name}")
     return notes
 
 
 def _absolute_paths(config: RunConfig) -> RunConfig:
-    """With absolute paths, so that a resume from another folder finds the same files."""
+    """The config with absolute paths, so that a resume from another folder finds the same files."""
     replace = msgspec.structs.replace
     corpora = [replace(c, source=absolute_source(c.source)) for c in config.data.corpora]
     files = [absolute_source(source) for source in config.data.files]
@@ -540,7 +540,7 @@ def _check_text(config: RunConfig, experts: Mapping[str, Any]) -> Iterator[Field
 
 
 def to_json(config: RunConfig) -> bytes:
-    """The whole config as JSON, for the worker and the checkpoints."""
+    """The complete config as JSON, for the worker and the checkpoints."""
     return msgspec.json.encode(config)
 
 
@@ -558,7 +558,7 @@ def from_json(data: bytes, notes: list[str] | None = None) -> RunConfig:
 
 
 def to_toml(config: RunConfig) -> str:
-    """The whole config as TOML that `load_config` reads back to the same config."""
+    """The complete config as TOML that `load_config` reads back to the same config."""
     import tomlkit  # slow to import, and needed only here
 
     def named(value: Any) -> Any:
@@ -578,11 +578,11 @@ _ADDED_LATER = {"loss.divergence": "forward_kl"}
 def digest(config: RunConfig) -> str:
     """16 hex digits that identify the fields which may not change within a run.
 
-    The same as versions with former names computed it: files that hold a digest stay valid.
+    Computed with the former field names, so that digests stored by older versions stay valid.
     """
-    former = {name: former for former, name in FORMER_NAMES.items()}
+    old_names = {name: old_name for old_name, name in FORMER_NAMES.items()}
     fixed = {
-        former.get(name, name): value
+        old_names.get(name, name): value
         for name, (value, mutable) in leaves(config).items()
         if not mutable and _ADDED_LATER.get(name, ...) != value
     }

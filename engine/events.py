@@ -1,7 +1,7 @@
 """The events and commands that flow between worker, runner and viewers, and their codec.
 
 A worker emits events on its queue; the runner numbers them (`seq`), commits them to the history
-and broadcasts them. Nothing else in the program tells anybody what happened in a job.
+and broadcasts them. Events are the only record of what happened in a job.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Job = Literal["download", "train", "export", "validate", "audit", "data"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """What every event says: its number within the run, when it was emitted, and at which step."""
+    """Base of all events: number within the run, time and optimizer step."""
 
     seq: int = 0
     """Position in the run's stream, from 1; 0 until the runner has numbered it."""
@@ -33,7 +33,7 @@ class PhasePlan(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     expert: str | None = None
     share: float = 0.0
-    """Share of the whole budget, 0 to 1."""
+    """Share of the run's budget, 0 to 1."""
 
 
 class ExpertShare(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,7 +46,7 @@ class ExpertShare(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExpertScore(msgspec.Struct, frozen=True, kw_only=True):
-    """How the student does on one expert's held-out text."""
+    """The student's scores on one expert's held-out text."""
 
     expert: str
     bits_per_byte: float
@@ -65,7 +65,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="RunStarted"):
     attempt: int
     pid: int
     config: dict = {}
-    """The whole RunConfig as plain data."""
+    """The complete RunConfig as plain data."""
     config_digest: str = ""
     preset: str = ""
     device: str = ""
@@ -77,7 +77,7 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="RunStarted"):
     phases: tuple[PhasePlan, ...] = ()
     experts: tuple[ExpertShare, ...] = ()
     resumed_from: int | None = None
-    """Step of the checkpoint it goes on from; None for a fresh start."""
+    """Step of the checkpoint that it resumes from; None for a run from step 0."""
 
 
 class PhaseStarted(Event, frozen=True, kw_only=True, tag="PhaseStarted"):
@@ -90,17 +90,17 @@ class PhaseStarted(Event, frozen=True, kw_only=True, tag="PhaseStarted"):
     expert: str | None = None
     first_step: int = 0
     last_step: int | None = None
-    """Last step of the phase where the plan knows it."""
+    """Planned last step of the phase; None if not known."""
 
 
 class DataReady(Event, frozen=True, kw_only=True, tag="DataReady"):
-    """An expert's text is tokenised, aligned and (when cached) scored; how well it aligns."""
+    """An expert's text is tokenised, aligned and (when cached) scored; alignment statistics."""
 
     expert: str
     blocks: int
     held_out_blocks: int
     skipped_blocks: int
-    """Blocks left out because their tokens' bytes do not give their text back, or too long."""
+    """Blocks left out: too long, or their tokens do not decode to the same bytes."""
     text_bytes: int
     teacher_tokens: int
     student_tokens: int
@@ -122,7 +122,7 @@ class StepDone(Event, frozen=True, kw_only=True, tag="StepDone"):
     phase: int
     expert: str | None = None
     loss: float | None
-    """None where it was not a finite number; so too kl, ce and grad_norm."""
+    """None where it was not finite; likewise kl, ce and grad_norm."""
     kl: float | None
     """Weighted KL(expert || student) at T, in nats, mean over scored positions."""
     ce: float | None
@@ -141,12 +141,12 @@ class StepDone(Event, frozen=True, kw_only=True, tag="StepDone"):
     """Seconds; None where the end is not known."""
     run_eta: float | None = None
     training_seconds: float = 0.0
-    """Unpaused worker time of the whole run so far, all attempts together."""
+    """Unpaused worker time of the run so far, all attempts together."""
     skipped: bool = False
 
 
 class EvalDone(Event, frozen=True, kw_only=True, tag="EvalDone"):
-    """The student was measured on held-out text."""
+    """The student was evaluated on held-out text."""
 
     bits_per_byte: float
     scores: tuple[ExpertScore, ...] = ()
@@ -155,7 +155,7 @@ class EvalDone(Event, frozen=True, kw_only=True, tag="EvalDone"):
 
 
 class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
-    """How many of a capability's answers share a fate."""
+    """Number of a capability's answers that were kept, or dropped for one reason."""
 
     capability: str
     reason: str
@@ -165,7 +165,7 @@ class ReasonCount(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AnswersJudged(Event, frozen=True, kw_only=True, tag="AnswersJudged"):
-    """An expert's answers were checked: how many are learnt from, and why the others are not."""
+    """An expert's answers were checked: how many were kept, and why the others were dropped."""
 
     expert: str
     written: int
@@ -174,7 +174,7 @@ class AnswersJudged(Event, frozen=True, kw_only=True, tag="AnswersJudged"):
 
 
 class CapabilityScore(msgspec.Struct, frozen=True, kw_only=True):
-    """How many held-out prompts of a capability were answered rightly, as the checkers say."""
+    """How many held-out prompts of a capability were answered correctly, by the checkers."""
 
     capability: str
     right: int
@@ -182,7 +182,7 @@ class CapabilityScore(msgspec.Struct, frozen=True, kw_only=True):
 
 
 STUDENT = "student"
-"""Who is meant by `CapabilitiesScored.who` where it is no expert."""
+"""Value of `CapabilitiesScored.who` for the student."""
 
 
 class CapabilitiesScored(Event, frozen=True, kw_only=True, tag="CapabilitiesScored"):
@@ -195,14 +195,14 @@ class CapabilitiesScored(Event, frozen=True, kw_only=True, tag="CapabilitiesScor
 
 
 class SampleDrawn(Event, frozen=True, kw_only=True, tag="SampleDrawn"):
-    """The student wrote something."""
+    """The student's answer to a sample prompt."""
 
     prompt: str
     text: str
 
 
 class ProbeToken(msgspec.Struct, frozen=True, array_like=True):
-    """One token that may come next, and how probable student and expert find it (T = 1)."""
+    """A candidate for the next token, with its probabilities by student and expert (T = 1)."""
 
     text: str
     student: float
@@ -213,29 +213,29 @@ class ProbePosition(msgspec.Struct, frozen=True, kw_only=True):
     """One position of a probe sentence, before its token is read."""
 
     text: str
-    """The token that really follows."""
+    """The actual next token."""
     rule: Literal["aligned", "inside", "crossing", "end"]
-    """How the tokens of student and expert lie over its bytes: boundaries agree, the student
-    stands inside a token of the expert, its token runs past the expert's; or the end of turn."""
+    """How the student's token aligns with the expert's: aligned: same boundaries; inside: it begins
+    inside a token of the expert; crossing: it ends after the expert's token; end: end of turn."""
     kept: float
     """Mass of the expert's distribution that the projection keeps; 0 without a soft target."""
     kl: float | None
     """KL(expert || student) in nats at T = 1; None without a soft target."""
     tokens: tuple[ProbeToken, ...]
-    """The most probable tokens of each, and the one that follows; the expert's order."""
+    """The most probable tokens of each, and the actual next one; in the expert's order."""
     follows: int = 0
-    """Which of `tokens` really follows."""
+    """Index in `tokens` of the actual next token."""
 
 
 class ProbeRead(Event, frozen=True, kw_only=True, tag="ProbeRead"):
-    """The student's next tokens beside a projected expert's, along one fixed sentence."""
+    """Next-token probabilities of the student and a projected expert along a fixed sentence."""
 
     expert: str
     probe: int
     """From 0, below `probes`."""
     probes: int
     prompt: str
-    """What the sentence answers; "" for a document."""
+    """The prompt that the sentence answers; "" for a document."""
     positions: tuple[ProbePosition, ...]
 
 
@@ -253,7 +253,7 @@ class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HardwareRead(Event, frozen=True, kw_only=True, tag="HardwareRead"):
-    """A reading of the machine."""
+    """A reading of the machine's load, memory, disk and GPUs."""
 
     cpu_percent: float
     ram_used: int
@@ -266,7 +266,7 @@ class HardwareRead(Event, frozen=True, kw_only=True, tag="HardwareRead"):
 
 
 class CheckpointSaved(Event, frozen=True, kw_only=True, tag="CheckpointSaved"):
-    """A checkpoint lies on disk, verified."""
+    """A checkpoint was saved and verified."""
 
     path: str
     bytes: int
@@ -284,11 +284,11 @@ class CheckpointRejected(Event, frozen=True, kw_only=True, tag="CheckpointReject
 
 
 class GuardTripped(Event, frozen=True, kw_only=True, tag="GuardTripped"):
-    """A guard acted: non-finite, spike, out-of-memory, stall, worker."""
+    """A guard detected a problem and acted."""
 
     guard: Literal["non_finite", "spike", "out_of_memory", "stall", "worker", "disk", "rollback"]
     action: str
-    """What was done, in a few words a user understands."""
+    """What was done, in a few words for the user."""
     value: float | None = None
 
 
@@ -324,53 +324,53 @@ class CheckDone(Event, frozen=True, kw_only=True, tag="CheckDone"):
     value: str
     """What was found, as text; empty for a check that was skipped."""
     bound: str
-    """What it is held against, as text."""
+    """The bound that it is compared with, as text."""
     verdict: Literal["pass", "warn", "fail", "skip"]
     meaning: str
-    """One sentence: what the row tells; for a skipped check why."""
+    """One sentence: what the result means; for a skipped check, why it was skipped."""
     detail: str = ""
-    """More to read, of several lines: findings, a whole generation."""
+    """Details in several lines: findings, or a complete generation."""
     number: float | None = None
     """The value as a number where it is one."""
     former: str = ""
-    """The same check's value in the former report; empty where there is none."""
+    """The same check's value in the previous report; empty where there is none."""
 
 
 class ReportDone(Event, frozen=True, kw_only=True, tag="ReportDone"):
-    """A validation is over and its report lies on disk; RunEnded follows."""
+    """A validation is done and its report written; RunEnded follows."""
 
     structure: Literal["sound", "broken"]
     quality: Literal["good", "fair", "low", "unknown"]
     verdict: str
-    """Both in a sentence."""
+    """Structure and quality in one sentence."""
     path: str
     """The report (JSON)."""
     seconds: float = 0.0
 
 
 class Exported(Event, frozen=True, kw_only=True, tag="Exported"):
-    """A GGUF file lies under its final name, verified; RunEnded follows."""
+    """A GGUF file was written and verified; RunEnded follows."""
 
     path: str
     weights: str
     """The type of its weights: f16, q8_0, ..."""
     bytes: int
     source: str
-    """Which model it was made of: the finished one, or a checkpoint."""
+    """The model that was exported: the finished one, or a checkpoint."""
     parity: str
-    """What was compared with the model and what came out, in a line."""
+    """Result of the comparison with the model, in one line."""
     beside: tuple[str, ...] = ()
-    """Names of the files written beside it."""
+    """Names of the files written to the same folder."""
 
 
 class RunPaused(Event, frozen=True, kw_only=True, tag="RunPaused"):
-    """Training stands still after this step."""
+    """The job is paused after this step."""
 
     reason: str = "asked"
 
 
 class RunResumed(Event, frozen=True, kw_only=True, tag="RunResumed"):
-    """Training goes on after this step."""
+    """The job continues after this step."""
 
 
 class RunEnded(Event, frozen=True, kw_only=True, tag="RunEnded"):
@@ -386,7 +386,7 @@ class RunEnded(Event, frozen=True, kw_only=True, tag="RunEnded"):
 
 
 class KindAudit(msgspec.Struct, frozen=True, kw_only=True):
-    """How one kind of text (prose, code, ...) lies under an expert's and the student's tokens."""
+    """Alignment of an expert's and the student's tokens on one kind of text (prose, code, ...)."""
 
     kind: str
     positions: int
@@ -394,13 +394,13 @@ class KindAudit(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenizersAudited(Event, frozen=True, kw_only=True, tag="TokenizersAudited"):
-    """An expert's tokenizer was laid beside the student's, over the text that ships for it."""
+    """An expert's tokenizer was aligned with the student's on the sample text."""
 
     expert: str
     problem: str = ""
-    """Why it could not be done; all else is zero then."""
+    """Why the audit failed; the numbers are zero then."""
     student: str = ""
-    """Where the student's tokenizer comes from, in words."""
+    """Where the student's tokenizer is from, for the user."""
     reachable: float = 0.0
     """Share of the student's tokens that are, byte for byte, tokens of the expert."""
     blocks: int = 0
@@ -412,17 +412,17 @@ class TokenizersAudited(Event, frozen=True, kw_only=True, tag="TokenizersAudited
     """Shares of the positions under rule 1, 2 and 3 of the projection."""
     mean_weight: float | None = None
     mean_residual: float | None = None
-    """None where the expert was not run: they depend on what it says."""
+    """None where the expert was not run: both depend on its predictions."""
     kinds: tuple[KindAudit, ...] = ()
 
 
 class SpeedMeasured(Event, frozen=True, kw_only=True, tag="SpeedMeasured"):
-    """How fast the device that a run would take multiplies matrices."""
+    """Speed of matrix products on the device that a run would use."""
 
     device: str
     precision: str
     flops: float
-    """Floating-point operations a second, the best of several products."""
+    """Floating-point operations per second, the best of several products."""
 
 
 class Heartbeat(Event, frozen=True, kw_only=True, tag="Heartbeat"):
@@ -460,15 +460,15 @@ AnyEvent = (
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):
-    """What a viewer asks of a job; each is acknowledged by an event that names the step."""
+    """Base of the commands from viewers to a job; an event with the step acknowledges each."""
 
 
 class Pause(Command, frozen=True, kw_only=True, tag="pause"):
-    """Stand still after the current step (acknowledged by RunPaused)."""
+    """Pause after the current step (acknowledged by RunPaused)."""
 
 
 class Resume(Command, frozen=True, kw_only=True, tag="resume"):
-    """Go on (acknowledged by RunResumed)."""
+    """Continue after a pause (acknowledged by RunResumed)."""
 
 
 class Checkpoint(Command, frozen=True, kw_only=True, tag="checkpoint"):
@@ -476,31 +476,31 @@ class Checkpoint(Command, frozen=True, kw_only=True, tag="checkpoint"):
 
 
 class Stop(Command, frozen=True, kw_only=True, tag="stop"):
-    """End with a checkpoint (acknowledged by RunEnded)."""
+    """Save a checkpoint and end (acknowledged by RunEnded)."""
 
     finish: bool = False
-    """Decay the learning rate and save the model first (phase 6)."""
+    """Decay the learning rate and save the model first."""
     signal: int = 0
-    """The signal that asked for it, 0 when a person did."""
+    """The signal that requested it; 0 for a command."""
 
 
 AnyCommand = Pause | Resume | Checkpoint | Stop
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a runner hands to the worker that it spawns."""
+    """The job that a runner passes to the worker that it spawns."""
 
     job: Job
     root: str
     run_id: str
     attempt: int
     resume: bool = False
-    """Go on from the newest checkpoint that verifies."""
+    """Resume from the newest checkpoint that verifies."""
     fresh: bool = False
     config: bytes = b"{}"
     """The job's config as JSON (RunConfig for a training job)."""
     training_seconds: float = 0.0
-    """Unpaused worker time of the former attempts, as the history knows it."""
+    """Unpaused worker time of earlier attempts, from the history."""
 
 
 _encoder = msgspec.json.Encoder()
@@ -514,12 +514,12 @@ def encode(message: Event | Command) -> bytes:
 
 
 def decode_event(data: bytes | str) -> AnyEvent:
-    """The event in `data`; raises msgspec.MsgspecError when it is none."""
+    """The event in `data`; raises msgspec.MsgspecError if it is not an event."""
     return _event_decoder.decode(data)
 
 
 def decode_command(data: bytes | str) -> AnyCommand:
-    """The command in `data`; raises msgspec.MsgspecError when it is none."""
+    """The command in `data`; raises msgspec.MsgspecError if it is not a command."""
     return _command_decoder.decode(data)
 
 

@@ -130,8 +130,8 @@ def disk_need(config: RunConfig, scored_tokens: int) -> DiskNeed:
 
 
 def least_memory(config: RunConfig, half_precision: bool) -> MemoryNeed:
-    """`training_memory` with all that saves memory on a device: micro-batch size 1 and activation
-    checkpointing."""
+    """`training_memory` with all settings that save memory on a device: micro-batch size 1 and
+    activation checkpointing."""
     optimizer = msgspec.structs.replace(
         config.optimizer, micro_batch_size=1, activation_checkpointing=True
     )

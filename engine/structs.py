@@ -23,7 +23,7 @@ class Problem(msgspec.Struct, frozen=True):
     name: str
     """Dotted name of the field."""
     text: str
-    """What is wrong, and which values are allowed."""
+    """The problem, and the values that are allowed."""
 
     def __str__(self) -> str:
         return f"{self.name}: {self.text}" if self.name else self.text

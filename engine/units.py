@@ -16,11 +16,11 @@ def duration(seconds: float | None) -> str:
     """Seconds as `45s`, `6m12`, `3h05`, `2d04h`; `–` if unknown."""
     if seconds is None:
         return "–"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}"
-    if whole < 86400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}"
-    return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    rounded = max(0, round(seconds))
+    if rounded < 60:
+        return f"{rounded}s"
+    if rounded < 3600:
+        return f"{rounded // 60}m{rounded % 60:02d}"
+    if rounded < 86400:
+        return f"{rounded // 3600}h{rounded % 3600 // 60:02d}"
+    return f"{rounded // 86400}d{rounded % 86400 // 3600:02d}h"

@@ -329,11 +329,11 @@ def linked_folders(workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAU
 def _matching(folder: Path, patterns: Sequence[str], *, deep: bool) -> list[Path]:
     """Entries whose names match, in order; `deep`: also in subfolders. Links are not followed."""
     found: list[Path] = []
-    for place, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             if name != ".gitkeep" and any(fnmatch.fnmatchcase(name, p) for p in patterns):
-                found.append(Path(place, name))
-        folders[:] = [f for f in folders if deep and Path(place, f) not in found]
+                found.append(Path(parent, name))
+        folders[:] = [f for f in folders if deep and Path(parent, f) not in found]
     return sorted(found)
 
 

@@ -1,4 +1,4 @@
-"""Why a checkpoint could not be written or read."""
+"""Errors of writing and reading checkpoints."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class CheckpointFolders:
         self.root = root
 
     def list(self) -> list[CheckpointInfo]:
-        """The full checkpoints that are there, the oldest first; not verified."""
+        """The full checkpoints on disk, the oldest first; not verified."""
         return list_checkpoints(self.root)
 
     def find(self, which: int | Literal["best"] | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Names in the checkpoints folder, and which checkpoints are there. Needs no torch.
+"""Names in the checkpoints folder, and the checkpoints on disk. Imports no torch.
 
 step-000012000/    a full checkpoint: the state after that optimizer step
 step-.../protected an empty file: this checkpoint is kept until another one is protected
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-# Files of a run, beside its checkpoints
+# Files of a run, next to its checkpoints
 RUN_CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
 TOKENIZER = "tokenizer"
@@ -39,7 +39,7 @@ _BEST = re.compile(r"best-(\d{9,})(?:-\d+)?")
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True):
-    """A checkpoint that is there (not verified)."""
+    """A checkpoint on disk (not verified)."""
 
     step: int
     path: Path
@@ -68,7 +68,7 @@ def parse_step(text: str) -> int | None:
 
 
 def list_checkpoints(folder: Path) -> list[CheckpointInfo]:
-    """The full checkpoints that are there, by step, the oldest first; not verified."""
+    """The full checkpoints on disk, by step, the oldest first; not verified."""
     found = (
         CheckpointInfo(int(match[1]), path, (path / PROTECTED).exists())
         for path, match in _folders(folder, _STEP)
@@ -98,7 +98,7 @@ def is_of_run(name: str) -> bool:
 
 
 def _folders(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:
-    """Folders whose whole name matches, without links to folders."""
+    """Folders whose full name matches, without links to folders."""
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             match = pattern.fullmatch(path.name)

@@ -41,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Broken(Exception):
-    """A folder does not verify; the message says why."""
+    """A folder does not verify; the message has the reason."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

@@ -1,7 +1,7 @@
-"""gladius.json beside a model's weights: how the model was trained, and hashes of its files.
+"""gladius.json, next to a model's weights: how the model was trained, and hashes of its files.
 
 Preset, config, steps, experts and held-out scores, and the SHA-256 of every file as it was saved.
-Models of other programs have no such file.
+Models from other programs have no such file.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _without_folders(record: ModelRecord) -> ModelRecord:
 
 
 def write_held_out(checkpoints: Path, config: RunConfig, folders: Mapping[str, str]) -> None:
-    """Write the folders of the run's held-out targets to held_out.json beside the checkpoints."""
+    """Write the folders of the run's held-out targets to held_out.json, next to the checkpoints."""
     write_json(checkpoints / HELD_OUT, _HeldOut(digest(config), dict(folders)))
 
 

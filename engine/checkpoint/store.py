@@ -192,7 +192,7 @@ class CheckpointStore:
         return data
 
     def list(self) -> list[CheckpointInfo]:
-        """The full checkpoints that are there, the oldest first; not verified."""
+        """The full checkpoints on disk, the oldest first; not verified."""
         return self._folders.list()
 
     def find(self, which: int | Literal["best"] | Path) -> Path:

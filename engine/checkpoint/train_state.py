@@ -22,7 +22,7 @@ class TrainState:
     optimizer: dict[str, Tensor] = field(default_factory=dict)
     """By parameter name, see optimizer_tensors()."""
     scalars: dict[str, Any] = field(default_factory=dict)
-    """JSON-able: cursors, averages, guards, best evaluation, training seconds, ..."""
+    """JSON values: cursors, averages, guards, best evaluation, training seconds, ..."""
     rng: dict[str, Tensor] = field(default_factory=dict)
     """uint8 states of generators, see rng_tensors()."""
 

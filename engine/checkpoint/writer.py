@@ -87,7 +87,7 @@ class CheckpointWriter:
         except Broken as error:
             moved = self._folders.move_aside(final, REJECTED)
             raise CheckpointError(
-                f"{final.name} was read back otherwise than written ({error}) and moved to "
+                f"{final.name} does not match what was written ({error}) and was moved to "
                 f"{moved.name}; check the disk"
             ) from error
 

@@ -12,7 +12,7 @@ from engine.config import RunConfig
 def device_and_dtype(
     config: RunConfig, has_bf16: Callable[[], bool]
 ) -> tuple[torch.device, torch.dtype]:
-    """Device and type of the matrix products, as the config says or as the machine allows.
+    """Device and dtype of the matrix products, from the config or chosen for the machine.
 
     has_bf16: whether the CPU has bf16 instructions.
     """

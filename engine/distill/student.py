@@ -42,7 +42,7 @@ _ZEPHYR = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE of exactly `vocab_size` tokens (GPT-2's pre-tokenizer, ChatML format).
 
-    Unused tokens fill the vocabulary where the text gives fewer merges.
+    Unused tokens fill the vocabulary if the text has too few merges.
     """
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
     if vocab_size < 256 + len(specials):
@@ -116,7 +116,7 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
-    """Where the student's tokenizer is: an expert's, the user's, or the one the run trains."""
+    """Path of the student's tokenizer: an expert's, the user's, or the one the run trains."""
     name = config.student.tokenizer
     if name == "train":
         return workspace.checkpoints_dir / TOKENIZER

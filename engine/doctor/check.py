@@ -15,12 +15,12 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the report; `doctor --json` prints the same fields."""
 
     topic: str
-    """What was checked: `gpu`, `disk`, the name of an expert."""
+    """The subject of the check: `gpu`, `disk`, the name of an expert."""
     status: Status
     figure: str
-    """What was found, with its value and unit."""
+    """The finding, with its value and unit."""
     remedy: str = ""
-    """What to do; empty if nothing needs doing."""
+    """The remedy; empty if none is needed."""
 
 
 def gib(count: float) -> str:

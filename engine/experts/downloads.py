@@ -29,7 +29,7 @@ _LARGE = 1 << 20
 _POLL_SECONDS = 0.05
 _REPORT_SECONDS = 0.5
 _STOP_SECONDS = 2.0
-"""How long a stopped job waits for its transfers to end."""
+"""Seconds that a stopped job waits for its transfers to end."""
 
 
 def missing_bytes(workspace: Workspace, spec: ExpertSpec, listing: Listing, force: bool) -> int:
@@ -153,7 +153,7 @@ class _ExpertDownload:
         return None if self._waiting or self._running else self._install()
 
     def stop_transfers(self) -> None:
-        """Ask the transfers to stop; returns at once."""
+        """Signal the transfers to stop; does not wait."""
         for transfer in self._running:
             transfer.stop()
 
@@ -301,7 +301,7 @@ class _DownloadProgress:
         self._file_meters[file.name].restart(0)
 
     def update(self, transfer: Transfer) -> None:
-        """Take over the byte counts of a transfer."""
+        """Record the byte counts of a transfer."""
         self.done[transfer.file.name] = transfer.done
         self._file_meters[transfer.file.name].update(transfer.received)
 

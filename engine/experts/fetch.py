@@ -46,7 +46,7 @@ class DownloadRequest(msgspec.Struct, frozen=True):
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
-    """Do what `request.config` (a DownloadRequest) asks; returns 0, or 1 after a failure.
+    """Run the DownloadRequest in `request.config`; returns 0, or 1 after a failure.
 
     The error of one expert is logged and does not stop the others. The command's exit code is 3 if
     every failure is a missing token or licence, which the user can fix, else 1.

@@ -19,7 +19,7 @@ from engine.experts.folder import INDEX, PICKLES
 from engine.experts.hub_errors import TransientError, hub_token, translate_error
 from engine.experts.registry import ExpertSpec
 
-# Files that are downloaded besides weights: configs, tokenizers, chat templates. Weights are
+# Files that are downloaded in addition to weights: configs, tokenizers, chat templates. Weights are
 # downloaded only as safetensors (.bin, .pt and .pth are pickles); code is never downloaded.
 _TEXTS = frozenset(
     {

@@ -58,8 +58,8 @@ def candidate(
         raise UsageError(f"{target!r} is not a folder, a .gguf file or a Hub id (org/model)")
     else:
         table["source"] = "hub"  # else a folder of the same name would be used
-    given = {"title": title, "revision": revision, "weight": weight}
-    table |= {key: value for key, value in given.items() if value is not None}
+    options = {"title": title, "revision": revision, "weight": weight}
+    table |= {key: value for key, value in options.items() if value is not None}
     if capabilities:
         table["capabilities"] = list(dict.fromkeys(capabilities))
     spec, problems = make_spec(workspace, name, with_source(table, workspace.root))

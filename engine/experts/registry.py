@@ -82,7 +82,7 @@ class ExpertStatus(msgspec.Struct, frozen=True, kw_only=True):
     present_bytes: int
     expected_bytes: int
     detail: str = ""
-    """What is missing, or the path of a ready expert."""
+    """The missing part, or the path of a ready expert."""
     revision: str = ""
     """The downloaded commit of the Hub repository; empty if unknown."""
 

@@ -2,7 +2,7 @@
 to its target.
 
 huggingface_hub's own download restarts a file on every call, so the loop is written here. hf-xet is
-not used: it also downloads whole files, and the Hub serves files of this size over plain HTTP.
+not used: it also downloads complete files, and the Hub serves files of this size over plain HTTP.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CHUNK = 1 << 20
 
 
 class TransferStopped(Exception):
-    """The transfer was asked to stop; its part file is kept."""
+    """The transfer was stopped; its part file is kept."""
 
 
 def retry_wait(tries: int, first: float | None = None) -> float:
@@ -119,7 +119,7 @@ class Transfer:
         return self._thread.is_alive()
 
     def stop(self) -> None:
-        """Ask the thread to stop and keep the part file; returns at once."""
+        """Signal the thread to stop and keep the part file; does not wait."""
         self._stop.set()
         connection = self._socket
         if connection is not None:

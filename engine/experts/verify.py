@@ -72,7 +72,7 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> st
 
 
 def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> bool:
-    """Whether every byte of the expert is as its manifest says; updates the times in the manifest.
+    """Whether every file of the expert matches its manifest; updates the times in the manifest.
 
     False if there is a difference or no manifest.
     """
@@ -89,7 +89,7 @@ def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) ->
 def load_in_thread(
     workspace: Workspace, spec: ExpertSpec, ctx: JobContext, path: Path | None = None
 ) -> None:
-    """Run `loadable.check_loadable` in a thread while the job obeys commands."""
+    """Run `loadable.check_loadable` in a thread while the job carries out commands."""
 
     def load() -> None:
         # Imported here: it imports transformers and torch, which takes seconds.
@@ -158,7 +158,7 @@ def _remedy(spec: ExpertSpec) -> str:
 
 
 class _VerifyProgress:
-    """Reports the progress of a verification in steps of 2%, and obeys commands meanwhile."""
+    """Reports the progress of a verification in steps of 2%, and carries out commands meanwhile."""
 
     def __init__(self, spec: ExpertSpec, total: int, ctx: JobContext) -> None:
         self._spec = spec

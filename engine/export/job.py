@@ -1,5 +1,5 @@
 """The export job: write the model as a GGUF file, verify it, write the Modelfile and the model card
-beside it, and upload all of it to the Hub if requested.
+next to it, and upload all of it to the Hub if requested.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from engine.workspace import Workspace, fsync_dir
 
 
 class ExportRequest(msgspec.Struct, frozen=True):
-    """What to export."""
+    """The request of the job, sent as JSON in place of a config."""
 
     type: str = DEFAULT_TYPE
     checkpoint: str | None = None
     """`latest`, `best` or a step; None: the finished model, or else the newest checkpoint."""
     output: str | None = None
-    """The file, or a folder for it; None: beside the finished model."""
+    """The file, or a folder for it; None: next to the finished model."""
     push: str | None = None
-    """A repository on the Hub, such as `me/my-student`; the caller has asked the user."""
+    """A repository on the Hub, such as `me/my-student`; the user has confirmed the upload."""
     private: bool = False
     """Whether a repository that does not exist yet is created as private."""
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
-    """Export as `request.config` (an ExportRequest) asks; returns the worker's exit code."""
+    """Run the ExportRequest in `request.config`; returns the worker's exit code."""
     return ExportJob(ctx, request).run()
 
 
@@ -217,7 +217,7 @@ class ExportJob:
         file_type: GgufType,
         checks: list[CheckDone],
     ) -> list[Path]:
-        """Write the Modelfile and the model card beside the file, and report the export as done."""
+        """Write Modelfile and model card next to the file, and report the export as done."""
         try:
             modelfile = write_modelfile(path, source.folder, tokenizer)
             card = write_card(path, source, file_type, checks)
@@ -254,7 +254,7 @@ class ExportJob:
         self.ctx.checkpoint_point("reading the weights")
 
     def _report(self, label: str, done: float, total: float | None) -> None:
-        """Report progress and obey commands; raises JobStopped."""
+        """Report progress and carry out commands; raises JobStopped."""
         self.ctx.checkpoint_point(label)
         self.ctx.progress(
             task=f"export:{label}",

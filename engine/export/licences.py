@@ -1,4 +1,4 @@
-"""What each expert's licence requires of a student that is distributed. This is not legal advice:
+"""Requirements of the experts' licences on a student that is distributed. This is not legal advice:
 the requirements are summaries for a person to check against the licences.
 """
 

@@ -1,5 +1,5 @@
-"""Call llama.cpp; runs as a script in a process of its own, because llama.cpp aborts the process on
-a bad file, and under whatever Python has llama-cpp-python.
+"""Call llama.cpp; runs as a script in a separate process, because llama.cpp aborts the process on a
+bad file, and with the Python that has llama-cpp-python.
 
 Reads one request as JSON from standard input (`ask`: tokenize, logits or quantize) and writes the
 answer to the file that the request names. It imports nothing of this program.

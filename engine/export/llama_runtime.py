@@ -1,5 +1,5 @@
 """Run llama.cpp (llama-cpp-python, or the llama-quantize program) for token ids, logits and
-quantization. Each call is a process of its own (`llama_child`).
+quantization. Each call runs in a separate process (`llama_child`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from engine.programs import find_python, find_quantizer
 
 _CHILD = Path(__file__).with_name("llama_child.py")
 HOW_TO_INSTALL = (
-    "install llama-cpp-python (`make llama-cpp` builds it in a virtual environment of its own)"
+    "install llama-cpp-python (`make llama-cpp` builds it in a separate virtual environment)"
 )
 
 
 class LlamaCppFailed(GladiusError):
-    """llama.cpp failed; `crashed`: it was killed by a signal, which says little about the file."""
+    """llama.cpp failed; `crashed`: it was killed by a signal, and the file may still be correct."""
 
     def __init__(self, text: str, crashed: bool) -> None:
         super().__init__(text)
@@ -108,11 +108,11 @@ def _run(command: list[str], stdin: str, tick: Callable[[], None]) -> None:
 
     Raises LlamaCppFailed with the last line of output when the command fails.
     """
-    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as given:
-        given.write(stdin.encode())
-        given.seek(0)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as input_file:
+        input_file.write(stdin.encode())
+        input_file.seek(0)
         try:
-            process = subprocess.Popen(command, stdin=given, stdout=output, stderr=output)
+            process = subprocess.Popen(command, stdin=input_file, stdout=output, stderr=output)
         except OSError as error:
             raise LlamaCppFailed(
                 f"{command[0]} cannot be started: {error.strerror}", crashed=False

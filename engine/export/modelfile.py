@@ -1,4 +1,4 @@
-"""Write Ollama's Modelfile beside a GGUF file, with the chat template as a Go template.
+"""Write Ollama's Modelfile next to a GGUF file, with the chat template as a Go template.
 
 A Jinja chat template that only puts text before and after each message is converted: the text is
 found by rendering the template, and checked on another conversation. Other templates are left out.
@@ -45,7 +45,7 @@ class ChatFormat:
 
 
 def write_modelfile(gguf: Path, folder: Path, tokenizer: GgufTokenizer) -> Modelfile:
-    """Write `Modelfile` beside the GGUF file. Raises OSError."""
+    """Write `Modelfile` next to the GGUF file. Raises OSError."""
     path = gguf.with_name("Modelfile")
     template, reason = "", "the model has no chat template"
     if tokenizer.chat_template:
@@ -99,7 +99,7 @@ def detect_chat_format(tokenizer: PreTrainedTokenizerFast) -> ChatFormat | None:
             {"role": "user", "content": "{}"},
         ]
         return chat_format if render(probe, True) == format_chat(chat_format, probe) else None
-    except Exception:  # a template may raise anything for a role that it does not know
+    except Exception:  # a template may raise anything for an unknown role
         return None
 
 

@@ -1,4 +1,4 @@
-"""Where an export is written: the final path, temporary files beside it, and disk space."""
+"""Paths of an export: the final path, temporary files next to it, and disk space."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def output_path(output: str | None, default_folder: Path, file_name: str) -> Pat
 
 
 def temporary_path(path: Path, purpose: str) -> Path:
-    """A hidden file beside the final one, named after this process."""
+    """A hidden file next to the final one, named after this process."""
     return path.with_name(f".{path.name.lstrip('.')}.{purpose}-{os.getpid()}.tmp")
 
 

@@ -2,7 +2,8 @@
 cannot reproduce.
 
 The behaviour is read from tokenizer.json; the roles of the special tokens and the chat template
-come from the files beside it. `parity` checks that llama.cpp then produces the same token ids.
+come from the other files of the folder. `parity` checks that llama.cpp then produces the same
+token ids.
 """
 
 from __future__ import annotations

@@ -126,17 +126,17 @@ class AnswerFile:
         self,
         batch: Batch,
         known: dict[tuple[str, str], tuple[str, ...]],
-        beat: Callable[[], None] = lambda: None,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> tuple[str, ...]:
         """The reasons of a batch: from `known`, else judged now and stored in file and `known`.
 
-        `beat` is called before each answer that is judged; running code takes a moment.
+        `heartbeat` is called before each answer that is judged; running code takes a moment.
         """
         checks = checks_digest(batch.answers)
         if (reasons := known.get((batch.key, checks))) is None:
             found: list[str] = []
             for answer in batch.answers:
-                beat()
+                heartbeat()
                 found.append(reason_of(answer))
             reasons = tuple(found)
             append_line(self.verdicts_path, _encode(Verdicts(batch.key, checks, reasons)))

@@ -33,7 +33,7 @@ def similarity(one: str, other: str) -> float:
 class NearDuplicates:
     """An index of texts that finds near-duplicates of a new one.
 
-    MinHash gives candidates and the exact similarity decides, so that a hash collision never drops
+    MinHash finds candidates and the exact similarity decides, so that a hash collision never drops
     a distinct text.
     """
 

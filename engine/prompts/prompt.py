@@ -124,7 +124,7 @@ class Prompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     @property
     def group(self) -> str:
-        """The family, else the id; a group is trained on or held out as a whole."""
+        """The family, else the id; all of a group is either trained on or held out."""
         return self.family or self.id
 
 

@@ -38,7 +38,7 @@ _MAX_REPORT_BYTES = 4096
 
 
 class Outcome(NamedTuple):
-    """How a run ended; `detail` is the error, or the limit that stopped it."""
+    """Outcome of a run; `detail` is the error, or the limit that stopped it."""
 
     result: Literal["passed", "failed", "stopped"]
     detail: str = ""

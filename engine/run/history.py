@@ -139,7 +139,7 @@ class HistoryReader:
 
     def series(self, run_id: str, metric: str, lo: int, hi: int, columns: int) -> list[Column]:
         """The metric over the steps lo <= step < hi, reduced to at most `columns` columns; see
-        `rollup.read_columns`. Steps that were done again count as they were done last."""
+        `rollup.read_columns`. A repeated step has its last values."""
 
         def read(db: sqlite3.Connection) -> list[Column]:
             row = db.execute("SELECT id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
@@ -204,8 +204,8 @@ class History(HistoryReader):
     def append(self, run_id: str, attempt: int, events: Sequence[AnyEvent]) -> list[AnyEvent]:
         """Number the events and commit them in one transaction; returns them with `seq` set.
 
-        Never raises for the disk's sake: what can't be written is tried again with the next call,
-        and dropped (counted in `dropped`) when too many events wait.
+        Disk errors are not raised: what can't be written is tried again with the next call, and
+        dropped (counted in `dropped`) when too many events wait.
         """
         with self._database.lock:
             seq = self._seq.get(run_id, 0)

@@ -150,15 +150,15 @@ class _Task:
 
 
 class JobContext:
-    """What a job uses to report events and to obey commands between pieces of its work.
+    """Reports a job's events, and carries out commands between pieces of its work.
 
     `emit`, `log` and `heartbeat` may be called from any thread, all else from one.
 
     Attributes:
         link: the connection to the runner.
         stop: the command to stop, once it was received.
-        finish_requested: whether training was asked to decay the learning rate and save its model
-            (`stop --finish`).
+        finish_requested: whether `stop --finish` was received: training decays the learning rate
+            and saves its model.
         paused_seconds: total time spent paused.
         began: when the job began (monotonic clock).
     """

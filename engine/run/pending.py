@@ -65,7 +65,7 @@ class PendingCommands:
         self._pending = pending
 
     def resend(self, worker: WorkerProcess) -> None:
-        """Tell a restarted worker: a paused run stays paused, and pending commands stay pending."""
+        """Send a restarted worker the pause, if the run is paused, and the pending commands."""
         if self._paused is not None:
             worker.send(Pause())
         for _, command in self._pending:

@@ -103,7 +103,7 @@ class Recorder:
             self._text_log.event(event)
         self._warn_once(self._history.trouble)
         if name := self._history.take_moved_aside():
-            self.log("warning", f"the history was damaged: it is now {name}; a new one was begun")
+            self.log("warning", f"the history was damaged: it is now {name}; a new one was created")
         return events
 
     def write_state(self) -> None:

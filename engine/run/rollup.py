@@ -217,10 +217,10 @@ def read_columns(
     else:
         size = FACTOR**level
         # A total is only valid when every row has one (older rows have NULL).
-        whole = "CASE WHEN count(total) = count(*) THEN sum(total) / sum(count) END"
+        mean_sql = "CASE WHEN count(total) = count(*) THEN sum(total) / sum(count) END"
         query = (
             "SELECT bucket / ? AS c, min(low), max(high), sum(count),"
-            f" {whole if _has_totals(db) else 'NULL'} FROM rollups"
+            f" {mean_sql if _has_totals(db) else 'NULL'} FROM rollups"
             " WHERE series = ? AND level = ? AND bucket >= ? AND bucket < ? GROUP BY c"
         )
         arguments = (width // size, series, level, start // size, stop // size)

@@ -154,12 +154,12 @@ class _Runner:
         def enqueue(number: int, _frame: object) -> None:
             self._inbox.put(lambda: self._on_signal(number))
 
-        former = {n: signal.signal(n, enqueue) for n in (signal.SIGINT, signal.SIGTERM)}
-        former[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        old_handlers = {n: signal.signal(n, enqueue) for n in (signal.SIGINT, signal.SIGTERM)}
+        old_handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, signal.SIG_IGN)
         try:
             yield
         finally:
-            for number, handler in former.items():
+            for number, handler in old_handlers.items():
                 signal.signal(number, handler)
 
     def run(self, socket_path: Path | None) -> int:
@@ -347,7 +347,7 @@ class _Runner:
 
 
 def _cause(code: int, last_error: str) -> str:
-    """Why a worker ended with this exit code."""
+    """Description of a worker's exit code."""
     if code < 0:
         return f"killed by signal {-code}"
     if code == HUNG:

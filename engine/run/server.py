@@ -37,7 +37,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="ask"
 
 
 class Hello(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="hello"):
-    """Runner to viewer: what runs. Events up to `seq` are in the history, later ones follow."""
+    """Runner to viewer: the job. Events up to `seq` are in the history, later ones follow."""
 
     run_id: str
     job: Job
@@ -132,7 +132,7 @@ class ControlServer:
         self._wake()
 
     def answer(self, viewer: Viewer, event: AnyEvent) -> None:
-        """Send the acknowledgement of a command; ignored when the viewer is gone."""
+        """Send the acknowledgement of a command; ignored if the viewer has disconnected."""
         with self._lock:
             if viewer in self._viewers:
                 self._queue(viewer, _encoder.encode(Answer(event=event)) + b"\n")

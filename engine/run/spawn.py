@@ -54,11 +54,11 @@ class WorkerProcess:
             name=request.job,
         )
         # The worker inherits the mask, and unblocks the signals after it set its handlers.
-        former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             self._process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, former)
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         reading_end.close()
         # With our copy open, the end of the worker would not be the end of its queue.
         outbox._writer.close()  # type: ignore[attr-defined]

@@ -41,7 +41,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     current_params: int = 0
     target_params: int = 0
     training_hours: float = 0.0
-    """Unpaused worker time of the whole run."""
+    """Unpaused worker time of the run."""
     started_at: float | None = None
     """Unix time at which the run began."""
     updated_at: float | None = None
@@ -57,7 +57,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunState:
-    """The state that a view of the run amounts to; `pid` and `identity` are its runner's."""
+    """The state of a run from its view; `pid` and `identity` are its runner's."""
     ended = view.ended
     completed = ended is not None and ended.status == "completed"
     saved = view.checkpoint
@@ -176,7 +176,7 @@ class StateFile:
 
     @property
     def state(self) -> RunState:
-        """What the file is to hold."""
+        """The state to be written to the file."""
         return state_of(self.view, self.pid, self.identity)
 
     def apply(self, event: AnyEvent) -> None:

@@ -1,4 +1,4 @@
-"""A run as its events describe it: the one fold that `status`, the terminal and the app share.
+"""The state of a run, folded from its events; used by `status`, the terminal and the app.
 
 Pure: no widgets, no clock, no files.
 """
@@ -77,7 +77,7 @@ class ExpertRow:
 
     @property
     def forgotten(self) -> float | None:
-        """How far KL has risen above its lowest, relative to that; None where not measured."""
+        """Relative rise of KL above its lowest value; None where not measured."""
         if self.kl is None or not self.best_kl:
             return None
         return max(0.0, self.kl / self.best_kl - 1.0)
@@ -97,7 +97,7 @@ class LogEntry:
 
 @dataclass
 class RunView:
-    """The state of a run after its events so far; None wherever nothing is known.
+    """The state of a run after its events so far; None where not known.
 
     Attributes:
         seq: number of the last event.
@@ -132,7 +132,7 @@ class RunView:
     tokens_seen: int = 0
     loss: float | None = None
     training_seconds: float = 0.0
-    """Unpaused worker time of the whole run."""
+    """Unpaused worker time of the run."""
     skipped: int = 0
     """Steps that a guard skipped, of those seen live."""
     bits_per_byte: float | None = None
@@ -182,7 +182,7 @@ class RunView:
         return self.last.phase_progress if self.last.phase == self.phase else 0.0
 
     def take_changes(self) -> set[str]:
-        """What has changed since the last call."""
+        """Kinds of changes since the last call."""
         changed, self.changed = self.changed, set()
         return changed
 
@@ -200,7 +200,7 @@ class RunView:
                 self.changed.add("log")
 
     def mark_killed(self) -> None:
-        """The runner process is gone; a run without RunEnded was killed."""
+        """Record that the runner has exited; a run without RunEnded was killed."""
         if self.alive or self.status is None:
             self.status = "failed"
             self.changed.add("run")
@@ -234,8 +234,8 @@ class RunView:
                 self.changed |= {"sample"}
             case ProbeRead():
                 key = event.expert, event.probe
-                if (former := self.probes.get(key)) is not None and former.step < event.step:
-                    self.former_probes[key] = former
+                if (previous := self.probes.get(key)) is not None and previous.step < event.step:
+                    self.former_probes[key] = previous
                 self.probes[key] = event
                 self.changed |= {"probes"}
             case HardwareRead():
@@ -329,12 +329,12 @@ class RunView:
         self.changed |= {"run", "experts"}
 
 
-def _expert_rows(event: RunStarted, former: dict[str, ExpertRow]) -> dict[str, ExpertRow]:
-    """The run's experts by name; scores of a former attempt are kept."""
+def _expert_rows(event: RunStarted, previous: dict[str, ExpertRow]) -> dict[str, ExpertRow]:
+    """The run's experts by name; scores of the previous attempt are kept."""
     phase_of = {phase.expert: phase.index for phase in event.phases if phase.expert}
     rows: dict[str, ExpertRow] = {}
     for share in event.experts:
-        row = former.get(share.name) or ExpertRow(share.name, share.title, share.share)
+        row = previous.get(share.name) or ExpertRow(share.name, share.title, share.share)
         row.title, row.share, row.phase = share.title, share.share, phase_of.get(share.name)
         rows[share.name] = row
     return rows

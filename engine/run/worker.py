@@ -41,7 +41,7 @@ HUNG = 70
 CRASHED = 71
 """Exit code of a worker that an unexpected exception ended; its traceback is in the log."""
 ORPHANED = 72
-"""Exit code of a worker whose runner is gone."""
+"""Exit code of a worker whose runner has exited."""
 
 HANG_VARIABLE = "GLADIUS_HANG_SECONDS"
 _HANG_SECONDS = 900.0
@@ -144,7 +144,7 @@ class WorkerLink:
             try:
                 data = self._pipe.recv_bytes()
             except (EOFError, OSError):
-                # The runner is gone, so nothing would record this job. The queue's feeder thread
+                # The runner has exited, so nothing would record this job. The queue's feeder thread
                 # may be stuck on a full queue, and a normal exit would wait for it.
                 self._outbox.cancel_join_thread()
                 os._exit(ORPHANED)

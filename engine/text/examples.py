@@ -33,7 +33,7 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     expert: str | None = None
     """Name of the expert that wrote it."""
     family: str | None = None
-    """Groups variants of one text: a family is trained on or held out as a whole."""
+    """Groups variants of one text: all of a family is either trained on or held out."""
     complete: bool = True
     """False if the last answer (or the document) was cut off: its end is no training target."""
 

@@ -1,6 +1,6 @@
 """Stream the text of Hub data sets, or of local folders laid out like them, with `datasets`.
 
-Pieces are read over the network as they are needed; no data set is downloaded whole.
+Pieces are read over the network as they are needed; no data set is downloaded completely.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class HubPieces:
                     yield number, example_or_warning(values, self._column, source, warn)
         except GladiusError:
             raise
-        except Exception as error:  # whatever fsspec, httpx and pyarrow raise over a network
+        except Exception as error:  # any error of fsspec, httpx and pyarrow over a network
             raise GladiusError(
                 f"{self.title} can no longer be read ({_line(error)}); continue from the last "
                 "checkpoint with: gladius_train resume"
@@ -91,7 +91,7 @@ def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
     except ValueError as error:
         # An unknown config or column: the library's message lists those that exist.
         raise UsageError(f"{title}: {_line(error)}") from error
-    except Exception as error:  # whatever the network and its libraries raise
+    except Exception as error:  # any error of the network and its libraries
         raise MissingError(f"{title} can't be reached ({_line(error)}); {_REMEDY}") from error
     files = (builder.config.data_files or {}).get(text.split, [])
     return dataset, text_column(columns, text.column, title), str(list(files))

@@ -105,7 +105,7 @@ def source_bytes(source: str) -> int | None:
 
 
 def check_source(source: str) -> None:
-    """Check the beginning of a source; takes a moment whatever its size.
+    """Check the beginning of a source; quick for any size.
 
     Raises:
         UsageError: it cannot be read; names the file and line.

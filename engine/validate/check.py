@@ -1,4 +1,4 @@
-"""What a check is, how its result becomes a row of the report, and what happens when it raises."""
+"""Checks: run one, and turn its result or its exception into rows of the report."""
 
 from __future__ import annotations
 

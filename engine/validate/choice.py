@@ -67,7 +67,7 @@ def choose_model(
 
 
 def report_path(workspace: Workspace, config: ValidateConfig, source: ModelSource) -> Path:
-    """Where the report is written: beside the model, or beside the checkpoints for a checkpoint."""
+    """Path of the report: next to the model, or for a checkpoint next to the checkpoints."""
     if config.gguf is not None:
         return Path(config.gguf).with_suffix(".validation.json")
     if source.finished:

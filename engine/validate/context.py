@@ -1,4 +1,4 @@
-"""What the checks of one validation share: the model, what earlier checks found, and progress."""
+"""Shared context of the checks of a validation: the model, earlier results, and progress."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class CheckContext:
         return AnswerGenerator(self.model, self.progress)
 
     def heartbeat(self, activity: str) -> None:
-        """Report that the job is alive, and obey commands; raises JobStopped."""
+        """Report that the job is alive, and carry out commands; raises JobStopped."""
         self.job.checkpoint_point(activity)
 
     def progress(self, label: str, done: float = 0.0, total: float | None = None) -> None:

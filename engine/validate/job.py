@@ -36,7 +36,7 @@ from engine.workspace import Workspace
 
 
 def main(ctx: JobContext, request: JobRequest) -> int:
-    """Validate as `request.config` (a ValidateConfig) asks; returns the worker's exit code."""
+    """Run the ValidateConfig in `request.config`; returns the worker's exit code."""
     return Validation(ctx, request).run()
 
 
@@ -158,7 +158,7 @@ class Validation:
         return 0
 
     def _write(self, source: ModelSource, report: Report) -> Path:
-        """Write the report beside the model, or to the logs where that fails."""
+        """Write the report next to the model, or to the logs where that fails."""
         path = report_path(self.workspace, self.config, source)
         try:
             write_report(path, report)

@@ -75,7 +75,7 @@ def set_threads(parameters: int) -> None:
 def load_folder(folder: Path) -> LoadResult:
     """Load a model folder with plain transformers: no remote code, no pickle.
 
-    Raises whatever the libraries raise for a broken file.
+    Raises any error of the libraries for a broken file.
     """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with _quiet_transformers():
@@ -100,7 +100,7 @@ def load_folder(folder: Path) -> LoadResult:
 def load_gguf(path: Path) -> LoadResult:
     """Load a GGUF file, dequantized, with the tokenizer that the file describes.
 
-    Raises whatever the libraries raise for a broken file.
+    Raises any error of the libraries for a broken file.
     """
     expert = GGUFExpert(path)
     with torch.device("meta"):

@@ -23,7 +23,7 @@ _SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 class BadModelFolder(Exception):
-    """The folder cannot be read as a model; the message says why."""
+    """The folder cannot be read as a model; the message has the reason."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass
 class TensorSurvey:
-    """What one pass over all tensors finds.
+    """Result of one pass over all tensors.
 
     Attributes:
         tensors, parameters: how many there are.

@@ -87,7 +87,7 @@ class ModelFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the model was validated."""
+    """The machine on which the model was validated."""
 
     device: str = ""
     precision: str = ""
@@ -197,7 +197,7 @@ def compare(
 
 
 def _change(old: Row | None, new: Row | CheckDone) -> Change | None:
-    """How a metric has changed; None where it is not compared or was not measured both times."""
+    """Change of a metric; None where it is not compared or was not measured both times."""
     metric = COMPARED_METRICS.get(new.name.partition(":")[0])
     if metric is None or old is None or new.number is None or old.number is None:
         return None

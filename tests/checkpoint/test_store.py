@@ -96,7 +96,7 @@ def test_a_disk_that_changes_what_is_written_is_found_at_once(
         return real(descriptor, data)
 
     monkeypatch.setattr(tensor_files.os, "write", lying)
-    with pytest.raises(CheckpointError, match=r"read back otherwise than written .*check the disk"):
+    with pytest.raises(CheckpointError, match=r"does not match what was written .*check the disk"):
         store.save(make_state(3), **CONFIG)
     monkeypatch.undo()
     assert names(store) == ["rejected-step-000000003", "step-000000001", "step-000000002"]

@@ -22,7 +22,7 @@ class Alignment:
         at: teacher position whose token covers the student token's first byte.
         offset: bytes of that token before it (0 under rule 1).
         token: realised student token.
-        inside_stop: teacher tokens at+1 .. inside_stop-1 lie wholly inside a crossing token;
+        inside_stop: teacher tokens at+1 .. inside_stop-1 are completely inside a crossing token;
             -1 where the student's token does not cross (rule 3 does not apply).
         rest_at: teacher position that begins with what remains of a crossing token; -1 if nothing.
         rest_length: bytes that remain.

@@ -41,7 +41,7 @@ class EncodedSpan:
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A whole block in one model's tokens.
+    """A complete block in one model's tokens.
 
     Attributes:
         ids: (S,) int64, context and scored tokens.

@@ -153,7 +153,7 @@ class ByteVocabulary:
 
         -1 where no token of the tokenizer begins these bytes. Only the valid UTF-8 prefix is
         encoded; where there is none, byte-level BPE is run on the raw bytes, and byte fallback
-        gives the token of the first byte.
+        returns the token of the first byte.
         """
         found = np.full(len(pieces), _NO_BYTES, dtype=np.int32)
         texts: list[str] = []

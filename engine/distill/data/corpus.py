@@ -1,4 +1,4 @@
-"""Which text each expert teaches, which of it is held out, and its encoding as blocks."""
+"""Assign text to experts, choose the held-out examples, and encode the text as blocks."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ class TextStats:
         self.crossing += int((alignment.inside_stop >= 0).sum())
 
     def with_scores(self, stores: Sequence[TargetStore]) -> TextStats:
-        """With the mean weight and residual, and the dropped positions, of the scored stores."""
+        """A copy with mean weight, residual and dropped positions of the scored stores."""
         weights = [w for store in stores for w in store.column("weight")]
         residuals = [r for store in stores for r in store.column("residual")]
         count = max(1, sum(len(w) for w in weights))

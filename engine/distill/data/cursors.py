@@ -1,4 +1,4 @@
-"""How far the training data has been read: one cursor per source, stored in checkpoints."""
+"""Read positions in the training data: one cursor per source, stored in checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import msgspec
 
 
 class StreamPosition(msgspec.Struct, frozen=True, array_like=True):
-    """How far a streamed text has been read. Stored as an array: the order of fields is fixed."""
+    """Read position in a streamed text. Stored as an array: the order of fields is fixed."""
 
     pass_number: int = 0
     """Number of the pass over the text."""
@@ -23,14 +23,14 @@ TEXT_START = StreamPosition()
 
 
 class Cursor(msgspec.Struct, frozen=True, omit_defaults=True):
-    """How far one source has been read."""
+    """Read position in one source."""
 
     epoch: int = 0
     """Number of the epoch; of a streamed source, of the window that begins at `position`."""
     row: int = 0
     """Next packed row of the epoch."""
     credit: float = 0.0
-    """Rows that the source's share gives it beyond those it has had."""
+    """Rows due to the source by its share, minus the rows that it supplied."""
     position: StreamPosition = msgspec.field(default=TEXT_START, name="place")
 
 

@@ -1,6 +1,6 @@
 """Sources of training blocks and their soft targets: cached in shards, scored online, or in memory.
 
-Every source answers the protocol `Source`; streamed text does in `streams`, text that the student
+Every source implements the protocol `Source`. Streamed text is in `streams`, text that the student
 wrote in `train.on_policy`.
 """
 
@@ -23,7 +23,7 @@ from engine.distill.teacher.target_store import TargetStore
 from engine.distill.teacher.teacher import Teacher
 
 LoadTeacher = Callable[[], tuple[Teacher, Projector]]
-"""Gives the expert, loaded where it is not in memory, and its projector."""
+"""Returns the expert, loaded if it is not in memory, and its projector."""
 
 
 @dataclass(frozen=True)

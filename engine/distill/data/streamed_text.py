@@ -38,7 +38,7 @@ class Stream:
     Attributes:
         name: of its source, `expert/text`; part of the seed of its order.
         share: of the expert's streamed rows.
-        capabilities: of the text as a whole; an example's own capability takes precedence.
+        capabilities: of the complete text; an example's own capability takes precedence.
     """
 
     name: str
@@ -212,7 +212,7 @@ class StreamedText:
         )
 
     def fingerprint(self, spec: ExpertSpec) -> str:
-        """What the held-out blocks of the streamed text depend on; "" without streams."""
+        """Identity of the held-out blocks of the streamed text; "" without streams."""
         data = self._config.data
         settings = data.held_out, data.held_out_streamed
         streams = self.streams_of(spec)

@@ -31,12 +31,12 @@ _MAX_WARNINGS = 5
 
 
 class StreamReadError(GladiusError):
-    """The text cannot be read any further. What was trained is worth a checkpoint."""
+    """The text cannot be read any further; the trainer saves a checkpoint before it fails."""
 
 
 @dataclass
 class StreamCounts:
-    """What has been read of a stream in this attempt."""
+    """Counts of what was read from a stream in this attempt."""
 
     windows: int = 0
     examples: int = 0

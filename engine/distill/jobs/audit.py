@@ -44,7 +44,7 @@ SAMPLE = "audit/sample.jsonl"
 
 
 class AuditRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """The request of the job, sent as JSON in the place of a config."""
+    """The request of the job, sent as JSON in place of a config."""
 
     config: RunConfig
     root: str
@@ -141,7 +141,7 @@ def audit(
     teacher: Teacher | None = None,
     heartbeat: Callable[[str], None] = lambda doing: None,
 ) -> TokenizersAudited:
-    """One expert's audit; weight and residual are measured where its loaded `teacher` is given.
+    """One expert's audit; weight and residual are measured if its loaded `teacher` is passed.
 
     GladiusError or ValueError where its tokenizer cannot be read or has no byte-exact tokens.
     """

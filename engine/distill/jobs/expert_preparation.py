@@ -41,7 +41,7 @@ _PROBES = "probes.safetensors"
 
 @dataclass(frozen=True)
 class SplitText:
-    """What all experts of a run share: the student's encoder, and which text is held out.
+    """Shared by all experts of a run: the student's encoder, and the held-out text.
 
     Attributes:
         held_out: split keys of the held-out examples that are not streamed.
@@ -103,7 +103,7 @@ def prepare_expert(
     encoded: EncodedCorpus | None = None
     if online or not shards.complete:
         encoded = _encode(setup, spec, examples, split, expert.encoder)
-    # Before the text: shards that are complete then always have the probes beside them.
+    # Before the text: shards that are complete then always have the probes next to them.
     probes = _probes(setup, shards, expert, split.student)
     if encoded is not None and not shards.complete:
         _score(setup, spec, encoded, shards, expert)
@@ -296,7 +296,7 @@ def _score(
 
 
 class _ScoringProgress:
-    """Progress of an expert's scoring over both parts of its text; obeys commands meanwhile."""
+    """Reports an expert's scoring over both parts of its text, and carries out commands."""
 
     def __init__(self, spec: ExpertSpec, total: int, ctx: JobContext) -> None:
         self.base = 0

@@ -24,7 +24,7 @@ from engine.prompts.prompt import Prompt
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """Everything that training needs besides the student.
+    """Everything that training needs except the student.
 
     Attributes:
         experts: by name, in the order of the run.
@@ -45,7 +45,7 @@ class PreparedRun:
 def prepare_run(setup: RunSetup) -> PreparedRun:
     """Text, tokenizer and experts of a run. Emits DataReady and capability scores per expert.
 
-    Raises JobStopped when asked to stop; what is complete is kept on disk.
+    Raises JobStopped if a stop is requested; what is complete is kept on disk.
     """
     texts = read_texts(setup)
     return prepare_experts(setup, texts, student_tokenizer(setup, texts))
@@ -86,14 +86,14 @@ def prepare_experts(
 
 def _score_capabilities(setup: RunSetup, spec: ExpertSpec, prompts: list[Prompt]) -> None:
     """The expert's capability scores, on the prompts of the capabilities that it teaches."""
-    asked = [prompt for prompt in prompts if prompt.capability in spec.capabilities]
-    if not asked:
+    taught_prompts = [prompt for prompt in prompts if prompt.capability in spec.capabilities]
+    if not taught_prompts:
         return
     scores = score_expert(
         setup.cache_dir(spec),
         spec.name,
         expert_digest(setup.expert_path(spec), spec) + str(setup.dtype),
-        asked,
+        taught_prompts,
         setup.config.schedule.capability_tokens,
         load=lambda: setup.pool.get(spec),
         heartbeat=setup.ctx.checkpoint_point,

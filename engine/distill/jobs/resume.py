@@ -1,4 +1,4 @@
-"""Where a training run starts: from a checkpoint that fits the request, or from step 0."""
+"""Find the starting point of a training run: a checkpoint that fits the request, or step 0."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from engine.events import CheckpointRejected
 
 @dataclass(frozen=True)
 class StartingPoint:
-    """Where training starts.
+    """The starting point of training.
 
     Attributes:
         state: of the checkpoint; None: at step 0.

@@ -98,7 +98,7 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
 
 
 def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFast:
-    """The student's tokenizer; a trained one is stored beside the checkpoints."""
+    """The student's tokenizer; a trained one is stored next to the checkpoints."""
     size = setup.config.student.vocab_size
     path = tokenizer_path(setup.workspace, setup.config)
     if setup.config.student.tokenizer != "train" or (path / "tokenizer.json").is_file():

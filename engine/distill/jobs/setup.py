@@ -1,4 +1,4 @@
-"""What the stages of preparing a training run share."""
+"""Shared context of the stages that prepare a training run."""
 
 from __future__ import annotations
 

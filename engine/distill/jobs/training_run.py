@@ -1,4 +1,4 @@
-"""What all stages of a training job share: its request, config, experts, folders and device."""
+"""Shared context of the stages of a training job: request, config, experts, folders, device."""
 
 from __future__ import annotations
 

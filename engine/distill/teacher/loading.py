@@ -28,7 +28,7 @@ _TRICKY_TEXTS = (
 
 
 def load_tokenizer(path: Path, spec: ExpertSpec) -> PreTrainedTokenizerFast:
-    """The expert's tokenizer, exactly as its tokenizer.json (or GGUF file) says.
+    """The expert's tokenizer, exactly as in its tokenizer.json (or GGUF file).
 
     AutoTokenizer is not used: for some classes transformers 5 rebuilds the tokenizer in a form that
     encodes differently.

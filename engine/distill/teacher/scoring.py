@@ -26,7 +26,7 @@ _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 
 def teacher_encoder(teacher: Teacher) -> ChatEncoder:
-    """Encodes text as the expert reads it."""
+    """Encodes text for the expert."""
 
     def render(chat: list[dict[str, str]]) -> str:
         return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]
@@ -85,8 +85,8 @@ def teacher_forward(
         heartbeat(f"{teacher.spec.title} scores text")
         longest = len(blocks[order[-1]].teacher_ids)
         longest += -longest % LENGTH_STEP
-        take = max(1, min(len(order), limit // longest))
-        batch, order = order[-take:], order[:-take]
+        batch_size = max(1, min(len(order), limit // longest))
+        batch, order = order[-batch_size:], order[:-batch_size]
         ids = torch.zeros(len(batch), longest, dtype=torch.int64)
         mask = torch.zeros(len(batch), longest, dtype=torch.int64)
         for r, n in enumerate(batch):

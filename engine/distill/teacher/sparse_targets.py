@@ -94,7 +94,7 @@ def sparsify(
     Args:
         q_t: (V_s, n) tempered distribution in columns.
         draws: draws per epoch.
-        epochs: epochs that get draws of their own.
+        epochs: epochs with independent draws.
 
     The draws of an epoch are stratified (one in each of `draws` equal slices of the tail's mass),
     so that each token's expected count is draws * q_T / tail and the noise is smaller than that of

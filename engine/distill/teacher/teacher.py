@@ -1,4 +1,4 @@
-"""A frozen expert that generates answers and gives hidden states for scoring text."""
+"""A frozen expert that generates answers and computes hidden states for scoring text."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ Row = tuple[PackedRow, list[EncodedBlock]]
 
 @dataclass(frozen=True)
 class TrainingData:
-    """What a run trains on.
+    """Training data of a run.
 
     Attributes:
         sources: of each expert, by source name: the source, and its share of the expert's rows.

@@ -39,7 +39,7 @@ def choose_measured(
     """Up to `count` held-out prompts of each capability of at most `max_prompt_tokens` tokens.
 
     prompt_length: number of the student's tokens in a prompt. Prompts that do not fit into the
-    student's context are given to no model.
+    student's context are left out for all models.
     """
     chosen: list[Prompt] = []
     for capability in capabilities:
@@ -106,8 +106,8 @@ def score(
 def is_right(prompt: Prompt, answer: Answer) -> bool:
     """Whether the checkers accept the answer; an open text may be cut at the short token limit."""
     complete = answer.complete or is_open(prompt)
-    asked = [m.content for m in prompt.messages if m.role == "user"]
-    return judge((nfc(answer.text),), complete, asked, prompt.check) == ""
+    questions = [m.content for m in prompt.messages if m.role == "user"]
+    return judge((nfc(answer.text),), complete, questions, prompt.check) == ""
 
 
 def score_student(

@@ -50,7 +50,7 @@ def on_policy_decision(schedule: Schedule, step: int, run_progress: float | None
 def mix_decision(
     schedule: Schedule, step: int, deficits: Mapping[str, float | None]
 ) -> list[Decision]:
-    """With `schedule.mix = "deficits"`: new shares of the unified phase after an evaluation.
+    """New shares of the unified phase after an evaluation, if `schedule.mix` is "deficits".
 
     An expert's share is proportional to its weight times its deficit (held-out KL), and between
     half and twice its share by weight, so that no expert is forgotten. No decision if a deficit is
@@ -123,7 +123,7 @@ def clock_decisions(
     training, and is shortened if it turns out too long.
 
     Args:
-        elapsed: unpaused seconds of the whole run, all attempts together.
+        elapsed: unpaused seconds of the run, all attempts together.
         hours: `schedule.hours`.
         seconds_per_step: a recent mean, including evaluations; 0 if not measured yet.
         save_seconds: reserved for the final save.
@@ -208,7 +208,7 @@ def _shortened_decay(schedule: Schedule, step: int, affordable: int) -> list[Dec
 def run_converged(schedule: Schedule, evaluations: Sequence[tuple[int, float]]) -> bool:
     """Whether the run ends by convergence; always False if max_steps or hours ends it.
 
-    evaluations: (step, bits per byte) of the whole run, in order.
+    evaluations: (step, bits per byte) of the run, in order.
     """
     settings = schedule.config.schedule
     if settings.max_steps is not None or settings.hours is not None:

@@ -60,7 +60,7 @@ class ChunkLoss:
     ce: Tensor
     """Sum of CE_i in nats."""
     grad_logits: Tensor | None
-    """(n, V) d loss / d logits, in the memory of the logits where possible; None: not wanted."""
+    """(n, V) d loss / d logits, in the memory of the logits where possible; None: not requested."""
 
 
 class Divergence(Protocol):

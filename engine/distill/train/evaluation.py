@@ -120,7 +120,7 @@ def draw_sample(
 ) -> str:
     """The student's answer to `prompt`, sampled at temperature 0.7.
 
-    seed: of a generator of its own; the random state of the training does not change.
+    seed: of a separate generator; the random state of the training does not change.
     """
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True

@@ -27,7 +27,7 @@ from engine.run.job import JobContext
 
 @dataclass(frozen=True)
 class EvaluationData:
-    """What the student is evaluated on.
+    """Evaluation data of a run.
 
     Attributes:
         held_out: held-out blocks with targets, by expert.
@@ -136,7 +136,7 @@ class Evaluator:
         )
 
     def _update_mix(self, done: EvalDone) -> None:
-        """With `schedule.mix = "deficits"`: mix the experts by what the student still lacks."""
+        """With `schedule.mix = "deficits"`: mix the experts by held-out KL."""
         deficits = {score.expert: score.kl for score in done.scores}
         decisions = mix_decision(self._plan.schedule, self._session.progress.step, deficits)
         self._plan.decide(decisions)

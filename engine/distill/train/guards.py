@@ -58,7 +58,7 @@ class GradGuard:
         return max(1, self.config.spike_window // 4)
 
     def judge(self, loss: float, grad_norm: float) -> Verdict:
-        """The verdict on a step, from its loss and the norm of its whole unclipped gradient."""
+        """The verdict on a step, from its loss and the norm of its unclipped gradient."""
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             self.skipped_non_finite += 1
             self._non_finite_in_a_row += 1

@@ -6,9 +6,9 @@ decisions as an uninterrupted one.
 
 A rollback returns from step S to the checkpoint of step R: the checkpoints after R are moved aside,
 `rollback(step=R, value=factor)` is appended, R is loaded, and the steps after R are repeated at the
-lower learning rate. (If the run is killed in between, it resumes from R, meets the same bad numbers
-and decides the same.) All other decisions stay. A resume from a checkpoint older than R takes the
-steps up to R at the old rate, exactly as before.
+lower learning rate. (If the run is killed in between, it resumes from R, reaches the same
+non-finite steps and decides the same.) All other decisions stay. A resume from a checkpoint older
+than R takes the steps up to R at the old rate, exactly as before.
 """
 
 from __future__ import annotations

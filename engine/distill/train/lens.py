@@ -188,7 +188,7 @@ class Lens:
         """
         Args:
             vocabulary: the student's.
-            special: gives the name of a token that has no bytes, such as the end of turn.
+            special: returns the name of a token that has no bytes, such as the end of turn.
         """
         self.experts = {name: probes for name, probes in experts.items() if probes.blocks}
         self._vocabulary = vocabulary

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.distill.teacher.soft_targets import SoftSource, SoftTargets, spans
 
-# About 8 MB of fp32 logits stay in a processor's cache; a GPU wants larger products.
+# About 8 MB of fp32 logits stay in a processor's cache; a GPU is faster with larger products.
 _CPU_CHUNK_ELEMENTS = 1 << 21
 _GPU_CHUNK_ELEMENTS = 1 << 26
 
@@ -46,8 +46,8 @@ class LogitsBuffer:
     """Memory for the logits of a chunk and for their gradient, used again by the next chunk.
 
     Allocated for each chunk, blocks of this size would leave holes that nothing else fits into.
-    Where the matrix products are of a narrower type than the logits, that type has memory of its
-    own, which logits and gradient share.
+    Where the matrix products are of a narrower type than the logits, that type has
+    separate memory, which logits and gradient share.
     """
 
     def __init__(

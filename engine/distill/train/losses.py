@@ -3,7 +3,7 @@
     L = sum_i [ alpha w_i T^2 D(q_T,i, softmax(z_i / T)) + (1 - alpha w_i) CE(z_i, x_i) ] / D_n
 
 where D is one of `divergences.DIVERGENCES` and the denominator D_n is the number of scored
-positions of the whole optimizer step. Logits exist for one chunk of positions at a time, and the
+positions in the optimizer step. Logits exist for one chunk of positions at a time, and the
 gradient is computed in the forward pass, so memory does not grow with positions x vocabulary.
 """
 
@@ -57,7 +57,7 @@ def distillation_loss(
         weight: (V, H) the output matrix.
         labels: (N,) int64 student tokens x_i.
         targets: soft targets of the N positions; None (or alpha = 0) is plain cross-entropy.
-        denominator: scored positions of the whole optimizer step.
+        denominator: scored positions of the optimizer step.
         divergence: a name in `divergences.DIVERGENCES`.
         chunk_size: positions whose logits exist at a time; 0: chosen from the vocabulary's size.
         compute_dtype: of the matrix products; None: that of `hidden`.

@@ -52,7 +52,7 @@ class MemoryLadder:
         return None
 
     def after(self, decisions: Iterable[Decision]) -> MemoryLadder:
-        """The settings after these decisions; those about other things are ignored."""
+        """The settings after these decisions; other decisions are ignored."""
         ladder = self
         for decision in decisions:
             if decision.kind == "micro_batch":

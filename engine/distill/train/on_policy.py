@@ -1,8 +1,9 @@
 """On-policy rounds: the student answers prompts of its training text, and each expert scores the
 answers (generalised knowledge distillation, arXiv 2306.13649).
 
-The text of a round is stored in the checkpoint, since the weights that wrote it are gone when it is
-trained on; its targets are computed again from the text. `phases` decides when a round begins.
+The text of a round is stored in the checkpoint, since the weights that wrote it have changed when
+it is trained on; its targets are computed again from the text. `phases` decides when a round
+begins.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ Prompts = Sequence[tuple[Message, ...]]
 
 
 class OnPolicyRound(msgspec.Struct, frozen=True):
-    """What the student wrote in one round, by the expert that scores it."""
+    """The student's answers of one round, by the expert that scores them."""
 
     start: int
     """The first step that trains on it."""
@@ -56,7 +57,7 @@ class OnPolicyTeacher:
     prompts: Prompts
     """Prompts of its training text."""
     load: Callable[[], LoadedExpert]
-    """Gives the expert, loaded where it is not in memory."""
+    """Returns the expert, loaded if it is not in memory."""
     release: Callable[[], None]
     """Frees its memory, where it does not stay loaded."""
 

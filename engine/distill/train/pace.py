@@ -37,21 +37,21 @@ class Clock(TypedDict):
 class Pace:
     """Measures with the monotonic clock, so that changes of the system clock have no effect."""
 
-    def __init__(self, ctx: JobContext, former_seconds: float) -> None:
-        """former_seconds: unpaused training time so far, all attempts together."""
+    def __init__(self, ctx: JobContext, previous_seconds: float) -> None:
+        """previous_seconds: unpaused training time so far, all attempts together."""
         self._ctx = ctx
-        self._former = former_seconds
+        self._previous = previous_seconds
         self._began = time.monotonic()
         self._paused_before = ctx.paused_seconds
-        self._marks: deque[float] = deque([former_seconds], maxlen=_WINDOW + 1)
+        self._marks: deque[float] = deque([previous_seconds], maxlen=_WINDOW + 1)
         self.save_seconds = 5.0
         """Duration of the last checkpoint."""
 
     @property
     def training_seconds(self) -> float:
-        """Unpaused training time of the whole run."""
+        """Unpaused training time of the run."""
         paused = self._ctx.paused_seconds - self._paused_before
-        return self._former + time.monotonic() - self._began - paused
+        return self._previous + time.monotonic() - self._began - paused
 
     def step_done(self) -> None:
         """Record the end of a step."""

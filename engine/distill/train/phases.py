@@ -50,7 +50,7 @@ class Decision(msgspec.Struct, frozen=True):
     micro_batch                micro-batch size
     activation_checkpointing   whether activations are recomputed in the backward pass
     device                     `cuda`, `mps` or `cpu`
-    on_policy                  share of the rows that the student writes itself
+    on_policy                  share of the rows that the student generates
     mix                        shares of the unified phase, `expert=share,...`
     """
 
@@ -93,8 +93,8 @@ class Schedule:
     """Phase, learning rate and mix of every step; immutable.
 
     The plan follows from `schedule.max_steps`, or from the token budgets if neither max_steps nor
-    hours is set; with hours alone the ends are open until the clock decides them. A decision in the
-    journal overrides the plan, so a resume with another budget changes only future steps.
+    hours is set; with hours alone the ends are open until a decision by the clock. A decision in
+    the journal overrides the plan, so a resume with another budget changes only future steps.
     """
 
     def __init__(
@@ -252,13 +252,13 @@ def _plan_bounds(
     create, stepped, save = phases[0], phases[1:-1], phases[-1]
     bounds: Bounds = {create.index: (0, 0)}
     done: int | None = 0
-    for place, phase in enumerate(stepped):
+    for i, phase in enumerate(stepped):
         fixed = run_end if phase.kind == "unified" else ends.get(phase.index)
         first = None if done is None else done + 1
         if fixed is not None:
             done = max(fixed, done or 0)
         elif done is not None:
-            length = _planned_length(config, stepped, place, done)
+            length = _planned_length(config, stepped, i, done)
             done = None if length is None else done + length
         bounds[phase.index] = (first, done)
     after = None if done is None else done + 1
@@ -266,14 +266,12 @@ def _plan_bounds(
     return bounds
 
 
-def _planned_length(
-    config: RunConfig, stepped: Sequence[Phase], place: int, done: int
-) -> int | None:
-    """Planned steps of `stepped[place]`, which begins after `done` steps; None: no planned end."""
-    schedule, phase = config.schedule, stepped[place]
+def _planned_length(config: RunConfig, stepped: Sequence[Phase], i: int, done: int) -> int | None:
+    """Planned steps of `stepped[i]`, which begins after `done` steps; None: no planned end."""
+    schedule, phase = config.schedule, stepped[i]
     length: int | None = None
     if schedule.max_steps is not None:
-        length = _split(max(0, schedule.max_steps - done), phase, stepped[place + 1 :])
+        length = _split(max(0, schedule.max_steps - done), phase, stepped[i + 1 :])
     elif schedule.hours is None and phase.kind == "expert":
         experts = [p for p in stepped if p.kind == "expert"]
         mean = sum(p.weight for p in experts) / len(experts)
@@ -323,8 +321,8 @@ def _by_weight(phases: Sequence[Phase], share: float) -> dict[str, float]:
 def _decayed(knots: Sequence[tuple[int, int]], step: int, floor: float) -> float:
     """Factor of the decay at `step`: 1 before it, `floor` at the step after its last."""
     factor = 1.0
-    for place, (start, last) in enumerate(knots):
-        next_start = knots[place + 1][0] if place + 1 < len(knots) else None
+    for i, (start, last) in enumerate(knots):
+        next_start = knots[i + 1][0] if i + 1 < len(knots) else None
         until = step if next_start is None else min(step, next_start)
         if until > start:
             progress = min(1.0, (until - start) / (last + 1 - start))

@@ -43,5 +43,5 @@ def rollback_state(
 
 
 def stopped_text(step: int, config: GuardsConfig) -> str:
-    """Why training stopped, for error messages."""
+    """The reason why training stopped, for error messages."""
     return f"training stopped at step {step}: {config.max_non_finite} steps in a row not finite"

@@ -28,7 +28,7 @@ from engine.distill.train.on_policy import OnPolicyRound
 
 @dataclass
 class TrainingProgress:
-    """What steps change besides weights and optimizer."""
+    """The state that steps change, except weights and optimizer."""
 
     step: int = 0
     tokens_seen: int = 0

@@ -55,7 +55,7 @@ _MAX_MICRO_BATCH = 1800.0
 
 @dataclass(frozen=True)
 class TrainerParts:
-    """What a trainer is made of.
+    """The parts of a trainer.
 
     Attributes:
         schedule: with the decisions that the journal has.
@@ -173,7 +173,7 @@ class Trainer:
     def train_step(self, step: int) -> None:
         """One optimizer step: batch, forward, loss, backward, guard, optimizer, event.
 
-        Raises JobStopped on a stop: nothing has changed then, and the whole step is repeated after
+        Raises JobStopped on a stop: nothing has changed then, and the step is repeated after
         the resume.
         """
         began = time.monotonic()
@@ -257,7 +257,7 @@ class Trainer:
     # Between steps
 
     def between_steps(self) -> None:
-        """What is due after the last completed step: decisions, evaluation, checkpoint.
+        """Do what is due after the last completed step: decisions, evaluation, checkpoint.
 
         Each is done once. This runs before the next step, so that a run that was stopped in the
         middle of it does the rest after the resume.

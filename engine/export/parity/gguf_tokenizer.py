@@ -1,4 +1,4 @@
-"""Tokenize with nothing but a GGUF file's tokenizer data, by llama.cpp's rules, where llama.cpp is
+"""Tokenize with only a GGUF file's tokenizer data, by llama.cpp's rules, where llama.cpp is
 not installed.
 
 SentencePiece-style: merge the pair whose joined token has the highest score, the leftmost of
@@ -28,7 +28,7 @@ def load_encoder(path: Path, reader: GGUFReader | None = None) -> Encode:
 
     reader: the same file, where it is open already.
 
-    Raises GladiusError for a tokenizer model or pre-tokenizer that this program does not know.
+    Raises GladiusError for a tokenizer model or pre-tokenizer that this program does not support.
     """
     reader = reader or GGUFReader(path)
     fields = {name: field for name, field in reader.fields.items() if name.startswith("token")}

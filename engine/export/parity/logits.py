@@ -29,7 +29,7 @@ F32_MAX_DIFFERENCE = 1e-3
 
 @dataclass(frozen=True)
 class LogitDifferences:
-    """How far the file's logits are from the model's.
+    """Differences between the file's logits and the model's.
 
     Attributes:
         largest, mean: absolute difference of a logit.
@@ -81,7 +81,7 @@ def check_logits(comparison: Comparison) -> CheckDone:
             tick=tick("computing logits with llama.cpp"),
         )
     except LlamaCppFailed as error:
-        # A crash says little about the file.
+        # A crash does not show that the file is wrong.
         return skip_check(check, str(error)) if error.crashed else fail_check(check, str(error))
     model_logits = reference_logits(
         comparison.folder, sequences, tick("computing logits with transformers")

@@ -1,4 +1,4 @@
-"""Compare the token ids that a GGUF file's tokenizer gives with those of tokenizer.json."""
+"""Compare the token ids of a GGUF file's tokenizer with those of tokenizer.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from engine.export.tokenizer import GgufTokenizer
 NUM_TEXTS = 600
 """Strings that are compared, each with and without beginning and end tokens."""
 
-# llama.cpp always takes tokens with these texts for end tokens, whatever their type in the file.
+# llama.cpp always takes tokens with these texts for end tokens, for any type in the file.
 _END_TOKENS = frozenset(
     (
         *("</s>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|eot_id|>", "<|eom_id|>", "<|im_end|>"),
@@ -31,7 +31,7 @@ _END_TOKENS = frozenset(
 
 
 def check_tokens(comparison: Comparison) -> CheckDone:
-    """Check token ids, as read by llama.cpp or, without it, by this program's own reader."""
+    """Check token ids, as read by llama.cpp or, without it, by `gguf_tokenizer`."""
     backend = Tokenizer.from_file(str(comparison.folder / "tokenizer.json"))
     # tokenizer.json keeps the truncation and padding that were set when it was saved.
     backend.no_truncation()
@@ -49,7 +49,7 @@ def check_tokens(comparison: Comparison) -> CheckDone:
     try:
         tokenized_by, found = _tokenize(comparison, texts)
     except LlamaCppFailed as error:
-        # A crash says little about the file.
+        # A crash does not show that the file is wrong.
         return skip_check(check, str(error)) if error.crashed else fail_check(check, str(error))
     except GladiusError as error:
         return skip_check(check, str(error))
@@ -85,7 +85,7 @@ def _texts(tokenizer: GgufTokenizer) -> tuple[list[str], list[str]]:
 
 
 def _tokenize(comparison: Comparison, texts: list[str]) -> tuple[str, dict[bool, list[list[int]]]]:
-    """What tokenized the texts, and the ids by whether special tokens are added."""
+    """The name of the tokenizer, and the ids by whether special tokens are added."""
     python = llama_runtime.find_python()
     comparison.report("comparing token ids", 0, None)
     if python is None:

@@ -69,11 +69,11 @@ def _text_findings(tokenizer: PreTrainedTokenizerFast, chat: Chat, is_student: b
 def _answer_findings(tokenizer: PreTrainedTokenizerFast) -> list[str]:
     """Whether training text, where an answer follows its prompt, matches what generation sees."""
     prompt = _render(tokenizer, [_USER], generation_prompt=True)
-    whole = _render(tokenizer, [_USER, _ANSWER])
+    rendered = _render(tokenizer, [_USER, _ANSWER])
     expected = prompt + _ANSWER["content"]
-    if not whole.startswith(expected):
+    if not rendered.startswith(expected):
         return ["an answer does not begin where its prompt ends"]
-    if not whole.removeprefix(expected).startswith(str(tokenizer.eos_token)):
+    if not rendered.removeprefix(expected).startswith(str(tokenizer.eos_token)):
         return [f"an answer is not followed by {tokenizer.eos_token!r}"]
     return []
 

@@ -79,7 +79,7 @@ def _digest(context: CheckContext, path: Path) -> str:
 
 
 def _compare(path: Path, saved: FileRecord | None, digest: str) -> list[str]:
-    """What differs from the record of the file; nothing for a file without a record."""
+    """Differences from the record of the file; none for a file without a record."""
     size = path.stat().st_size
     if saved is not None and size != saved.bytes:
         return [f"{path.name} has {size:,} bytes instead of {saved.bytes:,}"]

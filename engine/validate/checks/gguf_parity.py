@@ -15,7 +15,7 @@ _NAME, _TITLE = "gguf_parity", "GGUF parity"
 
 
 def check_gguf_parity(context: CheckContext) -> Iterator[CheckDone]:
-    """Compare the GGUF file under validation, or every GGUF file beside the model, with the folder.
+    """Compare the GGUF file under validation, or all GGUF files of the model, with the folder.
 
     Where there are several files, the rows' names and titles end in the file's name.
     """
@@ -26,7 +26,7 @@ def check_gguf_parity(context: CheckContext) -> Iterator[CheckDone]:
         return
     files = [context.gguf] if context.gguf else sorted(folder.glob("*.gguf"))
     for file in files:
-        # A check of its own for each file: a damaged one does not keep the others from it.
+        # A separate check for each file: a damaged one does not affect the others.
         check = Check(
             group="structural",
             name=_NAME,

@@ -1,5 +1,5 @@
-"""How many held-out prompts of each capability the model answers correctly, beside the scores of
-the experts in the newest training run.
+"""Count the held-out prompts of each capability that the model answers correctly, and report the
+scores of the experts in the newest training run for comparison.
 
 Prompts and rules are those of the training run's own evaluations
 (`engine.distill.train.capabilities`).
@@ -28,7 +28,7 @@ ExpertScores = Mapping[str, Mapping[str, CapabilityScore]]
 
 @dataclass(frozen=True)
 class RunSettings:
-    """How the newest training run of the workspace measured capabilities.
+    """Settings and expert scores of the newest training run of the workspace.
 
     Attributes:
         prompts: prompts of each capability.
@@ -98,7 +98,7 @@ def check_capabilities(context: CheckContext) -> CheckDone:
         _TITLE,
         value=f"{total} of {len(prompts)} prompts",
         meaning="Held-out prompts of each capability that the model answers correctly, as far as "
-        "rules can tell, beside the experts' scores in the newest run of this workspace.",
+        "rules can tell, next to the experts' scores in the newest run of this workspace.",
         detail="\n".join(
             _line(capability, results, settings.experts) for capability, results in correct.items()
         ),

@@ -1,4 +1,4 @@
-"""How well the model predicts the text that its training run held out: bits per byte, KL from each
+"""Evaluate the model on the text that its training run held out: bits per byte, KL from each
 expert, and agreement with each expert.
 
 The text and the experts' soft targets come from the run's cache: a model that was trained on
@@ -78,7 +78,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class _Result:
-    """What was measured on one expert's text.
+    """Measurements on one expert's text.
 
     Attributes:
         score: the student's.

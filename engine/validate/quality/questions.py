@@ -27,7 +27,7 @@ _MIN_WORDS = 5
 ROUTING = "routing"
 CAPABILITIES = "capabilities"
 _TITLES = {ROUTING: "tool routing", CAPABILITIES: "capabilities question"}
-"""The questions whose answers have a row of their own, by id."""
+"""The questions whose answers have a separate row, by id."""
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

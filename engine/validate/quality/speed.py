@@ -1,4 +1,4 @@
-"""How fast the model processes a prompt and generates an answer, in transformers."""
+"""Measure the speed of processing a prompt and generating an answer, in transformers."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def refuse_unknown(tasks: Sequence[str], include: Path | None = None) -> None:
 
 
 def check_tasks(context: CheckContext) -> Iterator[CheckDone]:
-    """A row for each metric of each task that was asked for."""
+    """A row for each metric of each task that was requested."""
     tasks = context.config.tasks
     if not tasks:
         return

@@ -1,5 +1,5 @@
-"""How often the model answers the tool prompts of assets/validation with JSON, with a valid call,
-and with the correct call.
+"""Measure how often the model answers the tool prompts of assets/validation with JSON, with a valid
+call, and with the correct call.
 
 The prompts were written by hand for validation and are never trained on; the tools are offered in
 the same form as in the training text.
@@ -41,12 +41,12 @@ class ToolPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True)
 class Score:
-    """How good an answer is; each property implies the one before.
+    """Quality of an answer; each property implies the one before.
 
     Attributes:
         is_json: the whole answer is one JSON value, plain or in one code fence.
         is_valid: it calls an offered tool with arguments that fit its JSON Schema.
-        is_correct: tool and arguments are those that the query asks for.
+        is_correct: tool and arguments are those that the query requires.
         reason: what is wrong; empty when nothing is.
     """
 
@@ -108,7 +108,7 @@ def conversation(prompt: ToolPrompt, tools: dict[str, Tool]) -> list[Message]:
 
 
 def score_answer(answer: str, prompt: ToolPrompt, tools: dict[str, Tool]) -> Score:
-    """How good an answer is."""
+    """The quality of an answer."""
     if check_json(JsonCheck(), answer):
         reason = REASONS["no_json"] if answer.strip() else "only white space"
         return Score(is_json=False, is_valid=False, is_correct=False, reason=reason)

@@ -36,7 +36,7 @@ def schedule_of(ws, **fields) -> Schedule:
 
 def test_training_time_counts_all_attempts_without_pauses(clock):
     ctx = JobContext(KeepingLink())
-    ctx.paused_seconds = 5.0  # before this, counted by whoever made former_seconds
+    ctx.paused_seconds = 5.0  # before this, counted by the caller of Pace in previous_seconds
     pace = Pace(ctx, 100.0)
     clock(10)
     ctx.paused_seconds += 4.0
