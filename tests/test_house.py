@@ -24,6 +24,7 @@ OLD_WORDS = ("owns", "heard", "told", "anew", "whereof")
 _OLD_WORD = re.compile(rf"(?<![A-Za-z])({'|'.join(OLD_WORDS)})(?![A-Za-z])", re.IGNORECASE)
 ALLOWED = {
     ("engine/prompts/variants/writing.py", "heard"),  # part of a prompt that has a digest
+    ("CHANGELOG.md", "heard"),  # the former name of a key
 }
 """Old words that must stay: (path, word)."""
 
