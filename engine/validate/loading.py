@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
 
 from engine import hardware
+from engine.distill.teacher.loading import quiet_transformers
 from engine.experts.gguf_source import GGUFExpert
 
 _LARGE_MODEL = 300_000_000
@@ -78,7 +76,7 @@ def load_folder(folder: Path) -> LoadResult:
     Raises any error of the libraries for a broken file.
     """
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with _quiet_transformers():
+    with quiet_transformers():
         result: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
@@ -138,18 +136,3 @@ def _count(model: Any) -> int:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and warnings out of the worker's log."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

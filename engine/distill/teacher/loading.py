@@ -46,7 +46,7 @@ def load_tokenizer(path: Path, spec: ExpertSpec) -> PreTrainedTokenizerFast:
             "fast tokenizer there"
         )
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
         reference = Tokenizer.from_file(str(file))
     except Exception as error:  # a broken file can raise anything
@@ -97,7 +97,7 @@ def _load_folder(path: Path, spec: ExpertSpec, dtype: torch.dtype) -> Any:
         )
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             config = AutoConfig.from_pretrained(path, **options)
             if getattr(config, "attn_logit_softcapping", None):
                 options["attn_implementation"] = "eager"  # the fused kernels have no cap
@@ -128,7 +128,7 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep progress bars and warnings of transformers out of the worker's log."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()
