@@ -56,6 +56,9 @@ class SilentLink:
 
     def heartbeat(self, activity: str = "") -> None: ...
 
+    def commit(self) -> None:
+        pass
+
     @contextmanager
     def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield

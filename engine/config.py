@@ -15,9 +15,10 @@ from msgspec import Meta
 
 from engine.errors import UsageError
 from engine.experts.registry import CAPABILITIES, load_experts
+from engine.small_files import Damaged, decode_json, read_toml
 from engine.structs import Problem, convert, leaves, nearest, problems_text
 from engine.text.sources import HUB, absolute_source
-from engine.workspace import Workspace, assets_dir
+from engine.workspace import Workspace, assets_dir, moved_path
 
 # A field whose Meta has `extra={"mutable": True}` may be changed when a run is resumed.
 _MUTABLE = {"mutable": True}
@@ -361,11 +362,11 @@ def _checked(workspace: Workspace, tables: dict[str, Any], problems: list[Proble
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return read_toml(path)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: {error}") from error
+    except Damaged as error:
+        raise UsageError(f"{path}: {error.reason}") from error
 
 
 def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> None:
@@ -384,7 +385,7 @@ def _set(tables: dict[str, Any], override: str, notes: list[str]) -> list[Proble
         return [Problem("", f"{override!r} is not section.field=value")]
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text.strip()
     section: dict[str, Any] = {parts[-1]: value}
     for part in reversed(parts[:-1]):
@@ -547,14 +548,37 @@ def to_json(config: RunConfig) -> bytes:
 def from_json(data: bytes, notes: list[str] | None = None) -> RunConfig:
     """The config that `to_json` wrote, also by a version with former field names.
 
-    One line for each former name is appended to `notes`. Raises msgspec.MsgspecError if the data is
-    not a config.
+    One line for each former name is appended to `notes`. Raises Damaged if the data is not a
+    config.
     """
-    tables = msgspec.json.decode(data)
-    found = read_former_names(tables) if isinstance(tables, dict) else []
+    tables = decode_json(data, source="the config")
+    try:
+        found = read_former_names(tables) if isinstance(tables, dict) else []
+        config = msgspec.convert(tables, RunConfig)
+    except (msgspec.MsgspecError, RecursionError, UsageError) as error:
+        raise Damaged("the config", " ".join(str(error).split())) from error
     if notes is not None:
         notes += found
-    return msgspec.convert(tables, RunConfig)
+    return config
+
+
+def move_paths(config: RunConfig, before: str | Path, after: str | Path) -> RunConfig:
+    """The config with the paths below the folder `before` moved to the folder `after`."""
+    if str(before) == str(after):
+        return config
+    replace = msgspec.structs.replace
+
+    def moved(source: str) -> str:
+        prefix = HUB if source.startswith(HUB) else ""
+        return prefix + moved_path(source.removeprefix(prefix), before, after)
+
+    data = replace(
+        config.data,
+        files=[moved(source) for source in config.data.files],
+        corpora=[replace(c, source=moved(c.source)) for c in config.data.corpora],
+    )
+    student = replace(config.student, tokenizer=moved(config.student.tokenizer))
+    return replace(config, data=data, student=student)
 
 
 def to_toml(config: RunConfig) -> str:

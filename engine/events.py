@@ -429,6 +429,16 @@ class Heartbeat(Event, frozen=True, kw_only=True, tag="Heartbeat"):
     """The worker is alive; never stored, never broadcast."""
 
     activity: str = ""
+    commit: int = 0
+    """Number of a request to commit all events before it; the runner answers by the pipe."""
+
+
+class EarlierEvents(Event, frozen=True, kw_only=True, tag="EarlierEvents"):
+    """Metrics of the steps before a resume, from the checkpoint; the runner stores those that the
+    history lacks. Never stored or broadcast itself."""
+
+    lines: tuple[str, ...]
+    """Encoded events."""
 
 
 AnyEvent = (
@@ -456,7 +466,13 @@ AnyEvent = (
     | TokenizersAudited
     | SpeedMeasured
     | Heartbeat
+    | EarlierEvents
 )
+
+
+def is_metric(event: Event) -> bool:
+    """Whether a chart shows values of the event: a resumed run needs each of them."""
+    return isinstance(event, StepDone | EvalDone | CapabilitiesScored)
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="command"):

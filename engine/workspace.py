@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -154,6 +154,12 @@ def runtime_dir(root: Path) -> Path:
     return folder
 
 
+def moved_path(path: str, before: str | Path, after: str | Path) -> str:
+    """The path below the root `after` if it was below the root `before`."""
+    inside = path == str(before) or path.startswith(f"{before}/")
+    return f"{after}{path[len(str(before)) :]}" if inside else path
+
+
 def assets_dir() -> Path:
     """The folder of shipped data: the installed copy, or the repository's `assets/`."""
     package = Path(__file__).resolve().parent
@@ -170,8 +176,51 @@ def fsync_dir(path: Path) -> None:
         os.close(descriptor)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+FAILPOINT = "GLADIUS_FAILPOINT"
+"""Environment variable of tests: the process is killed at a boundary of a durable write.
+
+Its value is NAME[:N[:both]]: at the N-th time that this process reaches the boundary; `both` kills
+its parent too. Names are FILE/BOUNDARY, such as `journal.jsonl/written` or `publish/renamed`, and
+may have wildcards. `@PATH` reads the entries from a file, one a line; the first one counts, and is
+removed before the kill, so that the restarted process goes on with the next."""
+_reached: dict[str, int] = {}
+
+
+def failpoint(name: str) -> None:
+    """A boundary of a durable write, at which a test can kill the process; see FAILPOINT."""
+    if plan := os.environ.get(FAILPOINT):
+        _die_if_planned(plan, name)
+
+
+def _die_if_planned(plan: str, name: str) -> None:
+    import signal
+
+    entry, rest = plan, ""
+    if plan.startswith("@"):
+        try:
+            entry, _, rest = Path(plan[1:]).read_text().partition("\n")
+        except OSError:
+            return
+    wanted, count, both = [*entry.split(":"), "", ""][:3]
+    if not wanted or not fnmatch.fnmatchcase(name, wanted):
+        return
+    _reached[entry] = _reached.get(entry, 0) + 1
+    if _reached[entry] < int(count or 1):
+        return
+    if plan.startswith("@"):
+        Path(plan[1:]).write_text(rest)
+    if both:
+        os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _write_all(descriptor: int, data: bytes | memoryview, name: str) -> None:
     view = memoryview(data)
+    if os.environ.get(FAILPOINT) and len(view) > 1:
+        half = len(view) // 2
+        os.write(descriptor, view[:half])
+        failpoint(f"{name}/half")
+        view = view[half:]
     while view:
         view = view[os.write(descriptor, view) :]
 
@@ -182,15 +231,34 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         try:
-            _write_all(descriptor, data)
+            failpoint(f"{path.name}/opened")
+            _write_all(descriptor, data, path.name)
+            failpoint(f"{path.name}/written")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        failpoint(f"{path.name}/synced")
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    failpoint(f"{path.name}/renamed")
     fsync_dir(path.parent)
+    failpoint(f"{path.name}/durable")
+
+
+def write_new_file(path: Path, pieces: Iterable[memoryview]) -> None:
+    """Write a new file durably, piece by piece; raises FileExistsError if it exists."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        failpoint(f"{path.name}/opened")
+        for piece in pieces:
+            _write_all(descriptor, piece, path.name)
+        failpoint(f"{path.name}/written")
+        os.fsync(descriptor)
+        failpoint(f"{path.name}/synced")
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -210,12 +278,15 @@ def append_line(path: Path, line: bytes) -> None:
         end = _complete_lines(descriptor)
         os.ftruncate(descriptor, end)
         os.lseek(descriptor, end, os.SEEK_SET)
+        failpoint(f"{path.name}/opened")
         try:
-            _write_all(descriptor, line.rstrip(b"\n") + b"\n")
+            _write_all(descriptor, line.rstrip(b"\n") + b"\n", path.name)
         except OSError:
             os.ftruncate(descriptor, end)
             raise
+        failpoint(f"{path.name}/written")
         os.fsync(descriptor)
+        failpoint(f"{path.name}/synced")
     finally:
         os.close(descriptor)
     if created:
@@ -246,8 +317,11 @@ def publish_dir(temporary: Path, final: Path) -> None:
             finally:
                 os.close(descriptor)
         fsync_dir(Path(folder))
+    failpoint("publish/synced")
     os.rename(temporary, final)
+    failpoint("publish/renamed")
     fsync_dir(final.parent)
+    failpoint("publish/durable")
 
 
 def sha256_file(path: Path) -> str:

@@ -111,7 +111,9 @@ class CheckpointFolders:
     def _remove(self, path: Path) -> None:
         """Delete a folder; a crash in the middle leaves a temporary one, not half a checkpoint."""
         doomed = self.free_path(f"{TEMPORARY}old-{path.name}")
+        workspace.failpoint("remove/begun")
         os.rename(path, doomed)
+        workspace.failpoint("remove/renamed")
         workspace.remove_entry(doomed)
 
 

@@ -7,7 +7,7 @@ rejected-...       did not verify; never deleted
 superseded-...     its steps are trained again; deleted after the next save
 old-<time>/        everything of an earlier run, set aside by `train --fresh`
 .tmp-...           unfinished; deleted at the next start
-config.json journal.jsonl tokenizer/ held_out.json    files of the run
+config.json journal.jsonl tokenizer/ held_out.json seal.json    files of the run
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ RUN_CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
 TOKENIZER = "tokenizer"
 HELD_OUT = "held_out.json"
+SEAL = "seal.json"
 
 # Files of a checkpoint
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
 STATE, CONFIG, MANIFEST = "state.json", "run_config.json", "manifest.json"
 PROTECTED = "protected"
+EVENTS = "events.jsonl"
+"""The metrics of recent steps, as events. A checkpoint also has SEAL, JOURNAL and TOKENIZER/ of its
+run; those of older versions don't."""
 
 REJECTED = "rejected"
 SUPERSEDED = "superseded"
@@ -94,7 +98,13 @@ def has_rejected(folder: Path) -> bool:
 def is_of_run(name: str) -> bool:
     """Whether an entry of the checkpoints folder belongs to the current run."""
     prefixes = ("step-", "best-", f"{SUPERSEDED}-", f"{REJECTED}-")
-    return name.startswith(prefixes) or name in (JOURNAL, TOKENIZER, RUN_CONFIG, HELD_OUT)
+    return name.startswith(prefixes) or name in (
+        JOURNAL,
+        TOKENIZER,
+        RUN_CONFIG,
+        HELD_OUT,
+        SEAL,
+    )
 
 
 def _folders(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:

@@ -6,7 +6,7 @@ holds the SHA-256 of every file and, as its last field, its own.
 
 from __future__ import annotations
 
-import hashlib
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +14,25 @@ from typing import Literal
 
 import msgspec
 
-from engine.checkpoint.layout import CONFIG, MANIFEST, MODEL, OPTIMIZER, RNG, STATE
-from engine.checkpoint.tensor_files import FileRecord, hash_file
+from engine.checkpoint.hashing import FileRecord, hash_file, record_of
+from engine.checkpoint.layout import (
+    CONFIG,
+    EVENTS,
+    JOURNAL,
+    MANIFEST,
+    MODEL,
+    OPTIMIZER,
+    RNG,
+    SEAL,
+    STATE,
+    TOKENIZER,
+)
+from engine.small_files import Damaged, decode_signed, encode_signed, read_bytes
 
 FILES = {"full": {MODEL, OPTIMIZER, RNG, STATE, CONFIG}, "weights": {MODEL, CONFIG}}
+RUN_FILES = {SEAL, JOURNAL, EVENTS}
+"""Files of the run that a full checkpoint may have besides those."""
+_TOKENIZER_FILE = re.compile(rf"{TOKENIZER}/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FORMAT = 1
 
 
@@ -46,12 +61,12 @@ class Broken(Exception):
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """The manifest as JSON with its own digest (of all before it) as the last field."""
-    body = msgspec.json.encode(manifest)
-    return body[:-1] + _seal(body)
+    return encode_signed(manifest)
 
 
-def _seal(body: bytes) -> bytes:
-    return b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
+def is_run_file(name: str) -> bool:
+    """Whether a checkpoint's file is a copy of a small file of the run."""
+    return name in RUN_FILES or _TOKENIZER_FILE.fullmatch(name) is not None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -59,20 +74,29 @@ def read_manifest(folder: Path) -> Manifest:
     if not stat.S_ISDIR(folder.lstat().st_mode):
         raise Broken("it is not a folder")
     try:
-        data = _plain_file(folder / MANIFEST).read_bytes()
+        data = read_bytes(_plain_file(folder / MANIFEST))
+        manifest = decode_signed(data, Manifest, MANIFEST)
     except FileNotFoundError:
         raise Broken(f"{MANIFEST} is missing") from None
-    size = len(_seal(b""))
-    body = data[:-size] + b"}"
-    if data[-size:] != _seal(body):
-        raise Broken(f"{MANIFEST} is damaged")
-    try:
-        manifest = msgspec.json.decode(body, type=Manifest)
-    except msgspec.MsgspecError as error:
-        raise Broken(f"{MANIFEST} can't be parsed: {error}") from error
-    if manifest.format != _FORMAT or set(manifest.files) != FILES[manifest.kind]:
+    except Damaged as error:
+        raise Broken(f"{MANIFEST} is damaged ({error.reason})") from error
+    names = set(manifest.files)
+    required = FILES[manifest.kind]
+    others = (name for name in names - required if not is_run_file(name))
+    if manifest.format != _FORMAT or not required <= names or any(others):
         raise Broken(f"{MANIFEST} was written by another version of this program")
     return manifest
+
+
+def read_small_file(folder: Path, name: str, manifest: Manifest) -> bytes:
+    """A small file of a checkpoint, compared with its manifest; raises Broken, OSError."""
+    try:
+        data = read_bytes(_plain_file(folder / name))
+    except Damaged as error:
+        raise Broken(f"{name} is damaged ({error.reason})") from error
+    if record_of(data) != manifest.files[name]:
+        raise Broken(f"{name} is damaged (its SHA-256 differs)")
+    return data
 
 
 def verify(
@@ -104,6 +128,8 @@ def _plain_file(path: Path) -> Path:
         mode = path.lstat().st_mode
     except FileNotFoundError:
         return path
+    if path.parent.is_symlink():
+        raise Broken(f"{path.parent.name} is a link")
     if not stat.S_ISREG(mode):
         raise Broken(f"{path.name} is not a plain file")
     return path

@@ -15,8 +15,8 @@ import msgspec
 import torch
 import transformers
 
+from engine.checkpoint.hashing import FileRecord, hash_file
 from engine.checkpoint.layout import HELD_OUT
-from engine.checkpoint.tensor_files import FileRecord, hash_file
 from engine.config import RunConfig, digest, read_former_names
 from engine.experts.registry import ExpertSpec
 from engine.workspace import write_json

@@ -5,7 +5,6 @@ Folder names are in `layout`. One process writes at a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -22,6 +21,7 @@ import torch
 from engine import workspace
 from engine.checkpoint.errors import CheckpointError
 from engine.checkpoint.folders import CheckpointFolders
+from engine.checkpoint.hashing import FileRecord
 from engine.checkpoint.layout import (
     CONFIG,
     MODEL,
@@ -34,8 +34,15 @@ from engine.checkpoint.layout import (
     best_folder,
     step_folder,
 )
-from engine.checkpoint.manifest import Broken, Manifest, read_manifest, verify
-from engine.checkpoint.tensor_files import FileRecord, read_tensors
+from engine.checkpoint.manifest import (
+    Broken,
+    Manifest,
+    is_run_file,
+    read_manifest,
+    read_small_file,
+    verify,
+)
+from engine.checkpoint.tensor_files import read_tensors
 from engine.checkpoint.train_state import TrainState
 from engine.checkpoint.writer import CheckpointWriter, Content, encode_state, require_finite
 
@@ -105,6 +112,7 @@ class CheckpointStore:
                 RNG: state.rng,
                 STATE: encode_state(state),
                 CONFIG: config_json,
+                **state.files,
             }
             with self._writer.temporary(final, content) as temporary:
                 files = self._writer.write(temporary, content)
@@ -184,12 +192,9 @@ class CheckpointStore:
         """The RunConfig (JSON) that a checkpoint was made with; raises as load() does."""
         path = self.find(which)
         try:
-            data = (path / CONFIG).read_bytes()
-            if hashlib.sha256(data).hexdigest() != read_manifest(path).files[CONFIG].sha256:
-                raise Broken(f"{CONFIG} is damaged (its SHA-256 differs)")
+            return read_small_file(path, CONFIG, read_manifest(path))
         except (Broken, OSError) as error:
             raise _damaged(path, error) from error
-        return data
 
     def list(self) -> list[CheckpointInfo]:
         """The full checkpoints on disk, the oldest first; not verified."""
@@ -261,4 +266,9 @@ def _read(path: Path, manifest: Manifest) -> TrainState:
         state.optimizer = read_tensors(path / OPTIMIZER)
         state.rng = read_tensors(path / RNG)
         state.scalars = json.loads((path / STATE).read_bytes())["scalars"]
+        state.files = {
+            name: read_small_file(path, name, manifest)
+            for name in manifest.files
+            if is_run_file(name)
+        }
     return state

@@ -6,16 +6,15 @@ disk, and copies all GPU tensors at once; this one holds one tensor at a time.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import msgspec
 import torch
 from safetensors import safe_open
 from torch import Tensor
+
+from engine.checkpoint.hashing import FileRecord, no_heartbeat, write_file
 
 _DTYPES = {
     torch.float64: "F64",
@@ -29,60 +28,10 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_PIECE = 8 << 20  # bytes between two heartbeats
-
-
-class FileRecord(msgspec.Struct, frozen=True):
-    """Size and SHA-256 of a file."""
-
-    bytes: int
-    sha256: str
-
-
-def _no_heartbeat() -> None:
-    pass
-
-
-def write_file(
-    path: Path, pieces: Iterable[bytes | memoryview], heartbeat: Callable[[], None] = _no_heartbeat
-) -> FileRecord:
-    """Write a new file durably; the digest is of the bytes passed in, not of those on disk."""
-    digest, size = hashlib.sha256(), 0
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        for piece in map(memoryview, pieces):
-            for start in range(0, len(piece), _PIECE):
-                part = piece[start : start + _PIECE]
-                digest.update(part)
-                size += len(part)
-                while part:
-                    part = part[os.write(descriptor, part) :]
-                heartbeat()
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return FileRecord(size, digest.hexdigest())
-
-
-def hash_file(
-    path: Path, heartbeat: Callable[[], None] = _no_heartbeat, *, from_disk: bool = False
-) -> str:
-    """SHA-256 of a file; `from_disk`: drop it from the page cache first, where possible."""
-    digest = hashlib.sha256()
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if from_disk and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        while piece := os.read(descriptor, _PIECE):
-            digest.update(piece)
-            heartbeat()
-    finally:
-        os.close(descriptor)
-    return digest.hexdigest()
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], heartbeat: Callable[[], None] = _no_heartbeat
+    path: Path, tensors: Mapping[str, Tensor], heartbeat: Callable[[], None] = no_heartbeat
 ) -> FileRecord:
     """Write a new safetensors file durably.
 

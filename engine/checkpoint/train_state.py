@@ -25,6 +25,9 @@ class TrainState:
     """JSON values: cursors, averages, guards, best evaluation, training seconds, ..."""
     rng: dict[str, Tensor] = field(default_factory=dict)
     """uint8 states of generators, see rng_tensors()."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """Copies of the run's small files by name (seal, journal, tokenizer, recent events); a
+    checkpoint of an older version has none."""
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -14,15 +14,10 @@ from torch import Tensor
 from engine import workspace
 from engine.checkpoint.errors import CheckpointError, NonFinite, OutOfSpace
 from engine.checkpoint.folders import CheckpointFolders
+from engine.checkpoint.hashing import FileRecord, write_file
 from engine.checkpoint.layout import MANIFEST, REJECTED, TEMPORARY
 from engine.checkpoint.manifest import Broken, Manifest, encode_manifest, verify
-from engine.checkpoint.tensor_files import (
-    FileRecord,
-    first_non_finite,
-    tensors_bytes,
-    write_file,
-    write_tensors,
-)
+from engine.checkpoint.tensor_files import first_non_finite, tensors_bytes, write_tensors
 from engine.checkpoint.train_state import TrainState
 
 _SLACK = 4 << 20
@@ -68,6 +63,8 @@ class CheckpointWriter:
 
     def write(self, folder: Path, content: Content) -> dict[str, FileRecord]:
         """Write the files durably; returns sizes and hashes of what was meant to be written."""
+        for parent in {(folder / name).parent for name in content} - {folder}:
+            parent.mkdir(exist_ok=True)
         return {
             name: write_file(folder / name, [data], self._heartbeat)
             if isinstance(data, bytes)

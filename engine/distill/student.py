@@ -22,7 +22,7 @@ from engine.distill.align.blocks import Chat, ChatEncoder
 from engine.errors import MissingError, UsageError
 from engine.experts.registry import expert_path, load_experts
 from engine.generation import Generator
-from engine.workspace import Workspace, publish_dir
+from engine.workspace import Workspace, publish_dir, remove_entry
 
 _CHATML = (
     "{% for message in messages %}"
@@ -73,6 +73,48 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         chat_template=_CHATML,
         clean_up_tokenization_spaces=False,
     )
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""The files that a tokenizer is loaded from."""
+
+
+def store_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the run's own tokenizer durably: all files, or none after a crash."""
+    temporary = _empty_temporary(folder)
+    tokenizer.save_pretrained(temporary)
+    _publish(temporary, folder)
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer of an expert, or of the user, to the run durably."""
+    temporary = _empty_temporary(folder)
+    if source.is_file():
+        shutil.copyfile(source, temporary / "tokenizer.json")
+    origin = source if source.is_dir() else source.parent
+    for name in _TOKENIZER_FILES:
+        if (origin / name).is_file() and not (temporary / name).exists():
+            shutil.copyfile(origin / name, temporary / name)
+    _publish(temporary, folder)
+
+
+def _empty_temporary(folder: Path) -> Path:
+    temporary = folder.with_name(f".tmp-{folder.name}")
+    remove_entry(temporary)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    remove_entry(folder)  # without tokenizer.json: left by a crash of an older version
+    publish_dir(temporary, folder)
 
 
 def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -12,8 +12,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from engine import hardware
+from engine.checkpoint.hashing import hash_file
 from engine.checkpoint.model_record import RECORD
-from engine.checkpoint.tensor_files import hash_file
 from engine.errors import GladiusError
 from engine.events import CheckDone, Exported, JobRequest
 from engine.export import llama_runtime

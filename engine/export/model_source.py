@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from engine.checkpoint.hashing import hash_file
 from engine.checkpoint.layout import CONFIG, MODEL, STATE, parse_step
 from engine.checkpoint.manifest import Broken, Manifest, read_manifest
 from engine.checkpoint.model_record import (
@@ -23,7 +24,6 @@ from engine.checkpoint.model_record import (
     read_record,
 )
 from engine.checkpoint.store import CheckpointStore
-from engine.checkpoint.tensor_files import hash_file
 from engine.config import RunConfig, from_json
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.student import llama_config, load_tokenizer, save_tokenizer, tokenizer_path

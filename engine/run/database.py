@@ -49,6 +49,7 @@ class Database:
         series: writes metric series, while a write is in progress.
         trouble: the current problem with the file in one line; "" when there is none.
         moved_aside: name of the damaged file that was replaced by a new one.
+        generation: changes when writing goes on in another file than before.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,7 +58,9 @@ class Database:
         self.series: rollup.SeriesWriter | None = None
         self.trouble = ""
         self.moved_aside = ""
+        self.generation = 0
         self._inode = 0
+        self._written_file: tuple[int, int] | None = None
         self._db: sqlite3.Connection | None = None
         self._writable = False
 
@@ -80,6 +83,16 @@ class Database:
                 if not _is_damage(error) or not self._move_aside():
                     return False
         return False
+
+    def is_lost(self) -> bool:
+        """Whether the file that is written was deleted or replaced since it was opened; it is then
+        closed, and the next write opens or creates what is at the path now."""
+        if not self._writable or self._written_file == _identity(self.path):
+            return False
+        self.disconnect()
+        self.generation += 1
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return True
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T | None:
         """The result of `work`; None, with `trouble` set, when it failed."""
@@ -119,6 +132,7 @@ class Database:
             db.close()
             raise
         self._db, self._writable, self.series = db, True, rollup.SeriesWriter(db)
+        self._written_file = _identity(self.path)
         return db
 
     def _connect(self, mode: str) -> sqlite3.Connection:
@@ -151,7 +165,17 @@ class Database:
             self.trouble = f"the damaged history can't be moved aside ({error})"
             return False
         self.moved_aside = aside
+        self.generation += 1
         return True
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of a file; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def check(db: sqlite3.Connection) -> None:

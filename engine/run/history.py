@@ -9,19 +9,37 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
-from engine.events import AnyEvent, Job, RunStarted, StepDone, decode_event, encode
+from engine.events import (
+    AnyEvent,
+    HardwareRead,
+    Job,
+    ProbeRead,
+    Progress,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+    decode_event,
+    encode,
+)
 from engine.run import rollup
 from engine.run.database import Database, check
 from engine.run.rollup import Column
+from engine.small_files import BAD_JSON
 
 _MAX_WAITING = 20_000
 """Events that wait while the database can't be written; older ones are dropped."""
 _PART = 200
+_MAX_RECENT = 4000
+"""Events that are written again when the file was deleted or replaced."""
+
+_Row = tuple[str, int, AnyEvent]
+"""Run, attempt, event."""
 
 
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +179,7 @@ class HistoryReader:
     def _decode(self, body: str) -> AnyEvent | None:
         try:
             return decode_event(body)
-        except (msgspec.MsgspecError, TypeError, UnicodeError):
+        except (*BAD_JSON, TypeError):
             self.skipped += 1
             return None
 
@@ -176,7 +194,11 @@ class History(HistoryReader):
         self._begun: dict[str, tuple[Job, bytes, float]] = {}
         self._attempts: dict[str, int] = {}
         self._seq: dict[str, int] = {}
-        self._waiting: list[tuple[str, int, AnyEvent]] = []
+        self._waiting: list[_Row] = []
+        self._recent: deque[_Row] = deque(maxlen=_MAX_RECENT)
+        self._starts: dict[str, _Row] = {}
+        self._generation = 0
+        self._restarted = False
 
     def begin_run(self, run_id: str, job: Job, config: bytes) -> None:
         """Register a run; a run that is in the history continues."""
@@ -220,6 +242,30 @@ class History(HistoryReader):
                 self._waiting = self._waiting[-_MAX_WAITING:]
             return numbered
 
+    def lacking(self, run_id: str, events: Iterable[AnyEvent]) -> list[AnyEvent]:
+        """Of metrics in the order in which they were reported, those from the first one on whose
+        value is not in the run's series; of repeated steps only the last."""
+        current: list[AnyEvent] = []
+        for event in events:
+            if isinstance(event, StepDone):
+                current = [e for e in current if e.step < event.step]
+            current.append(event)
+
+        def first(db: sqlite3.Connection) -> int | None:
+            row = db.execute("SELECT id FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+            for event in current:
+                if row is None or not rollup.has_point(db, row[0], event):
+                    return event.step
+            return None
+
+        step = self._database.read(first)
+        return [] if step is None else [event for event in current if event.step >= step]
+
+    def take_restarted(self) -> bool:
+        """Whether the file was deleted or replaced since the last call, and begun again."""
+        restarted, self._restarted = self._restarted, False
+        return restarted
+
     def take_moved_aside(self) -> str:
         """Name of a damaged file that was replaced since the last call; "" for none."""
         name, self._database.moved_aside = self._database.moved_aside, ""
@@ -247,17 +293,46 @@ class History(HistoryReader):
 
     def _write_waiting(self) -> None:
         # In parts: what fails is tried again with every call, which must stay cheap.
+        try:
+            self._restarted |= self._database.is_lost()
+        except OSError:
+            return  # its folder is gone too, and can't be made: tried again
+        self._restore_recent()
         while self._waiting:
             part = self._waiting[:_PART]
             if not self._database.write(lambda db, part=part: self._insert(db, part)):
                 return
             del self._waiting[:_PART]
+            self._remember(part)
+            self._restore_recent()
+
+    def _remember(self, part: Sequence[_Row]) -> None:
+        """Keep what a new file must have, should this one be lost."""
+        for row in part:
+            if isinstance(row[2], RunStarted):
+                self._starts[row[0]] = row
+            elif not isinstance(row[2], HardwareRead | Progress | ProbeRead | SampleDrawn):
+                self._recent.append(row)
+
+    def _restore_recent(self) -> None:
+        """Write the recent events again when writing goes on in another file."""
+        if self._generation != self._database.generation:
+            self._generation = self._database.generation
+            rows = sorted([*self._starts.values(), *self._recent], key=lambda row: row[2].seq)
+            waiting = {row[2].seq for row in self._waiting}
+            self._waiting = [r for r in rows if r[2].seq not in waiting] + self._waiting
+            self._starts.clear()
+            self._recent.clear()
 
     def _insert(self, db: sqlite3.Connection, part: list[tuple[str, int, AnyEvent]]) -> None:
         series = self._database.series
         assert series is not None
         for (run_id, attempt), rows in itertools.groupby(part, key=lambda row: row[:2]):
             run = self._run_row(db, run_id)
+            if attempt:
+                db.execute(
+                    "INSERT OR IGNORE INTO attempts VALUES (?, ?, ?)", (run, attempt, time.time())
+                )
             batch: list[AnyEvent] = []
             for _, _, event in rows:
                 row = (

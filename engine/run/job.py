@@ -14,9 +14,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+import msgspec
+
 from engine.events import (
     AnyCommand,
     Checkpoint,
+    EarlierEvents,
     Event,
     Job,
     JobRequest,
@@ -123,6 +126,7 @@ class JobLink(Protocol):
     def poll(self) -> list[AnyCommand]: ...
     def wait(self, timeout: float) -> list[AnyCommand]: ...
     def heartbeat(self, activity: str = "") -> None: ...
+    def commit(self) -> None: ...
     def busy(self, activity: str, at_most: float = 3600.0) -> AbstractContextManager[None]: ...
 
 
@@ -177,12 +181,29 @@ class JobContext:
         self._step: Callable[[], int] = lambda: 0
         self._pause_hook: Callable[[], None] | None = None
         self._tasks: dict[str, _Task] = {}
+        self._watch: Callable[[Event], None] | None = None
 
     # Events
 
     def emit(self, event: Event) -> None:
         """Send an event to the runner."""
+        if self._watch is not None:
+            if not event.time:
+                event = msgspec.structs.replace(event, time=time.time())
+            self._watch(event)
         self.link.emit(event)
+
+    def watch(self, watch: Callable[[Event], None]) -> None:
+        """Call `watch` with each event that `emit` sends from now on, its time set."""
+        self._watch = watch
+
+    def commit(self) -> None:
+        """Wait until the runner has committed all events sent so far; at most a few seconds."""
+        self.link.commit()
+
+    def fill_in(self, lines: tuple[str, ...]) -> None:
+        """Send encoded events of earlier attempts: the runner stores those that it lacks."""
+        self.link.emit(EarlierEvents(lines=lines))
 
     def log(self, text: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Send a line for the log."""

@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 
 from engine.errors import GladiusError, LockedError
-from engine.workspace import Workspace, write_bytes
+from engine.small_files import Damaged, read_json
+from engine.workspace import Workspace, runtime_dir, write_bytes
 
 _MUTEX_SECONDS = 1.5
 
@@ -67,8 +68,8 @@ def lock_path(ws: Workspace, job: str) -> Path:
 def lock_owner(ws: Workspace, job: str) -> Owner | None:
     """The live owner of the job's lock, if there is one."""
     try:
-        owner = msgspec.json.decode(lock_path(ws, job).read_bytes(), type=Owner)
-    except (OSError, msgspec.MsgspecError):
+        owner = read_json(lock_path(ws, job), Owner)
+    except (OSError, Damaged):
         return None
     return owner if is_alive(owner.pid, owner.identity) else None
 
@@ -77,8 +78,9 @@ def lock_owner(ws: Workspace, job: str) -> Owner | None:
 def hold_lock(ws: Workspace, job: str, socket: str = "") -> Iterator[Owner]:
     """Hold the lock while the block runs; raises LockedError within 2 s when it is held.
 
-    The lock is a file that names a live process. A plain file lock would outlive a killed runner
-    whose forked child inherited it; here a file lock only serialises reading and writing the file.
+    The lock is a file in the root that names a live process. As that file can be deleted, a file
+    in the runtime folder is locked too. A file lock alone would not do: it outlives a killed runner
+    whose forked child inherited it, and is free where the runtime folder is another.
     """
     pid = os.getpid()
     owner = Owner(
@@ -88,9 +90,11 @@ def hold_lock(ws: Workspace, job: str, socket: str = "") -> Iterator[Owner]:
     with _mutex(ws.tmp / ".lock", job):
         if (other := lock_owner(ws, job)) is not None:
             raise LockedError(_locked(other))
+        runtime = _lock_runtime_file(ws, owner)
         try:
             write_bytes(path, msgspec.json.encode(owner))
         except OSError as error:
+            _unlock_runtime_file(runtime)
             raise GladiusError(
                 f"can't write {path}: {error.strerror}; make room there, or choose another --root"
             ) from error
@@ -99,6 +103,66 @@ def hold_lock(ws: Workspace, job: str, socket: str = "") -> Iterator[Owner]:
     finally:
         # No other process changes the file while this one lives.
         path.unlink(missing_ok=True)
+        _unlock_runtime_file(runtime)
+
+
+def restore_lock(ws: Workspace, owner: Owner) -> bool:
+    """Write the lock's file again if it was deleted or damaged; whether it was. Cheap."""
+    try:
+        if read_json(lock_path(ws, owner.job), Owner) == owner:
+            return False
+    except (OSError, Damaged):
+        pass
+    try:
+        write_bytes(lock_path(ws, owner.job), msgspec.json.encode(owner))
+    except OSError:
+        return False  # tried again
+    return True
+
+
+def _lock_runtime_file(ws: Workspace, owner: Owner) -> tuple[Path, int] | None:
+    """Lock the root's file in the runtime folder, and write the owner into it; raises LockedError.
+
+    Not inherited by programs that this process starts. None without a runtime folder.
+    """
+    try:
+        path = runtime_dir(ws.root) / f"{owner.job}.lock"
+    except GladiusError:
+        return None
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its former owner deletes the file when it ends: then others would lock a new one.
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, msgspec.json.encode(owner), 0)
+                return path, descriptor
+            os.close(descriptor)
+        except FileNotFoundError:
+            os.close(descriptor)
+        except BlockingIOError:
+            os.close(descriptor)
+            try:
+                other = read_json(path, Owner)
+            except (OSError, Damaged):
+                other = None
+            if other is not None and is_alive(other.pid, other.identity):
+                raise LockedError(_locked(other)) from None
+            # A forked child of a killed runner still holds it.
+            path.unlink(missing_ok=True)
+        except OSError:  # a file system without locks
+            os.close(descriptor)
+            return None
+
+
+def _unlock_runtime_file(held: tuple[Path, int] | None) -> None:
+    if held is not None:
+        held[0].unlink(missing_ok=True)
+        os.close(held[1])
 
 
 def _locked(owner: Owner) -> str:

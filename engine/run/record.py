@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
@@ -21,12 +21,15 @@ from engine.events import (
     Progress,
     RunEnded,
     StepDone,
+    decode_event,
     encode,
+    is_metric,
 )
 from engine.run.history import History
 from engine.run.log import TextLog
 from engine.run.server import ControlServer
 from engine.run.state import StateFile
+from engine.small_files import BAD_JSON
 from engine.workspace import Workspace
 
 EventHandler = Callable[[AnyEvent], None]
@@ -102,9 +105,35 @@ class Recorder:
                 self._printer.put(event)
             self._text_log.event(event)
         self._warn_once(self._history.trouble)
+        if self._history.take_restarted():
+            path = self._ws.history_file
+            text = f"{path} was deleted or replaced: it goes on with the run's recent events"
+            self.log("warning", text)
         if name := self._history.take_moved_aside():
             self.log("warning", f"the history was damaged: it is now {name}; a new one was created")
         return events
+
+    def fill_in(self, lines: Sequence[str]) -> None:
+        """Commit those of the encoded metrics that the history lacks: a machine that crashed lost
+        them. They are not printed again."""
+        self.flush()
+        events: list[AnyEvent] = []
+        for line in lines:
+            with contextlib.suppress(*BAD_JSON):
+                events.append(decode_event(line))
+        lost = self._history.lacking(self._run_id, filter(is_metric, events))
+        if not lost:
+            return
+        stored = self._history.append(self._run_id, self.attempt, lost)
+        self.seq = stored[-1].seq
+        if self.server is not None:
+            self.server.broadcast(self.seq, map(encode, stored))
+        steps = [event.step for event in lost]
+        self.log(
+            "warning",
+            f"the history lacked metrics of steps {min(steps)} to {max(steps)}; they were filled "
+            "in from the checkpoint",
+        )
 
     def write_state(self) -> None:
         """Write the state file if it is time to."""

@@ -65,6 +65,18 @@ def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
             yield f"able/{score.capability}", score.right / max(1, score.asked)
 
 
+def has_point(db: sqlite3.Connection, run: int, event: Event) -> bool:
+    """Whether the run's series have the event's values."""
+    metric = next((name for name, _ in measurements(event)), None)
+    if metric is None:
+        return True
+    query = (
+        "SELECT 1 FROM points WHERE step = ? AND series ="
+        " (SELECT id FROM series WHERE run = ? AND metric = ?)"
+    )
+    return db.execute(query, (event.step, run, metric)).fetchone() is not None
+
+
 def upgrade(db: sqlite3.Connection) -> None:
     """Add the column for means to an older database; its rows have NULL there."""
     if not _has_totals(db):

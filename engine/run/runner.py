@@ -19,6 +19,7 @@ from engine.errors import ExitCode, GladiusError
 from engine.events import (
     AnyCommand,
     AnyEvent,
+    EarlierEvents,
     GuardTripped,
     Heartbeat,
     Job,
@@ -34,7 +35,7 @@ from engine.events import (
 from engine.run.history import History
 from engine.run.job import JOBS
 from engine.run.liveness import Liveness
-from engine.run.lock import hold_lock
+from engine.run.lock import Owner, hold_lock, lock_path, restore_lock
 from engine.run.pending import PendingCommands
 from engine.run.record import EventHandler, Recorder
 from engine.run.server import ControlServer, Viewer
@@ -48,6 +49,8 @@ _MAX_EARLY_DEATHS = 2
 """Deaths in a row before any progress, after which a restart is pointless."""
 _HARDWARE_SECONDS = 2.0
 _TICK_SECONDS = 0.1
+_LOCK_SECONDS = 1.0
+"""Seconds between two looks at the lock's file."""
 _EXIT_SECONDS = 15.0
 """A worker that has sent RunEnded and does not exit in this time is killed."""
 
@@ -74,7 +77,7 @@ def run_job(
     """
     ws.create()
     socket_path = _socket_path(ws, job)
-    with hold_lock(ws, job, str(socket_path or "")):
+    with hold_lock(ws, job, str(socket_path or "")) as owner:
         history = History(ws.history_file)
         if run_id is None and resume:
             run_id = _run_to_resume(ws, history, job)
@@ -88,7 +91,7 @@ def run_job(
             config=config,
         )
         record = Recorder(ws, history, request, on_event)
-        runner = _Runner(ws, history, record, request, target or JOBS[job].entry_point)
+        runner = _Runner(ws, history, record, request, target or JOBS[job].entry_point, owner)
         with runner.signals():
             return runner.run(socket_path)
 
@@ -121,8 +124,11 @@ class _Runner:
         record: Recorder,
         request: JobRequest,
         target: str,
+        owner: Owner,
     ) -> None:
         self._ws = ws
+        self._owner = owner
+        self._lock_checked = time.monotonic()
         self._history = history
         self._record = record
         self._request = request
@@ -242,6 +248,7 @@ class _Runner:
             if self._record.due:
                 self._flush()
             self._record.write_state()
+            self._check_lock()
             if worker.exit_code is None:
                 self._liveness.check(worker)
                 if self._ended is not None and time.monotonic() - self._ended_at > _EXIT_SECONDS:
@@ -249,6 +256,15 @@ class _Runner:
             elif worker.drained() and self._inbox.empty():
                 self._flush()
                 return
+
+    def _check_lock(self) -> None:
+        """Write the lock's file again, with a warning, if it was deleted."""
+        if time.monotonic() - self._lock_checked < _LOCK_SECONDS:
+            return
+        self._lock_checked = time.monotonic()
+        if restore_lock(self._ws, self._owner):
+            path = lock_path(self._ws, self._owner.job)
+            self._record.log("warning", f"{path} was deleted or damaged: it was written again")
 
     def _on_message(self, attempt: int, data: bytes) -> None:
         if attempt != self._record.attempt:  # from a reader that was abandoned
@@ -261,6 +277,12 @@ class _Runner:
             return
         match event:
             case Heartbeat():
+                if event.commit and self._worker is not None:
+                    self._flush()
+                    self._worker.committed(event.commit)
+                return
+            case EarlierEvents():
+                self._record.fill_in(event.lines)
                 return
             case RunStarted():
                 self._begun = True

@@ -17,7 +17,7 @@ import msgspec
 import psutil
 
 from engine.events import AnyCommand, JobRequest, encode
-from engine.run.worker import run_worker
+from engine.run.worker import COMMITTED, run_worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # After a worker ended: how long its queue may stay silent before its reader is abandoned.
@@ -99,6 +99,11 @@ class WorkerProcess:
             return True
         except OSError:
             return False
+
+    def committed(self, number: int) -> None:
+        """Tell the worker that the events up to its request of this number are committed."""
+        with contextlib.suppress(OSError):
+            self._pipe.send_bytes(COMMITTED + str(number).encode())
 
     def signal(self, number: int) -> None:
         """Send a signal to the worker if it still runs."""

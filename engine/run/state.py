@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from engine.checkpoint.layout import list_checkpoints
 from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan
 from engine.run.job import JOBS
-from engine.run.lock import identity_of, is_alive
+from engine.run.lock import identity_of, is_alive, lock_owner
 from engine.run.view import RunView
+from engine.small_files import Damaged, read_json
 from engine.workspace import Workspace, write_json
 
 Status = Literal["not_started", "training", "paused", "completed", "failed"]
@@ -137,28 +140,79 @@ def view_of(state: RunState) -> RunView:
 def read_state(ws: Workspace) -> RunState:
     """The stored state; `not_started` where there is none.
 
-    When the runner that the state names no longer runs, the status is `failed` and `last_error`
-    gives the remedy.
+    A missing or damaged file is made up for by the history and the checkpoints. When the runner
+    that the state names no longer runs, the status is `failed` and `last_error` gives the remedy.
     """
     try:
-        state = msgspec.json.decode(ws.state_file.read_bytes(), type=RunState)
+        state = read_json(ws.state_file, RunState)
     except FileNotFoundError:
-        return RunState()
-    except (OSError, msgspec.MsgspecError) as error:
-        problem = f"{ws.state_file} can't be read ({error}); the next run replaces it"
-        return RunState(last_error=problem)
+        # Without checkpoints there is no run: `clean` deletes them together with the state.
+        checkpoints = _newest_checkpoint(ws)
+        return RunState() if checkpoints is None else _rebuilt_state(ws, "")
+    except (OSError, Damaged) as error:
+        return _rebuilt_state(ws, f"{error}; the next run replaces it")
     if state.pid is None or is_alive(state.pid, state.identity):
         return state
-    return msgspec.structs.replace(
-        state,
-        status="failed",
-        pid=None,
-        identity="",
-        last_error=(
-            f"the runner (pid {state.pid}) was killed; resume with: gladius_train "
-            f"{JOBS['train'].resume_command}"
-        ),
-    )
+    return _killed(state, f"the runner (pid {state.pid}) was killed")
+
+
+def _killed(state: RunState, reason: str) -> RunState:
+    remedy = f"{reason}; resume with: gladius_train {JOBS['train'].resume_command}"
+    return msgspec.structs.replace(state, status="failed", pid=None, identity="", last_error=remedy)
+
+
+_STATE_EVENTS = (
+    "RunStarted",
+    "PhaseStarted",
+    "StepDone",
+    "EvalDone",
+    "CheckpointSaved",
+    "RunPaused",
+    "RunResumed",
+    "RunEnded",
+)
+
+
+def _rebuilt_state(ws: Workspace, problem: str) -> RunState:
+    """The state from the newest events of the history, else from the newest checkpoint."""
+    from engine.run.history import HistoryReader  # `status` needs it only here
+
+    reader = HistoryReader(ws.history_file)
+    try:
+        record = reader.last_run("train")
+        found = [] if record is None else [reader.last(record.run_id, t) for t in _STATE_EVENTS]
+    finally:
+        reader.close()
+    newest = _newest_checkpoint(ws)
+    if record is None or not any(found):
+        if newest is None:
+            return RunState(last_error=problem)
+        return RunState(
+            status="paused",
+            step=newest[0],
+            last_checkpoint=str(newest[1]),
+            last_checkpoint_step=newest[0],
+            last_error=problem,
+        )
+    view = RunView(run_id=record.run_id)
+    events = sorted((event for event in found if event is not None), key=lambda e: e.seq)
+    view.take(events)
+    owner = lock_owner(ws, "train")
+    if owner is not None:
+        return state_of(view, owner.pid, owner.identity)
+    state = state_of(view)
+    if problem and not state.last_error:
+        state = msgspec.structs.replace(state, last_error=problem)
+    return state if view.ended is not None else _killed(state, "the run was interrupted")
+
+
+def _newest_checkpoint(ws: Workspace) -> tuple[int, Path] | None:
+    """Step and folder of the newest checkpoint, not verified."""
+    try:
+        found = list_checkpoints(ws.checkpoints_dir)
+    except OSError:
+        return None
+    return (found[-1].step, found[-1].path) if found else None
 
 
 class StateFile:

@@ -43,6 +43,10 @@ CRASHED = 71
 ORPHANED = 72
 """Exit code of a worker whose runner has exited."""
 
+COMMITTED = b"committed "
+"""Begins the runner's answer on the pipe to a Heartbeat with `commit`; its number follows."""
+COMMIT_SECONDS = 10.0
+
 HANG_VARIABLE = "GLADIUS_HANG_SECONDS"
 _HANG_SECONDS = 900.0
 _HEARTBEAT_SECONDS = 1.0
@@ -69,6 +73,8 @@ class WorkerLink:
         self._idle = 0.0
         self._last_message = -_HEARTBEAT_SECONDS
         self._step = 0
+        self._committed = threading.Condition()
+        self._commits = self._commits_done = 0
         threading.Thread(target=self._listen, name="commands", daemon=True).start()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -114,6 +120,17 @@ class WorkerLink:
         if time.monotonic() - self._last_message >= _HEARTBEAT_SECONDS:
             self.emit(Heartbeat(activity=activity))
 
+    def commit(self) -> None:
+        """Wait until the runner has committed the events sent so far.
+
+        At most COMMIT_SECONDS: a runner that is suspended must not stop training.
+        """
+        self._commits += 1
+        wanted = self._commits
+        self.emit(Heartbeat(activity="committing", commit=wanted))
+        with self._committed:
+            self._committed.wait_for(lambda: self._commits_done >= wanted, COMMIT_SECONDS)
+
     @contextmanager
     def busy(self, activity: str, at_most: float = 3600.0) -> Iterator[None]:
         """Send heartbeats from a thread while the block runs, for at most `at_most` seconds: for a
@@ -148,6 +165,11 @@ class WorkerLink:
                 # may be stuck on a full queue, and a normal exit would wait for it.
                 self._outbox.cancel_join_thread()
                 os._exit(ORPHANED)
+            if data.startswith(COMMITTED):
+                with self._committed:
+                    self._commits_done = int(data.removeprefix(COMMITTED))
+                    self._committed.notify_all()
+                continue
             try:
                 self._commands.put(decode_command(data))
             except msgspec.MsgspecError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -72,7 +72,10 @@ class FilePieces:
     Files are opened when a piece is read; only the footers of Parquet files are read before.
     """
 
-    def __init__(self, files: Sequence[Path], title: str = "") -> None:
+    def __init__(
+        self, files: Sequence[Path], title: str = "", original: Callable[[Path], str] = str
+    ) -> None:
+        """original: the path of a file in the fingerprint; a moved root has its former paths."""
         self.title = title or (str(files[0]) if len(files) == 1 else f"{len(files)} files")
         self.size = 0
         digest = hashlib.sha256()
@@ -81,7 +84,7 @@ class FilePieces:
         for file in files:
             size = file.stat().st_size
             self.size += size
-            digest.update(f"{file}\0{size}\n".encode())
+            digest.update(f"{original(file)}\0{size}\n".encode())
             if file.suffix in PARQUET:
                 groups = open_parquet(file).metadata.num_row_groups
                 self._pieces += [[_Segment(file, n, n + 1)] for n in range(groups)]

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.checkpoint import tensor_files, writer
+from engine import workspace
+from engine.checkpoint import writer
 from engine.checkpoint.errors import CheckpointError, NonFinite, OutOfSpace
 from engine.checkpoint.store import CheckpointStore
 from engine.errors import MissingError
@@ -95,7 +96,7 @@ def test_a_disk_that_changes_what_is_written_is_found_at_once(
             data = memoryview(bytes(data[:1000]) + b"\x55" + bytes(data[1001:]))
         return real(descriptor, data)
 
-    monkeypatch.setattr(tensor_files.os, "write", lying)
+    monkeypatch.setattr(workspace.os, "write", lying)
     with pytest.raises(CheckpointError, match=r"does not match what was written .*check the disk"):
         store.save(make_state(3), **CONFIG)
     monkeypatch.undo()

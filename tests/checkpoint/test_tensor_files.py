@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.checkpoint.hashing import hash_file
 from engine.checkpoint.tensor_files import (
     first_non_finite,
-    hash_file,
     read_tensors,
     tensors_bytes,
     write_tensors,

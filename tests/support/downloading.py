@@ -78,6 +78,9 @@ class RecordingLink:
         time.sleep(min(timeout, 0.05))
         return self.poll()
 
+    def commit(self) -> None:
+        pass
+
     def heartbeat(self, activity: str = "") -> None:
         pass
 

@@ -97,6 +97,9 @@ class KeepingLink:
     def heartbeat(self, activity: str = "") -> None:
         pass
 
+    def commit(self) -> None:
+        pass
+
     @contextmanager
     def busy(self, activity: str, at_most: float = 0.0) -> Iterator[None]:
         yield

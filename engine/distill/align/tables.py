@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from engine.distill.align.vocabulary import ByteVocabulary
+from engine.workspace import write_bytes
 
 TABLES_VERSION = 2
 
@@ -134,22 +135,31 @@ def load_tables(
     try:
         with safe_open(path, framework="np") as file:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            stored_digest = (file.metadata() or {}).get("sha256")
-        if stored_digest == _arrays_digest(arrays):
+            metadata = file.metadata() or {}
+        # The key too: a file of other vocabularies under this name has a valid digest of its own.
+        if metadata == {"sha256": _arrays_digest(arrays), "key": key}:
             return ProjectionTables(**arrays, student_size=student.size)
-    except (OSError, SafetensorError):
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError):
         pass  # absent or cut short: built again, like one with a wrong digest
     tables = build_tables(teacher, student, teacher_ends, student_eos)
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".tmp{os.getpid()}")
-    arrays = {
+    arrays = _arrays(tables)
+    metadata = {"sha256": _arrays_digest(arrays), "key": key}
+    write_bytes(path, save(arrays, metadata=metadata))
+    return tables
+
+
+def tables_digest(tables: ProjectionTables) -> str:
+    """SHA-256 of the tables."""
+    return _arrays_digest(_arrays(tables))
+
+
+def _arrays(tables: ProjectionTables) -> dict[str, np.ndarray]:
+    return {
         field.name: np.ascontiguousarray(getattr(tables, field.name))
         for field in fields(tables)
         if field.name != "student_size"
     }
-    save_file(arrays, temporary, metadata={"sha256": _arrays_digest(arrays)})
-    temporary.rename(path)
-    return tables
 
 
 def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:

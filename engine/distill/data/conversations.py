@@ -74,6 +74,7 @@ def write_answers(
     emit: Callable[[Event], None],
     heartbeat: Callable[[str], None],
     commit: str = "",
+    repo: str = "",
 ) -> list[JudgedAnswer]:
     """Answers of the expert to the prompts, with the verdicts of the checks.
 
@@ -87,11 +88,12 @@ def write_answers(
         config: length and sampling of the answers.
         heartbeat: called at every token; may raise to interrupt.
         commit: the expert's revision, recorded in the file.
+        repo: where the expert is from, if not `spec.repo`: in a moved root, its former path.
     """
     if not chosen:
         return []
     spec = teacher.spec
-    digest = _digest(teacher, config, seed, commit)
+    digest = _digest(teacher, config, seed, commit, repo or spec.repo)
     file = _open_file(teacher, cache_dir / spec.name, digest, seed, commit)
     _, finished = file.read()
     verdicts = file.read_verdicts()
@@ -230,11 +232,11 @@ def _with_checks(batch: Batch, chosen: Sequence[tuple[Prompt, int]]) -> Batch:
     return replace(batch, answers=tuple(answers))
 
 
-def _digest(teacher: Teacher, config: DataConfig, seed: int, commit: str) -> str:
+def _digest(teacher: Teacher, config: DataConfig, seed: int, commit: str, repo: str) -> str:
     """Digest of everything but the prompts that the answers depend on (16 hex digits)."""
     spec = teacher.spec
     settings = (
-        (spec.name, spec.repo, spec.revision, spec.sha256, commit),
+        (spec.name, repo, spec.revision, spec.sha256, commit),
         (spec.chat, spec.end_tokens, spec.stop_strings),
         teacher.model.config.to_json_string(),
         str(teacher.model.dtype),

@@ -20,8 +20,12 @@ OPEN_PIECES = 8
 """Pieces that are read at the same time, so that neighbours in one piece are not read in a row."""
 
 
-def open_texts(sources: Sequence[str], cache_dir: Path) -> list[TextPieces]:
+def open_texts(
+    sources: Sequence[str], cache_dir: Path, original: Callable[[Path], str] = str
+) -> list[TextPieces]:
     """The text of the sources in pieces; all files together are one text.
+
+    original: the path of a file that is part of its text's fingerprint.
 
     UsageError or MissingError where one cannot be opened.
     """
@@ -29,7 +33,7 @@ def open_texts(sources: Sequence[str], cache_dir: Path) -> list[TextPieces]:
     texts: list[TextPieces] = []
     if files:
         found = dict.fromkeys(file for source in files for file in source_files(source))
-        texts.append(FilePieces(list(found), files[0] if len(files) == 1 else ""))
+        texts.append(FilePieces(list(found), files[0] if len(files) == 1 else "", original))
     hub = [source for source in sources if source.startswith(HUB)]
     return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
 

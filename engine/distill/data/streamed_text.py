@@ -62,14 +62,21 @@ class Stream:
 
 
 def open_streams(
-    config: RunConfig, experts: Sequence[ExpertSpec], cache_dir: Path
+    config: RunConfig,
+    experts: Sequence[ExpertSpec],
+    cache_dir: Path,
+    original: Callable[[Path], str] = str,
 ) -> dict[str, list[Stream]]:
     """The streamed texts of each expert, opened but not read.
 
+    original: the path of a file that is part of its text's fingerprint.
+
     UsageError or MissingError where one cannot be opened.
     """
-    opened = [(open_texts([c.source], cache_dir)[0], c) for c in corpora_in_use(config.data)]
-    files = open_texts(streamed_files(config.data), cache_dir)
+    opened = [
+        (open_texts([c.source], cache_dir, original)[0], c) for c in corpora_in_use(config.data)
+    ]
+    files = open_texts(streamed_files(config.data), cache_dir, original)
     streams: dict[str, list[Stream]] = {spec.name: [] for spec in experts}
     for spec in experts:
         parts: list[tuple[TextPieces, float, tuple[str, ...]]]

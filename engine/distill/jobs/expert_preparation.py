@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.budget import scores_online
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projector
-from engine.distill.align.tables import load_tables
+from engine.distill.align.tables import load_tables, tables_digest
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data import corpus
 from engine.distill.data.conversations import chosen_prompts
@@ -23,12 +23,18 @@ from engine.distill.data.shard_scoring import score_into
 from engine.distill.data.sources import CachedSource, OnlineSource, Source
 from engine.distill.data.streamed_text import StreamedText
 from engine.distill.jobs.setup import RunSetup
-from engine.distill.teacher.loading import expert_digest, load_tokenizer
+from engine.distill.teacher.loading import load_tokenizer
 from engine.distill.teacher.pool import LoadedExpert
 from engine.distill.teacher.scoring import teacher_encoder
 from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.distill.teacher.teacher import Teacher
-from engine.distill.train.lens import ExpertProbes, load_probes, save_probes, score_probes
+from engine.distill.train.lens import (
+    ExpertProbes,
+    load_probes,
+    probes_digest,
+    save_probes,
+    score_probes,
+)
 from engine.distill.train.on_policy import OnPolicyTeacher
 from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec
@@ -97,16 +103,20 @@ def prepare_expert(
     setup.ctx.checkpoint_point(f"preparing {spec.title}")
     shards = _open_shards(setup, spec, examples, split)
     online = setup.config.targets.source == "online"
-    if shards.complete and not online and not _streams(spec, split):
-        return _from_shards(setup, spec, examples, split, shards)
+    probes = load_probes(shards.folder / _PROBES) if shards.complete else None
+    if shards.complete and not online and not _streams(spec, split) and probes is not None:
+        _seal_stored(setup, spec, shards, probes)
+        return _from_shards(setup, spec, examples, split, shards, probes)
     expert = load_expert(setup, spec, split.student)
     encoded: EncodedCorpus | None = None
     if online or not shards.complete:
         encoded = _encode(setup, spec, examples, split, expert.encoder)
     # Before the text: shards that are complete then always have the probes next to them.
-    probes = _probes(setup, shards, expert, split.student)
+    if probes is None:
+        probes = _score_probes(setup, shards, expert, split.student)
     if encoded is not None and not shards.complete:
         _score(setup, spec, encoded, shards, expert)
+    _seal_stored(setup, spec, shards, probes)
     stats = TextStats(**shards.held_out.meta) if encoded is None else encoded.stats
     train = encoded.train if online and encoded is not None else None
     _report(setup, spec, stats, shards, len(shards.train) if train is None else len(train))
@@ -142,6 +152,7 @@ def load_expert(setup: RunSetup, spec: ExpertSpec, student: ChatEncoder) -> Load
 def _projector(
     setup: RunSetup, teacher: Teacher, encoder: ChatEncoder, student: ChatEncoder
 ) -> Projector:
+    name = teacher.spec.name
     with setup.ctx.busy("building the projection tables"):
         tables = load_tables(
             setup.workspace.experts_cache_dir,
@@ -150,6 +161,9 @@ def _projector(
             teacher.end_ids,
             student.end_ids[0],
         )
+        if setup.sealing is not None:
+            what = f"the projection tables of expert {name}"
+            setup.sealing.compare("projections", name, tables_digest(tables), what)
     return Projector(tables, teacher.device, setup.config.targets.min_mass)
 
 
@@ -159,9 +173,15 @@ def _open_shards(
     key = _shard_key(setup, spec, examples, split)
     folder = setup.cache_dir(spec) / key.digest
     train, held_out = TargetStore(folder / "train", key), TargetStore(folder / "held_out", key)
+    if setup.sealing is not None:
+        what = f"the text that expert {spec.name} teaches"
+        setup.sealing.compare("taken", spec.name, key.corpus, what)
+        for store in (train, held_out):
+            setup.sealing.restore_shards(store)
     online = setup.config.targets.source == "online"
     required = (held_out,) if online or not examples else (train, held_out)
     complete = [bool(store.open()) and store.complete for store in required]
+    complete.append(held_out.meta.keys() == TextStats.__dataclass_fields__.keys())
     return _Shards(folder, train, held_out, required, all(complete))
 
 
@@ -177,7 +197,7 @@ def _shard_key(
     return ShardKey(
         corpus=hashlib.sha256(text.encode()).hexdigest(),
         expert=spec.name,
-        expert_digest=expert_digest(path, spec),
+        expert_digest=setup.identity(spec),
         teacher_tokenizer=ByteVocabulary(load_tokenizer(path, spec).backend_tokenizer).digest,
         student_tokenizer=split.student.vocabulary.digest,
         temperature=config.loss.temperature,
@@ -190,12 +210,23 @@ def _shard_key(
     )
 
 
+def _seal_stored(setup: RunSetup, spec: ExpertSpec, shards: _Shards, probes: ExpertProbes) -> None:
+    """Compare complete shards and the probes with the run's seal, or add them to it."""
+    if setup.sealing is None:
+        return
+    for store in shards.required:
+        setup.sealing.seal_shards(store)
+    what = f"the probes of expert {spec.name} in {shards.folder / _PROBES}"
+    setup.sealing.compare("probes", spec.name, probes_digest(probes), what)
+
+
 def _from_shards(
     setup: RunSetup,
     spec: ExpertSpec,
     examples: Sequence[Example],
     split: SplitText,
     shards: _Shards,
+    probes: ExpertProbes,
 ) -> PreparedExpert:
     """The expert from complete shards, without loading it."""
     stats = TextStats(**shards.held_out.meta)
@@ -203,7 +234,7 @@ def _from_shards(
     return PreparedExpert(
         sources={spec.name: (CachedSource(shards.train), 1.0)},
         held_out=shards.held_out,
-        probes=load_probes(shards.folder / _PROBES),
+        probes=probes,
         on_policy=_on_policy_teacher(
             setup, spec, examples, split, lambda: load_expert(setup, spec, split.student)
         ),
@@ -248,22 +279,19 @@ def _streams(spec: ExpertSpec, split: SplitText) -> bool:
     return split.streamed is not None and bool(split.streamed.streams_of(spec))
 
 
-def _probes(
+def _score_probes(
     setup: RunSetup, shards: _Shards, expert: LoadedExpert, student: ChatEncoder
 ) -> ExpertProbes:
-    """The expert's distributions for the lens, cached with its shards."""
-    path = shards.folder / _PROBES
-    probes = load_probes(path) if shards.complete else None
-    if probes is None:
-        probes = score_probes(
-            expert.teacher,
-            expert.projector,
-            student,
-            expert.encoder.teacher,
-            setup.ctx.checkpoint_point,
-        )
-        shards.folder.mkdir(parents=True, exist_ok=True)
-        save_probes(path, probes)
+    """The expert's distributions for the lens, stored with its shards."""
+    probes = score_probes(
+        expert.teacher,
+        expert.projector,
+        student,
+        expert.encoder.teacher,
+        setup.ctx.checkpoint_point,
+    )
+    shards.folder.mkdir(parents=True, exist_ok=True)
+    save_probes(shards.folder / _PROBES, probes)
     return probes
 
 

@@ -16,7 +16,6 @@ from engine.distill.jobs.expert_preparation import PreparedExpert, SplitText, pr
 from engine.distill.jobs.run_texts import RunTexts, read_texts, student_tokenizer
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.student import student_encoder
-from engine.distill.teacher.loading import expert_digest
 from engine.distill.train.capabilities import score_expert, student_prompts
 from engine.experts.registry import ExpertSpec
 from engine.prompts.prompt import Prompt
@@ -92,7 +91,7 @@ def _score_capabilities(setup: RunSetup, spec: ExpertSpec, prompts: list[Prompt]
     scores = score_expert(
         setup.cache_dir(spec),
         spec.name,
-        expert_digest(setup.expert_path(spec), spec) + str(setup.dtype),
+        setup.identity(spec) + str(setup.dtype),
         taught_prompts,
         setup.config.schedule.capability_tokens,
         load=lambda: setup.pool.get(spec),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 from transformers import PreTrainedTokenizerFast
 
 from engine.budget import streamed_files
+from engine.checkpoint.hashing import file_record
+from engine.checkpoint.layout import TOKENIZER
 from engine.distill.data import corpus
 from engine.distill.data.conversations import (
     chosen_prompts,
@@ -18,12 +22,19 @@ from engine.distill.data.conversations import (
 )
 from engine.distill.data.streamed_text import StreamedText, open_streams
 from engine.distill.jobs.setup import RunSetup
-from engine.distill.student import load_tokenizer, tokenizer_path, train_tokenizer
-from engine.distill.teacher.loading import expert_digest
+from engine.distill.student import (
+    copy_tokenizer,
+    load_tokenizer,
+    store_tokenizer,
+    tokenizer_path,
+    train_tokenizer,
+)
 from engine.experts.registry import ExpertSpec
+from engine.prompts.answers import answer_files
 from engine.prompts.checkers import VERSION as CHECKS_VERSION
+from engine.prompts.prompt import Prompt
 from engine.text.examples import Example, encode_example, read_data_file
-from engine.workspace import write_bytes
+from engine.workspace import remove_entry, write_bytes
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ def read_texts(setup: RunSetup) -> RunTexts:
         streamed = StreamedText(
             setup.config,
             setup.experts,
-            open_streams(setup.config, setup.experts, setup.workspace.cache_dir),
+            open_streams(setup.config, setup.experts, setup.workspace.cache_dir, setup.original),
             heartbeat=setup.ctx.checkpoint_point,
             log=setup.ctx.log,
         )
@@ -66,6 +77,8 @@ def read_texts(setup: RunSetup) -> RunTexts:
         writes = data.generate and data.max_answers != 0
         answers = expert_answers(setup, spec) if writes else []
         fixed[spec.name] = answers + from_files[spec.name]
+    if setup.sealing is not None:
+        setup.sealing.check_text()
     return RunTexts(fixed, streamed if streamed and not cached else None)
 
 
@@ -75,12 +88,40 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
     with setup.ctx.busy("choosing prompts"):
         chosen = chosen_prompts(spec, config)
     path = setup.expert_path(spec)
-    identity = expert_digest(path, spec)
-    settings = [CHECKS_VERSION, chosen, config.data, config.seed, str(setup.dtype), identity]
+    identity = setup.identity(spec)
+    data = setup.stored_data
+    settings = [CHECKS_VERSION, chosen, data, config.seed, str(setup.dtype), identity]
     digest = hashlib.sha256(msgspec.json.encode(settings)).hexdigest()[:16]
     complete_file = setup.cache_dir(spec) / f"text-{digest}.jsonl"
-    if complete_file.is_file():
-        return list(read_data_file(complete_file))
+    sealing = setup.sealing
+    if sealing is None:
+        if complete_file.is_file():
+            return list(read_data_file(complete_file))
+        return _write_answers(setup, spec, chosen, complete_file)
+    if sealing.sealed_file("answers", spec.name, complete_file):
+        answers = list(read_data_file(complete_file))
+    else:
+        answers = _write_answers(setup, spec, chosen, complete_file)
+        known = sealing.sealed_value("answers", spec.name)
+        if known is not None and file_record(complete_file) != known:
+            # The stored batches are damaged too: the expert writes them again.
+            for file in answer_files(setup.cache_dir(spec)):
+                sealing.set_aside(file.path)
+            answers = _write_answers(setup, spec, chosen, complete_file)
+    if answers:
+        record = file_record(complete_file)
+        sealing.compare("answers", spec.name, record, f"the answers of expert {spec.name}")
+    return answers
+
+
+def _write_answers(
+    setup: RunSetup,
+    spec: ExpertSpec,
+    chosen: Sequence[tuple[Prompt, int]],
+    complete_file: Path,
+) -> list[Example]:
+    """Let the expert write what is not stored yet; the kept answers are stored in one file."""
+    config = setup.config
     judged = write_answers(
         setup.pool.get(spec),
         chosen,
@@ -89,7 +130,8 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
         config.seed,
         emit=setup.ctx.emit,
         heartbeat=setup.ctx.checkpoint_point,
-        commit=expert_commit(path, spec),
+        commit=expert_commit(setup.expert_path(spec), spec),
+        repo=setup.original(spec.repo),
     )
     answers = kept_examples(judged, spec.name)
     if answers:
@@ -100,8 +142,20 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
 def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFast:
     """The student's tokenizer; a trained one is stored next to the checkpoints."""
     size = setup.config.student.vocab_size
-    path = tokenizer_path(setup.workspace, setup.config)
-    if setup.config.student.tokenizer != "train" or (path / "tokenizer.json").is_file():
+    source = tokenizer_path(setup.workspace, setup.config)
+    path = setup.workspace.checkpoints_dir / TOKENIZER
+    trained = setup.config.student.tokenizer == "train"
+    if setup.sealing is None and not trained:
+        return load_tokenizer(source, size)
+    if setup.sealing is not None and (problem := setup.sealing.tokenizer_problem(path)):
+        # Only before the first checkpoint: later it is restored from there.
+        setup.ctx.log(f"the student's tokenizer is made again ({problem})", "warning")
+        remove_entry(path)
+    if (path / "tokenizer.json").is_file():
+        return load_tokenizer(path, size)
+    if not trained:
+        load_tokenizer(source, size)
+        copy_tokenizer(source, path)
         return load_tokenizer(path, size)
     with setup.ctx.busy("training the student's tokenizer"):
         sampled = texts.streamed.sample_for_tokenizer() if texts.streamed else []
@@ -111,8 +165,7 @@ def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFa
             for example in part
             for text in _texts_of(example)
         )
-        tokenizer = train_tokenizer(unique, size)
-        tokenizer.save_pretrained(path)
+        store_tokenizer(train_tokenizer(unique, size), path)
     setup.ctx.log(f"trained a tokenizer of {size:,} tokens on the run's own text")
     return load_tokenizer(path, size)
 

@@ -28,6 +28,7 @@ from engine.distill.jobs.resume import (
     check_tokenizer,
     find_starting_point,
 )
+from engine.distill.jobs.sealing import Sealing
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.jobs.training_run import TrainingRun, open_run
 from engine.distill.student import build_student, save_student
@@ -37,6 +38,7 @@ from engine.distill.train.evaluator import EvaluationData
 from engine.distill.train.lens import Lens
 from engine.distill.train.on_policy import OnPolicyRounds
 from engine.distill.train.phases import Decision, Phase
+from engine.distill.train.run_files import RecentEvents, RunFiles
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
@@ -60,14 +62,24 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     run.workspace.create()
     start = find_starting_point(run)
     _set_up_torch(run, start)
-    write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, to_json(run.config))
-    _report_start(run, start)
+    sealing = Sealing(
+        run.workspace, run.config, run.experts, ctx, request.run_id, sealed=start.seal
+    )
+    sealing.begin()
+    config = to_json(sealing.stored_config)
+    write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, config)
+    recent = RecentEvents(ctx, start.state)
+    _report_start(run, start, sealing)
     fit = fit_into_memory(run, start.decisions)
     try:
         if start.state is None:
             _report_phase(run, run.phases[0])
-        prepared = _prepare(run)
+        prepared = _prepare(run, sealing)
         trainer = _build_trainer(run, start, prepared, fit.device, fit.decisions)
+        seal = sealing.complete(prepared.vocabulary.digest, prepared.run.stream_fingerprints)
+        trainer.checkpoints.keep_with_run(
+            RunFiles(run.workspace.checkpoints_dir, sealing.stored_config, seal, recent)
+        )
     except JobStopped:
         return ctx.ended("stopped", "stopped before the first step; what was prepared is kept")
     if trainer.run() == "stopped":
@@ -101,7 +113,7 @@ def _set_up_torch(run: TrainingRun, start: StartingPoint) -> None:
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
-def _report_start(run: TrainingRun, start: StartingPoint) -> None:
+def _report_start(run: TrainingRun, start: StartingPoint, sealing: Sealing) -> None:
     schedule = run.schedule(start.decisions)
     count = parameter_count(run.config.student).total
     mix = schedule.mix_at(_AFTER_ALL_STEPS)
@@ -110,7 +122,7 @@ def _report_start(run: TrainingRun, start: StartingPoint) -> None:
             run.request,
             step=start.step or 0,
             config=msgspec.to_builtins(run.config),
-            config_digest=digest(run.config),
+            config_digest=digest(sealing.stored_config),
             preset=run.config.preset,
             device=run.device.type,
             precision="bf16" if run.dtype == torch.bfloat16 else "fp32",
@@ -164,10 +176,15 @@ class _PreparedTraining:
     held_out: dict[str, str]
 
 
-def _prepare(run: TrainingRun) -> _PreparedTraining:
+def _prepare(run: TrainingRun, sealing: Sealing) -> _PreparedTraining:
     """Text, tokenizer and experts. Raises JobStopped."""
     pool = TeacherPool(
-        run.workspace, run.ctx, run.device, run.dtype, keep_all=scores_online(run.config)
+        run.workspace,
+        run.ctx,
+        run.device,
+        run.dtype,
+        keep_all=scores_online(run.config),
+        check=sealing.checking_expert,
     )
     prepared = prepare_run(
         RunSetup(
@@ -177,6 +194,7 @@ def _prepare(run: TrainingRun) -> _PreparedTraining:
             ctx=run.ctx,
             pool=pool,
             dtype=run.dtype,
+            sealing=sealing,
         )
     )
     cache = run.workspace.experts_cache_dir
@@ -184,7 +202,7 @@ def _prepare(run: TrainingRun) -> _PreparedTraining:
         name: expert.held_out.folder.relative_to(cache).as_posix()
         for name, expert in prepared.experts.items()
     }
-    write_held_out(run.workspace.checkpoints_dir, run.config, held_out)
+    write_held_out(run.workspace.checkpoints_dir, sealing.stored_config, held_out)
     tokenizer = prepared.tokenizer.backend_tokenizer
     return _PreparedTraining(
         run=prepared,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,12 +35,16 @@ class TeacherPool:
         device: torch.device,
         dtype: torch.dtype,
         keep_all: bool,
+        check: Callable[[ExpertSpec], Callable[[], None]] | None = None,
     ) -> None:
+        """check: called before an expert is loaded; what it returns is called after it, and raises
+        GladiusError if the expert's files are not to be used."""
         self._workspace = workspace
         self._ctx = ctx
         self._device = device
         self._dtype = dtype
         self._keep_all = keep_all
+        self._check = check
         self._loaded: dict[str, Teacher] = {}
 
     def get(self, spec: ExpertSpec) -> Teacher:
@@ -47,14 +52,18 @@ class TeacherPool:
         if spec.name not in self._loaded:
             if not self._keep_all:
                 self.release()
+            compare = self._check(spec) if self._check else None
             with self._ctx.busy(f"loading {spec.title}"):
-                self._loaded[spec.name] = load_teacher(
+                teacher = load_teacher(
                     expert_path(self._workspace, spec),
                     spec,
                     self._device,
                     self._dtype,
                     self._ctx.heartbeat,
                 )
+            if compare is not None:
+                compare()
+            self._loaded[spec.name] = teacher
         return self._loaded[spec.name]
 
     def release(self) -> None:

@@ -7,7 +7,6 @@ setting are never reused.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from safetensors.numpy import save_file
 
 from engine.distill.align.blocks import EncodedBlock
 from engine.distill.teacher.sparse_targets import BlockTargets, TargetBatch
+from engine.small_files import BAD_JSON, Damaged, read_json
 from engine.workspace import fsync_dir, sha256_file, write_json
 
 SHARD_VERSION = 1
@@ -123,10 +123,11 @@ class TargetStore:
         for leftover in self.folder.glob(".tmp-*"):
             leftover.unlink(missing_ok=True)
         try:
-            manifest = json.loads(self._manifest.read_bytes())
+            manifest = read_json(self._manifest)
             known = msgspec.convert(manifest["key"], ShardKey)
             shards = msgspec.convert(manifest["shards"], list[ShardInfo])
-        except (OSError, ValueError, KeyError, TypeError):
+            meta = msgspec.convert(manifest.get("meta", {}), dict[str, int | float])
+        except (OSError, Damaged, *BAD_JSON, KeyError, TypeError, AttributeError):
             return 0
         if known != self.key:
             return 0
@@ -136,7 +137,7 @@ class TargetStore:
                 return self._map_files()
             self.shards.append(info)
         self.complete = bool(manifest.get("complete"))
-        self.meta = manifest.get("meta", {})
+        self.meta = meta
         return self._map_files()
 
     def add(self, scored: Sequence[BlockTargets], student_size: int) -> None:
@@ -155,15 +156,7 @@ class TargetStore:
         self._map_files()
 
     def _save(self) -> None:
-        write_json(
-            self._manifest,
-            {
-                "key": msgspec.to_builtins(self.key),
-                "shards": msgspec.to_builtins(self.shards),
-                "complete": self.complete,
-                "meta": self.meta,
-            },
-        )
+        write_json(self._manifest, manifest_of(self))
 
     def _map_files(self) -> int:
         try:
@@ -224,6 +217,17 @@ class TargetStore:
         """A per-position column, shard by shard (for metrics)."""
         for file in self._files:
             yield file.column(name)
+
+
+def manifest_of(store: TargetStore) -> dict[str, Any]:
+    """The content of a store's manifest, as plain data."""
+    content = {
+        "key": store.key,
+        "shards": store.shards,
+        "complete": store.complete,
+        "meta": store.meta,
+    }
+    return msgspec.json.decode(msgspec.json.encode(content))
 
 
 _SLICED = (

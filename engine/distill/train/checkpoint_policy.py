@@ -9,6 +9,7 @@ from engine.checkpoint.errors import CheckpointError
 from engine.checkpoint.store import CheckpointStore, SavedInfo
 from engine.config import RunConfig, digest, to_json
 from engine.distill.train.pace import Pace
+from engine.distill.train.run_files import RunFiles
 from engine.distill.train.session import Session
 from engine.events import CheckpointSaved, LogLine
 from engine.run.job import JobContext
@@ -37,6 +38,12 @@ class CheckpointPolicy:
         self._ctx = ctx
         self._last_save = time.monotonic()
         self._saved_step: int | None = None
+        self._files: RunFiles | None = None
+
+    def keep_with_run(self, files: RunFiles) -> None:
+        """Store these files of the run in each checkpoint from now on."""
+        self._files = files
+        self._config_json, self._config_digest = files.config_json, files.config_digest
 
     def restored(self, step: int) -> None:
         """The session was loaded from the checkpoint of this step."""
@@ -74,9 +81,14 @@ class CheckpointPolicy:
         continue without it (reason `stop` or `final`).
         """
         self._last_save = time.monotonic()
+        state = self._session.state(self._pace.training_seconds)
+        # So that the history has every step of every checkpoint, whatever is killed.
+        self._ctx.commit()
         try:
+            if self._files is not None:
+                state.files = self._files.content()
             saved = self.store.save(
-                self._session.state(self._pace.training_seconds),
+                state,
                 config_json=self._config_json,
                 config_digest=self._config_digest,
                 reason=reason,
@@ -87,6 +99,8 @@ class CheckpointPolicy:
                 raise
             self._warn(f"no checkpoint was saved, training continues: {error}")
             return
+        if self._files is not None:
+            self._files.recent.saved()
         self._saved_step = self._session.progress.step
         self._pace.save_seconds = max(1.0, saved.seconds)
         self._report(saved, reason)

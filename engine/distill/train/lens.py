@@ -148,16 +148,38 @@ def save_probes(path: Path, probes: ExpertProbes) -> None:
         "kept": probes.kept,
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    write_bytes(path, save(contiguous, metadata={"sentences": _digest()}))
+    metadata = {"sentences": _digest(), "sha256": _arrays_digest(contiguous)}
+    write_bytes(path, save(contiguous, metadata=metadata))
+
+
+def probes_digest(probes: ExpertProbes) -> str:
+    """SHA-256 of the expert's distributions."""
+    arrays = {"which": probes.which, "rule": probes.rule, "q": probes.q, "kept": probes.kept}
+    for number, block in enumerate(probes.blocks):
+        arrays |= {f"ids{number}": block.ids, f"scored{number}": block.scored}
+    return _arrays_digest(arrays)
+
+
+def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
+    return digest.hexdigest()
 
 
 def load_probes(path: Path) -> ExpertProbes | None:
-    """The stored distributions; None where there are none for the current sentences."""
+    """The stored distributions; None where there are none for the current sentences, and where the
+    file is damaged."""
     try:
         with safe_open(path, framework="np") as file:
-            if (file.metadata() or {}).get("sentences") != _digest():
+            metadata = file.metadata() or {}
+            if metadata.get("sentences") != _digest():
                 return None
             a = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        # Files of older versions have no digest of their arrays.
+        if metadata.get("sha256", "") not in ("", _arrays_digest(a)):
+            return None
         tokens, positions = np.cumsum([0, *a["tokens"]]), np.cumsum([0, *a["positions"]])
         blocks = []
         for n in range(len(a["which"])):
@@ -168,7 +190,7 @@ def load_probes(path: Path) -> ExpertProbes | None:
                 )
             )
         return ExpertProbes(a["which"], tuple(blocks), a["rule"], a["q"], a["kept"])
-    except (OSError, SafetensorError, KeyError, IndexError):
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError, TypeError):
         return None
 
 

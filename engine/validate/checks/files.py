@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from engine.checkpoint.hashing import FileRecord, hash_file
 from engine.checkpoint.model_record import RECORD
-from engine.checkpoint.tensor_files import FileRecord, hash_file
 from engine.events import CheckDone
 from engine.experts.gguf_source import GGUFExpert
 from engine.validate.check import Check, one_line, one_per_line, structural_row
