@@ -104,7 +104,10 @@ def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float |
 
 
 def check_experts(workspace: Workspace, config: RunConfig) -> None:
-    """MissingError unless the run's experts, and the expert whose tokenizer it uses, are ready."""
+    """MissingError unless the run's experts, and the expert whose tokenizer it uses, are ready.
+
+    An expert that was only copied counts as ready: the job verifies it by hash.
+    """
     registered = load_experts(workspace)
     names = config.experts.names
     unknown = [name for name in names if name not in registered]
@@ -114,7 +117,7 @@ def check_experts(workspace: Workspace, config: RunConfig) -> None:
             f"add it to {workspace.user_config}"
         )
     states = {name: expert_status(workspace, registered[name]) for name in names}
-    ready = [name for name in names if states[name].state == "ready"]
+    ready = [name for name in names if states[name].usable]
     missing = [name for name in names if name not in ready]
     if missing:
         listed = ", ".join(f"{name} ({_state_text(states[name])})" for name in missing)

@@ -45,9 +45,7 @@ def examine(
     checks.append(machine.check_disk(config, fetched, free, scored))
     report("measuring the disk")
     checks.append(_measured_grace(ws, config))
-    missing = [
-        spec for spec in specs if spec.source == "hub" and states[spec.name].state != "ready"
-    ]
+    missing = [spec for spec in specs if spec.source == "hub" and not states[spec.name].usable]
     checks.append(expert_checks.check_token(missing))
     if missing:
         report("contacting the Hub")

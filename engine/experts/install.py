@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.errors import GladiusError
-from engine.experts.registry import MANIFEST, ExpertSpec, Manifest, ManifestFile
+from engine.experts.registry import MANIFEST, VERIFIED_TIMES, ExpertSpec, Manifest, ManifestFile
 from engine.workspace import Workspace, expert_dir, publish_dir, sha256_file, write_json
 
 
@@ -23,7 +23,9 @@ def write_manifest(
     known = known or {}
     files: dict[str, ManifestFile] = {}
     for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not path.is_file() or path == folder / MANIFEST:
+        if path.is_symlink() or not path.is_file():
+            continue
+        if path in (folder / MANIFEST, folder / VERIFIED_TIMES):
             continue
         name = path.relative_to(folder).as_posix()
         found = path.stat()

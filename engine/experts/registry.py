@@ -32,8 +32,12 @@ CAPABILITIES = (
 )
 
 MANIFEST = "manifest.json"
+VERIFIED_TIMES = "verified_times.json"
+"""Modification times at the last verification, next to the manifest. They are not written into the
+manifest: its bytes identify the expert's content (`expert_digest`)."""
 VERIFY = "gladius_train models --verify"
 _CHECK = f"check it with: {VERIFY}"
+_CHANGED = "was changed since it was verified"
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_ID = re.compile(rf"(?:{_HUB_NAME}/)?{_HUB_NAME}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,249}")
@@ -90,6 +94,17 @@ class ExpertStatus(msgspec.Struct, frozen=True, kw_only=True):
     def unverified(self) -> bool:
         """Whether all files are here but must be hashed first (`models --verify`)."""
         return _CHECK in self.detail
+
+    @property
+    def only_times_differ(self) -> bool:
+        """Whether it was verified, all sizes match and only a modification time differs, as after a
+        copy: a job verifies it by hash before it is used."""
+        return self.unverified and _CHANGED in self.detail
+
+    @property
+    def usable(self) -> bool:
+        """Whether a job can use it: it is ready, or becomes so when its hashes still match."""
+        return self.state == "ready" or self.only_times_differ
 
 
 class ManifestFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -298,12 +313,21 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
+def read_verified_times(folder: Path) -> dict[str, int]:
+    """Modification time (ns) of each file at the last verification; empty if none is stored."""
+    try:
+        return msgspec.json.decode((folder / VERIFIED_TIMES).read_bytes(), type=dict[str, int])
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
 def _manifest_problem(folder: Path, manifest: Manifest) -> str | None:
     """The first difference to the verified files, by names, sizes and times; None: no difference.
 
     A missing or resized file counts before one whose time alone has changed.
     """
     changed = None
+    verified_times = read_verified_times(folder)
     for name, file in manifest.files.items():
         try:
             found = (folder / name).stat()
@@ -311,6 +335,7 @@ def _manifest_problem(folder: Path, manifest: Manifest) -> str | None:
             return f"{name} is missing"
         if found.st_size != file.size:
             return f"{name} has {found.st_size:,} of {file.size:,} bytes"
-        if file.mtime_ns and found.st_mtime_ns != file.mtime_ns:
-            changed = changed or f"{name} was changed since it was verified; {_CHECK}"
+        known = (file.mtime_ns, verified_times.get(name))
+        if file.mtime_ns and found.st_mtime_ns not in known:
+            changed = changed or f"{name} {_CHANGED}; {_CHECK}"
     return manifest.damage or changed

@@ -5,6 +5,7 @@ manifest.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -15,10 +16,12 @@ from engine.experts import folder as folders
 from engine.experts.meter import Meter
 from engine.experts.registry import (
     MANIFEST,
+    VERIFIED_TIMES,
     ExpertSpec,
     Manifest,
     ManifestFile,
     expert_path,
+    expert_status,
     read_manifest,
 )
 from engine.run.job import JobContext
@@ -54,7 +57,9 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> st
         problem, files = _compare(path, manifest, spec, ctx)
     elif problem is None and not is_users:
         manifest = Manifest(files={}, source=spec.repo, license=spec.license)
-        files = _hash_all(path, spec, ctx)
+        progress = _VerifyProgress(spec, tree_bytes(path), ctx)
+        files = _hash_all(path, progress.add)
+        progress.finish()
     error = GladiusError(f"{spec.name}: {problem}; {_remedy(spec)}") if problem else None
     if error is None:
         try:
@@ -86,6 +91,58 @@ def matches_manifest(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) ->
     return problem is None
 
 
+def is_ready(
+    workspace: Workspace, spec: ExpertSpec, heartbeat: Callable[[], None] = lambda: None
+) -> bool:
+    """Whether a job can use the expert.
+
+    Where only modification times differ from the verified ones (the folder was copied), the files
+    are hashed, and their new times are stored if nothing else has changed.
+    """
+    status = expert_status(workspace, spec)
+    if not status.only_times_differ:
+        return status.state == "ready"
+    path = expert_path(workspace, spec)
+    manifest = read_manifest(path)
+    if manifest is None or verify_hashes(path, manifest, heartbeat):
+        return False
+    _store_times(path, {name: (path / name).stat().st_mtime_ns for name in manifest.files})
+    return True
+
+
+def verify_hashes(
+    folder: Path, manifest: Manifest, heartbeat: Callable[[], None] = lambda: None
+) -> list[str]:
+    """Names of the manifest's files whose size or sha256 differs, or that can't be read.
+
+    heartbeat: called before every MiB; may raise to stop.
+    """
+    return [
+        name
+        for name, file in manifest.files.items()
+        if not _matches(folder / name, file, heartbeat)
+    ]
+
+
+def hash_files(
+    folder: Path, heartbeat: Callable[[], None] = lambda: None
+) -> dict[str, ManifestFile]:
+    """Size, sha256 and time of every file of the folder, without the manifest itself.
+
+    Raises OSError if a file can't be read.
+    """
+    return _hash_all(folder, lambda count: heartbeat())
+
+
+def _matches(path: Path, file: ManifestFile, heartbeat: Callable[[], None]) -> bool:
+    try:
+        if not path.is_file() or path.stat().st_size != file.size:
+            return False
+        return _hash(path, lambda count: heartbeat()) == file.sha256
+    except OSError:
+        return False
+
+
 def load_in_thread(
     workspace: Workspace, spec: ExpertSpec, ctx: JobContext, path: Path | None = None
 ) -> None:
@@ -113,41 +170,54 @@ def _compare(
             return f"{name} is missing", files
         if found.st_size != file.size:
             return f"{name} has {found.st_size:,} of {file.size:,} bytes", files
-        if _hash(path / name, progress) != file.sha256:
+        if _hash(path / name, progress.add) != file.sha256:
             return f"{name} is damaged: its sha256 is not the published one", files
         files[name] = msgspec.structs.replace(file, mtime_ns=found.st_mtime_ns)
     progress.finish()
     return None, files
 
 
-def _hash_all(path: Path, spec: ExpertSpec, ctx: JobContext) -> dict[str, ManifestFile]:
-    """Manifest entries of all files in the folder."""
-    progress = _VerifyProgress(spec, tree_bytes(path), ctx)
+def _hash_all(path: Path, count: Callable[[int], None]) -> dict[str, ManifestFile]:
+    """Manifest entries of all files in the folder; `count` gets the bytes of each hashed piece."""
     files = {}
     for file in sorted(path.iterdir()):
-        if not file.is_file() or file.name == MANIFEST:
+        if not file.is_file() or file.name in (MANIFEST, VERIFIED_TIMES):
             continue
         found = file.stat()
         files[file.name] = ManifestFile(
-            size=found.st_size, sha256=_hash(file, progress), mtime_ns=found.st_mtime_ns
+            size=found.st_size, sha256=_hash(file, count), mtime_ns=found.st_mtime_ns
         )
-    progress.finish()
     return files
 
 
 def _store(path: Path, manifest: Manifest, files: dict[str, ManifestFile], damage: str) -> None:
+    """Store the result: new files and damage in the manifest, new times next to it."""
     try:
-        write_json(path / MANIFEST, msgspec.structs.replace(manifest, files=files, damage=damage))
+        # A listed file keeps its entry, so that the manifest of intact files keeps its bytes.
+        kept = files | manifest.files if manifest.files else files
+        updated = msgspec.structs.replace(manifest, files=kept, damage=damage)
+        if updated != read_manifest(path):
+            write_json(path / MANIFEST, updated)
     except OSError:
-        pass  # a read-only disk: the result is valid, only not stored
+        return  # a read-only disk: the result is valid, only not stored
+    if not damage:
+        _store_times(path, {name: file.mtime_ns for name, file in files.items()})
 
 
-def _hash(path: Path, progress: _VerifyProgress) -> str:
+def _store_times(path: Path, times: Mapping[str, int]) -> None:
+    try:
+        write_json(path / VERIFIED_TIMES, dict(times))
+    except OSError:
+        pass  # a read-only disk: the files are hashed again at the next start
+
+
+def _hash(path: Path, count: Callable[[int], None]) -> str:
+    """The file's sha256 in hex; `count` gets the bytes of each piece before it is read on."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-            progress.add(len(chunk))
+            count(len(chunk))
     return digest.hexdigest()
 
 

@@ -94,7 +94,7 @@ def _check_ready(options: Options, names: list[str]) -> None:
 
     ws = options.workspace
     registered = load_experts(ws)
-    missing = [name for name in names if expert_status(ws, registered[name]).state != "ready"]
+    missing = [name for name in names if not expert_status(ws, registered[name]).usable]
     if missing:
         joined = " ".join(missing)
         raise MissingError(

@@ -9,10 +9,12 @@ import sys
 import msgspec
 import pytest
 
+from engine.distill.teacher.loading import expert_digest
 from engine.events import JobRequest, Progress, Stop
 from engine.experts import folder as folders
 from engine.experts.fetch import DownloadRequest, main
-from engine.experts.registry import expert_status, load_experts
+from engine.experts.registry import expert_status, load_experts, read_manifest
+from engine.experts.verify import hash_files, is_ready, verify_hashes
 from engine.run.job import JobContext
 from tests.support.downloading import RecordingLink, model_files, safetensors
 
@@ -238,3 +240,37 @@ def test_a_pipe_in_place_of_a_file_does_not_block(here, ws, name):
 def test_a_folder_with_only_pickles_is_named(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
     assert "only safetensors are loaded" in str(fill(tmp_path, **{WEIGHTS: None}))
+
+
+def test_a_copied_expert_is_verified_by_hash_when_it_is_used(here, ws):
+    """Copying changes the times of all files and nothing else."""
+    spec = load_experts(ws)["x"]
+    manifest, before = (here / "manifest.json").read_bytes(), expert_digest(here, spec)
+    for file in here.iterdir():
+        os.utime(file, ns=(1, 1))
+    assert status(ws).only_times_differ and status(ws).usable and status(ws).state == "partial"
+    beats = []
+    assert is_ready(ws, spec, lambda: beats.append(1)) and len(beats) >= 3
+    assert status(ws).state == "ready"
+    assert (here / "manifest.json").read_bytes() == manifest
+    assert expert_digest(here, spec) == before, "its answers and targets stay usable"
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json", "config.json"])
+def test_a_copied_expert_with_a_flipped_bit_is_not_ready(here, ws, name):
+    flip(here / name)
+    os.utime(here / name)
+    assert status(ws).only_times_differ
+    assert not is_ready(ws, load_experts(ws)["x"])
+    manifest = read_manifest(here)
+    assert manifest is not None and verify_hashes(here, manifest) == [name]
+
+
+def test_a_file_of_another_size_or_a_missing_one_differs_from_the_manifest(here, ws):
+    manifest = read_manifest(here)
+    assert manifest is not None and verify_hashes(here, manifest) == []
+    assert hash_files(here).keys() == manifest.files.keys()
+    (here / "tokenizer.json").unlink()
+    (here / "config.json").write_bytes(b"{}")
+    assert sorted(verify_hashes(here, manifest)) == ["config.json", "tokenizer.json"]
+    assert not status(ws).usable

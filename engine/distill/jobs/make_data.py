@@ -14,7 +14,8 @@ from engine.distill.device import device_and_dtype
 from engine.distill.teacher.pool import TeacherPool
 from engine.errors import MissingError
 from engine.events import JobRequest
-from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
+from engine.experts.registry import ExpertSpec, expert_path, load_experts
+from engine.experts.verify import is_ready
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.workspace import Workspace
 
@@ -52,7 +53,7 @@ def main(ctx: JobContext, request: JobRequest) -> int:
 def _ready(workspace: Workspace, config: RunConfig) -> list[ExpertSpec]:
     known = load_experts(workspace)
     specs = [known[name] for name in config.experts.names]
-    missing = [s.name for s in specs if expert_status(workspace, s).state != "ready"]
+    missing = [s.name for s in specs if not is_ready(workspace, s)]
     if missing:
         raise MissingError(
             f"not ready: {', '.join(missing)}; run: gladius_train download {' '.join(missing)}"

@@ -15,7 +15,8 @@ from engine.distill.train.journal import Journal
 from engine.distill.train.phases import Decision, Phase, Schedule, plan_phases
 from engine.errors import MissingError
 from engine.events import JobRequest
-from engine.experts.registry import ExpertSpec, expert_status, load_experts
+from engine.experts.registry import ExpertSpec, load_experts
+from engine.experts.verify import is_ready
 from engine.run.job import JobContext
 from engine.workspace import Workspace
 
@@ -52,7 +53,7 @@ def open_run(ctx: JobContext, request: JobRequest) -> TrainingRun:
     """
     workspace = Workspace.find(request.root)
     config = from_json(request.config)
-    experts = _ready_experts(workspace, config)
+    experts = _ready_experts(workspace, config, ctx)
     device, dtype = device_and_dtype(config, hardware.has_bf16)
     return TrainingRun(
         ctx=ctx,
@@ -73,10 +74,13 @@ def open_run(ctx: JobContext, request: JobRequest) -> TrainingRun:
     )
 
 
-def _ready_experts(workspace: Workspace, config: RunConfig) -> tuple[ExpertSpec, ...]:
+def _ready_experts(
+    workspace: Workspace, config: RunConfig, ctx: JobContext
+) -> tuple[ExpertSpec, ...]:
     known = load_experts(workspace)
     specs = tuple(known[name] for name in config.experts.names)
-    missing = [s.name for s in specs if expert_status(workspace, s).state != "ready"]
+    heartbeat = lambda: ctx.heartbeat("verifying the experts")  # noqa: E731
+    missing = [s.name for s in specs if not is_ready(workspace, s, heartbeat)]
     if missing:
         raise MissingError(
             f"not ready: {', '.join(missing)}; run: gladius_train download {' '.join(missing)}"
