@@ -10,8 +10,10 @@ from typing import Any
 import msgspec
 
 from engine.budget import check_text
-from engine.checkpoint.layout import CONFIG, RUN_CONFIG, list_checkpoints
-from engine.config import RunConfig, change_config, changed_fields, from_json
+from engine.checkpoint.layout import CONFIG, RUN_CONFIG, SEAL, list_checkpoints
+from engine.checkpoint.manifest import Broken, read_manifest, read_small_file
+from engine.checkpoint.seal import decode_seal, read_seal
+from engine.config import RunConfig, change_config, changed_fields, from_json, move_paths
 from engine.errors import LockedError, MissingError, UsageError
 from engine.experts.registry import (
     ExpertSpec,
@@ -22,6 +24,7 @@ from engine.experts.registry import (
 )
 from engine.run.lock import lock_owner
 from engine.run.state import read_state
+from engine.small_files import Damaged, read_bytes
 from engine.workspace import Workspace
 
 
@@ -155,21 +158,34 @@ def stored_config(
     """Step and config of the newest checkpoint, or step 0 and the config of a run without one; None
     if no run was started.
 
-    Reads configs only: checkpoints are verified when they are loaded. One line for each former
-    field name is appended to `notes`.
+    Reads configs only: the rest of a checkpoint is verified when it is loaded. A damaged config
+    counts as none. Paths are those of the root as it is now, if it was moved. One line for each
+    former field name is appended to `notes`.
     """
     folder = workspace.checkpoints_dir
     try:
         found = list_checkpoints(folder)
     except OSError:
         return None
-    stored = [(info.step, info.path / CONFIG) for info in reversed(found)]
-    for step, path in [*stored, (0, folder / RUN_CONFIG)]:
+    for info in reversed(found):
         try:
-            return step, from_json(path.read_bytes(), notes)
-        except (OSError, msgspec.MsgspecError):
+            manifest = read_manifest(info.path)
+            config = from_json(read_small_file(info.path, CONFIG, manifest), notes)
+            if SEAL in manifest.files:
+                seal = decode_seal(read_small_file(info.path, SEAL, manifest))
+                config = move_paths(config, seal.root, workspace.root)
+            return info.step, config
+        except (OSError, Broken, Damaged):
             continue
-    return None
+    try:
+        config = from_json(read_bytes(folder / RUN_CONFIG), notes)
+    except (OSError, Damaged):
+        return None
+    try:
+        seal = read_seal(folder / SEAL)
+    except (OSError, Damaged):
+        seal = None
+    return 0, move_paths(config, seal.root, workspace.root) if seal else config
 
 
 def _refuse_while_running(workspace: Workspace) -> None:

@@ -18,7 +18,9 @@ import transformers
 from engine.checkpoint.hashing import FileRecord, hash_file
 from engine.checkpoint.layout import HELD_OUT
 from engine.config import RunConfig, digest, read_former_names
+from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec
+from engine.small_files import Damaged, read_json
 from engine.workspace import write_json
 
 RECORD = "gladius.json"
@@ -137,8 +139,8 @@ def write_held_out(checkpoints: Path, config: RunConfig, folders: Mapping[str, s
 def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
     """Folder of each expert's held-out targets, if a run with this config wrote them; else {}."""
     try:
-        noted = msgspec.json.decode((checkpoints / HELD_OUT).read_bytes(), type=_HeldOut)
-    except (OSError, msgspec.MsgspecError):
+        noted = read_json(checkpoints / HELD_OUT, _HeldOut)
+    except (OSError, Damaged):
         return {}
     return noted.folders if noted.config_digest == digest(config) else {}
 
@@ -146,10 +148,10 @@ def read_held_out(checkpoints: Path, config: RunConfig) -> dict[str, str]:
 def read_record(folder: Path) -> ModelRecord | None:
     """The record of a model folder; None where there is none, or it can't be parsed."""
     try:
-        tables = msgspec.json.decode((folder / RECORD).read_bytes(), type=dict)
+        tables = read_json(folder / RECORD, dict)
         if isinstance(config := tables.get("config"), dict):
             read_former_names(config)
         record = msgspec.convert(tables, ModelRecord)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, Damaged, UsageError, msgspec.MsgspecError, RecursionError):
         return None
     return record if record.format == _FORMAT else None

@@ -5,7 +5,6 @@ Folder names are in `layout`. One process writes at a time.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -45,6 +44,7 @@ from engine.checkpoint.manifest import (
 from engine.checkpoint.tensor_files import read_tensors
 from engine.checkpoint.train_state import TrainState
 from engine.checkpoint.writer import CheckpointWriter, Content, encode_state, require_finite
+from engine.small_files import read_json
 
 
 class SavedInfo(msgspec.Struct, frozen=True):
@@ -265,7 +265,7 @@ def _read(path: Path, manifest: Manifest) -> TrainState:
     if manifest.kind == "full":
         state.optimizer = read_tensors(path / OPTIMIZER)
         state.rng = read_tensors(path / RNG)
-        state.scalars = json.loads((path / STATE).read_bytes())["scalars"]
+        state.scalars = read_json(path / STATE)["scalars"]
         state.files = {
             name: read_small_file(path, name, manifest)
             for name in manifest.files

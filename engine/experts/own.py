@@ -19,6 +19,7 @@ from engine.experts.registry import (
     shipped_names,
     with_source,
 )
+from engine.small_files import Damaged, read_text
 from engine.structs import nearest, problems_text
 from engine.workspace import Workspace, expert_dir, write_bytes
 
@@ -126,10 +127,12 @@ def _read(workspace: Workspace) -> Any:
     if path.is_symlink():
         raise UsageError(f"{path} is a symbolic link; edit the file that it points to")
     try:
-        return tomlkit.parse(path.read_text(encoding="utf-8"))
+        return tomlkit.parse(read_text(path))
     except FileNotFoundError:
         return tomlkit.document()
-    except (OSError, UnicodeDecodeError, TOMLKitError) as error:
+    except Damaged as error:
+        raise UsageError(f"{path}: {error.reason}") from error
+    except (OSError, RecursionError, TOMLKitError) as error:
         raise UsageError(f"{path}: {error}") from error
 
 

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from engine.errors import UsageError
 from engine.experts import folder as folders
+from engine.small_files import Damaged, read_json, read_toml
 from engine.structs import Problem, convert, nearest, problems_text
 from engine.units import size
 from engine.workspace import Workspace, assets_dir, expert_dir, tree_bytes
@@ -184,12 +185,13 @@ def shipped_names() -> list[str]:
 
 def _user_tables(workspace: Workspace) -> dict[str, Any]:
     try:
-        with open(workspace.user_config, "rb") as file:
-            experts = tomllib.load(file).get("experts", {})
+        experts = read_toml(workspace.user_config).get("experts", {})
     except FileNotFoundError:
         return {}
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{workspace.user_config}: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{workspace.user_config}: {error.strerror or error}") from error
+    except Damaged as error:
+        raise UsageError(f"{workspace.user_config}: {error.reason}") from error
     if not isinstance(experts, dict):
         raise UsageError(
             f"{workspace.user_config}: experts is not a table; write [experts.NAME] tables"
@@ -308,16 +310,16 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not (folder / MANIFEST).is_file():
         return None
     try:
-        return msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError):
+        return read_json(folder / MANIFEST, Manifest)
+    except (OSError, Damaged):
         return None
 
 
 def read_verified_times(folder: Path) -> dict[str, int]:
     """Modification time (ns) of each file at the last verification; empty if none is stored."""
     try:
-        return msgspec.json.decode((folder / VERIFIED_TIMES).read_bytes(), type=dict[str, int])
-    except (OSError, msgspec.MsgspecError):
+        return read_json(folder / VERIFIED_TIMES, dict[str, int])
+    except (OSError, Damaged):
         return {}
 
 

@@ -4,7 +4,6 @@ require, and the evaluation results. Facts that the model's record does not have
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from engine.export.model_source import ModelSource
 from engine.export.tensors import count_parameters
 from engine.export.weights import Weights, head_dim
 from engine.gguf_types import GgufType
+from engine.small_files import Damaged, read_json
 from engine.workspace import write_bytes
 
 # Also found in the cards of earlier versions: do not change it.
@@ -200,7 +200,7 @@ def _validation_rows(folder: Path) -> list[tuple[str, ...]]:
     """(title, value, bound, verdict) of the checks in validation.json that were not skipped; none
     where the file is missing or cannot be read."""
     try:
-        checks = json.loads((folder / "validation.json").read_bytes())["checks"]
+        checks = read_json(folder / "validation.json")["checks"]
         return [
             tuple(
                 str(check[key]).replace("|", "/").replace("\n", " ")
@@ -209,7 +209,7 @@ def _validation_rows(folder: Path) -> list[tuple[str, ...]]:
             for check in checks
             if check["verdict"] != "skip"
         ]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, Damaged, KeyError, TypeError):
         return []
 
 

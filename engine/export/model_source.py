@@ -4,7 +4,6 @@ that plain transformers loads.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 
 from engine.checkpoint.hashing import hash_file
-from engine.checkpoint.layout import CONFIG, MODEL, STATE, parse_step
+from engine.checkpoint.layout import CONFIG, MODEL, STATE, TOKENIZER, parse_step
 from engine.checkpoint.manifest import Broken, Manifest, read_manifest
 from engine.checkpoint.model_record import (
     ModelRecord,
@@ -29,6 +28,7 @@ from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.student import llama_config, load_tokenizer, save_tokenizer, tokenizer_path
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.experts.registry import ExpertSpec, load_experts
+from engine.small_files import read_bytes, read_json
 from engine.workspace import Workspace, remove_entry
 
 
@@ -136,7 +136,8 @@ def _verify_weights(path: Path, tick: Callable[[], None]) -> Manifest:
     The optimizer state, two thirds of the bytes, is not needed and not read.
     """
     manifest = read_manifest(path)
-    for name in (MODEL, CONFIG):
+    copies = [name for name in manifest.files if name.startswith(f"{TOKENIZER}/")]
+    for name in (MODEL, CONFIG, *copies):
         if not (path / name).is_file():
             raise Broken(f"{name} is missing")
         if hash_file(path / name, tick) != manifest.files[name].sha256:
@@ -148,9 +149,11 @@ def _write_model_folder(
     workspace: Workspace, path: Path, manifest: Manifest, folder: Path, tick: Callable[[], None]
 ) -> ModelRecord:
     """Write a checkpoint's weights, config and tokenizer to `folder` as transformers loads them."""
-    config = from_json((path / CONFIG).read_bytes())
-    scalars = json.loads((path / STATE).read_bytes())["scalars"] if manifest.kind == "full" else {}
-    tokenizer_folder = tokenizer_path(workspace, config)
+    config = from_json(read_bytes(path / CONFIG))
+    scalars = read_json(path / STATE)["scalars"] if manifest.kind == "full" else {}
+    tokenizer_folder = path / TOKENIZER
+    if f"{TOKENIZER}/tokenizer.json" not in manifest.files:
+        tokenizer_folder = tokenizer_path(workspace, config)
     try:
         tokenizer = load_tokenizer(tokenizer_folder, config.student.vocab_size)
     except MissingError as error:

@@ -8,7 +8,6 @@ token ids.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from gguf import TokenType
 
 from engine.errors import GladiusError, MissingError
+from engine.small_files import Damaged, read_json, read_text
 
 _GPT4_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -72,9 +72,11 @@ def read_gguf_tokenizer(folder: Path, vocab_size: int) -> GgufTokenizer:
     if not path.is_file():
         raise MissingError(f"{path} is missing; save the model with its tokenizer")
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path, dict[str, Any])
         model = data["model"]
         tokens = _tokens(model, data["added_tokens"], vocab_size, path)
+    except Damaged as error:
+        raise GladiusError(f"{error}; save the model again") from error
     except (ValueError, KeyError, TypeError) as error:
         raise GladiusError(f"{path} is damaged ({error}); save the model again") from error
     _refuse_unsupported(model, data["added_tokens"], path)
@@ -244,14 +246,14 @@ def _special_tokens(
             special[role] = token_id
     template: Any = config.get("chat_template")
     if (path := folder / "chat_template.jinja").is_file():
-        template = path.read_text(encoding="utf-8")
+        template = read_text(path)
     if isinstance(template, list):  # named templates; the plain one is `default`
         template = {entry["name"]: entry["template"] for entry in template}.get("default")
     return special, template
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_bytes()) if path.is_file() else {}
+    return read_json(path, dict[str, Any]) if path.is_file() else {}
 
 
 def _post_processor(

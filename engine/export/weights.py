@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import GladiusError, MissingError
+from engine.small_files import Damaged, read_json
 
 EMBEDDING = "model.embed_tokens.weight"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -72,11 +72,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path, dict[str, Any])
     except FileNotFoundError as error:
         raise MissingError(f"{path} is missing; give the folder of a model") from error
-    except ValueError as error:
-        raise GladiusError(f"{path} is damaged ({error}); save the model again") from error
+    except Damaged as error:
+        raise GladiusError(f"{error}; save the model again") from error
     if config.get("model_type") != "llama":
         raise GladiusError(
             f"{path} describes a {config.get('model_type')} model; only Llama models can be "
@@ -123,13 +123,13 @@ def _weight_files(folder: Path) -> dict[Path, set[str] | None]:
     if not index.is_file():
         raise MissingError(f"{folder} has no weights (model.safetensors); train a model first")
     try:
-        weight_map: dict[str, str] = json.loads(index.read_bytes())["weight_map"]
+        weight_map: dict[str, str] = read_json(index)["weight_map"]
         files: dict[Path, set[str] | None] = {}
         for name, file in weight_map.items():
             names = files.setdefault(folder / Path(file).name, set())
             assert names is not None
             names.add(name)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (Damaged, KeyError, TypeError, AttributeError) as error:
         raise GladiusError(f"{index} is damaged ({error}); save the model again") from error
     for path in files:
         if not path.is_file():

@@ -18,6 +18,7 @@ from engine.prompts.checkers import VERSION, check_digest, judge
 from engine.prompts.duplicates import NearDuplicates
 from engine.prompts.prompt import Prompt, RefusalCheck
 from engine.prompts.sampling import Sampling
+from engine.small_files import BAD_JSON
 from engine.text.examples import Example, Message
 from engine.workspace import append_line
 
@@ -94,7 +95,7 @@ class AnswerFile:
         for line in _lines(self.path):
             try:
                 record = _line_decoder.decode(line)
-            except msgspec.MsgspecError:
+            except BAD_JSON:
                 continue
             if isinstance(record, Head):
                 head = record
@@ -117,7 +118,7 @@ class AnswerFile:
         for line in _lines(self.verdicts_path):
             try:
                 verdicts = _verdict_decoder.decode(line)
-            except msgspec.MsgspecError:
+            except BAD_JSON:
                 continue
             found[verdicts.batch, verdicts.checks] = verdicts.reasons
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,8 +13,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from engine import small_files
 from engine.checkpoint.tensor_files import first_non_finite
 from engine.errors import GladiusError
+from engine.small_files import Damaged
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,8 +30,8 @@ class BadModelFolder(Exception):
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object; {} where the file is missing or damaged."""
     try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        value = small_files.read_json(path)
+    except (OSError, Damaged):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -43,9 +44,9 @@ def weight_files(folder: Path) -> list[Path]:
     if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
         return [folder / WEIGHTS]
     try:
-        index = json.loads((folder / INDEX).read_bytes())
+        index = small_files.read_json(folder / INDEX)
         names = sorted(set(index["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (Damaged, KeyError, AttributeError, TypeError) as error:
         raise BadModelFolder(f"{INDEX} cannot be read ({error})") from error
     for name in names:
         if not isinstance(name, str) or not _SHARD.fullmatch(name):

@@ -19,6 +19,7 @@ from typing import Literal
 
 import msgspec
 
+from engine import small_files
 from engine.events import CheckDone
 from engine.workspace import write_json
 
@@ -243,8 +244,8 @@ def _comparison_row(previous: PreviousReport, newly_failed: Sequence[str]) -> Ch
 def read_report(path: Path) -> Report | None:
     """A report; None where there is none that can be read."""
     try:
-        report = msgspec.json.decode(path.read_bytes(), type=Report)
-    except (OSError, msgspec.MsgspecError):
+        report = small_files.read_json(path, Report)
+    except (OSError, small_files.Damaged):
         return None
     return report if report.format == FORMAT else None
 

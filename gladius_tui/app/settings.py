@@ -10,10 +10,10 @@ They are stored in `settings.toml` in the user's config folder (XDG_CONFIG_HOME/
 from __future__ import annotations
 
 import os
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from engine.small_files import Damaged, read_text, read_toml
 from engine.workspace import write_bytes
 
 
@@ -38,11 +38,13 @@ def load_settings() -> Settings:
     """Read the user's settings; never raises."""
     path = settings_file()
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = read_toml(path)
     except FileNotFoundError:
         return Settings()
-    except (OSError, ValueError) as error:
-        return Settings(error=f"{path}: {error}")
+    except OSError as error:
+        return Settings(error=f"{path}: {error.strerror or error}")
+    except Damaged as error:
+        return Settings(error=f"{path}: {error.reason}")
     theme, keys = table.get("theme", ""), table.get("keys", {})
     if not isinstance(theme, str):
         return Settings(error=f'{path}: theme must be a name such as "textual-light"')
@@ -57,10 +59,10 @@ def save_theme(name: str) -> None:
 
     path = settings_file()
     try:
-        document = tomlkit.parse(path.read_text(encoding="utf-8"))
+        document = tomlkit.parse(read_text(path))
     except FileNotFoundError:
         document = tomlkit.document()
-    except ValueError:
+    except (ValueError, RecursionError, Damaged):
         return  # the file is not valid TOML, perhaps being edited: don't overwrite it
     if document.get("theme") == name:
         return

@@ -77,10 +77,12 @@ def _run(options: Options, config: bytes) -> None:
         elif isinstance(event, LogLine) and event.level != "info" and not options.quiet:
             print_stderr(event.text)
 
+    from engine.small_files import read_text
+
     ws = options.workspace
     code = run_job(ws, job="validate", config=config, on_event=on_event)
     if options.json and report:
-        print_stdout([Path(report).read_text(encoding="utf-8").rstrip()])
+        print_stdout([read_text(Path(report)).rstrip()])
     if failure:
         print_stderr(f"error: {failure}")
     if code:

@@ -30,6 +30,7 @@ from engine.prompts.answers import (
 from engine.prompts.prompt import Prompt, load_prompts, nfc
 from engine.prompts.sampling import sampling_of
 from engine.prompts.variants.generate import endless_prompts
+from engine.small_files import Damaged, read_json
 from engine.text.examples import Example, Message
 
 _SORTED_BATCHES = 8
@@ -147,8 +148,8 @@ def chosen_prompts(spec: ExpertSpec, config: RunConfig) -> list[tuple[Prompt, in
 def expert_commit(path: Path, spec: ExpertSpec) -> str:
     """The expert's revision: the downloaded commit, or a digest of its files."""
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except (OSError, msgspec.MsgspecError):
+        manifest = read_json(path / MANIFEST, Manifest)
+    except (OSError, Damaged):
         return spec.sha256
     weights = sorted((name, file.sha256) for name, file in manifest.files.items())
     return manifest.revision or hashlib.sha256(repr(weights).encode()).hexdigest()

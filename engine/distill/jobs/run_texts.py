@@ -87,7 +87,6 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
     config = setup.config
     with setup.ctx.busy("choosing prompts"):
         chosen = chosen_prompts(spec, config)
-    path = setup.expert_path(spec)
     identity = setup.identity(spec)
     data = setup.stored_data
     settings = [CHECKS_VERSION, chosen, data, config.seed, str(setup.dtype), identity]

@@ -25,6 +25,7 @@ from engine.prompts.answers import is_open
 from engine.prompts.checkers import VERSION, judge
 from engine.prompts.prompt import Prompt, nfc
 from engine.prompts.variants.generate import evaluation_prompts
+from engine.small_files import Damaged, read_json
 from engine.workspace import write_bytes
 
 _BATCH_SIZE = 16
@@ -145,8 +146,8 @@ def score_expert(
     digest = hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:16]
     path = folder / f"capabilities-{digest}.json"
     try:
-        return msgspec.json.decode(path.read_bytes(), type=CapabilitiesScored)
-    except (OSError, msgspec.MsgspecError):
+        return read_json(path, CapabilitiesScored)
+    except (OSError, Damaged):
         pass  # absent or cut short: score it now
     scores = score(load(), prompts, max_new_tokens, heartbeat, expert)
     folder.mkdir(parents=True, exist_ok=True)

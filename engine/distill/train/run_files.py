@@ -1,5 +1,5 @@
-"""What a checkpoint stores of its run besides the state of training: seal, journal, tokenizer, and the
-metrics of recent steps.
+"""What a checkpoint stores of its run besides the state of training: seal, journal, tokenizer, and
+the metrics of recent steps.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from engine.distill.teacher.sparse_targets import TargetBatch
 from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.distill.train.evaluation import evaluate_expert
 from engine.events import CheckDone, ExpertScore
+from engine.small_files import Damaged, read_json
 from engine.validate.check import Check, quality_row, skipped_row
 from engine.validate.context import CheckContext
 from engine.validate.loading import LoadedModel
@@ -146,9 +147,9 @@ def _open(expert: str, cache: Path, folder: str, vocabulary: ByteVocabulary) -> 
         reason = "The model's record names a folder outside the cache of the workspace."
         return HeldOut(expert, None, reason)
     try:
-        manifest = msgspec.json.decode((path / "manifest.json").read_bytes())
+        manifest = read_json(path / "manifest.json")
         key = msgspec.convert(manifest["key"], ShardKey)
-    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+    except (OSError, Damaged, msgspec.MsgspecError, KeyError, TypeError):
         reason = f"The run's held-out text is no longer in {cache}; `train` creates it again."
         return HeldOut(expert, None, reason)
     store = TargetStore(path, key)
