@@ -135,6 +135,11 @@ class Generator:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most; None where nothing limits them."""
+        return getattr(self.model.config, "max_position_embeddings", None)
+
     def render(self, messages: Sequence[Message]) -> str:
         """The conversation as the model reads it, up to where its answer begins."""
         return render_chat(self.tokenizer, messages, self.chat_format)
@@ -195,8 +200,7 @@ class Generator:
     ) -> list[Completion]:
         """Completions of one batch of B prompts (token ids), at most max_new_tokens[b] each."""
         longest = max(len(prompt) for prompt in prompts)
-        context = getattr(self.model.config, "max_position_embeddings", None) or math.inf
-        steps = int(min(max(max_new_tokens), context - longest))
+        steps = int(min(max(max_new_tokens), (self.context or math.inf) - longest))
         input_ids, mask = self._left_padded(prompts, longest)  # (B, L)
         positions = (mask.cumsum(1) - 1).clamp_min(0)
         cache = DynamicCache(config=self.model.config)

@@ -17,6 +17,7 @@ from engine.events import JobRequest, Progress
 from engine.experts.downloads import download_experts, missing_bytes
 from engine.experts.hub import Listing, fetch_config, list_files
 from engine.experts.hub_errors import TransientError, disk_error
+from engine.experts.model_checks import config_problem
 from engine.experts.registry import ExpertSpec, expert_path, expert_status, load_experts
 from engine.experts.transfer import retry_wait
 from engine.experts.verify import matches_manifest, verify_expert
@@ -290,7 +291,12 @@ def _check_candidate(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) ->
 def _check_model(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> None:
     if spec.source == "hub":
         listing = _retry(spec, lambda: list_files(spec), ctx)
-        model_type = _retry(spec, lambda: fetch_config(spec, listing), ctx).get("model_type")
+        config = _retry(spec, lambda: fetch_config(spec, listing), ctx)
+        model_type = config.get("model_type")
+        # Packed weights have two numbers in a byte.
+        problem = config_problem(config, elements=2 * listing.total, tensors=None)
+        if problem is not None and model_type is not None:
+            raise GladiusError(f"{spec.name}: {problem}")
         ctx.run_in_thread(lambda: _check_architecture(spec, model_type), "loading transformers")
         count = listing.total
     else:

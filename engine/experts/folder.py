@@ -1,4 +1,5 @@
-"""Check that a folder is a complete model: config, tokenizer, index and safetensors headers.
+"""Check that a folder is a complete model that can be an expert: config, tokenizer, index and
+safetensors headers.
 
 Weights are not read, nothing is unpickled and torch is not imported.
 """
@@ -6,9 +7,19 @@ Weights are not read, nothing is unpickled and torch is not imported.
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
+
+from engine.experts.model_checks import (
+    ADAPTER,
+    QUANTISED_FILES,
+    adapter_problem,
+    config_problem,
+    quantised,
+    quantised_tensor,
+)
 
 INDEX = "model.safetensors.index.json"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".ckpt"})
@@ -35,13 +46,27 @@ def find_problem(folder: Path) -> str | None:
 
 
 def _check_folder(folder: Path) -> None:
-    _read_json_object(folder / "config.json")
+    if (folder / ADAPTER).exists() and not (folder / "config.json").exists():
+        raise _Problem(adapter_problem(_read_json_object(folder / ADAPTER)))
+    config = _read_json_object(folder / "config.json")
+    for name in QUANTISED_FILES:
+        if (folder / name).exists():
+            raise _Problem(quantised(name))
     if not (folder / "tokenizer.json").is_file():
         raise _Problem("tokenizer.json is missing")
+    elements = count = 0
     for name, tensors in sorted(_tensors_by_file(folder).items()):
-        missing = tensors - _read_tensors(folder / name).keys()
+        found = _read_tensors(folder / name)
+        missing = tensors - found.keys()
         if missing:
             raise _Problem(f"{name} lacks the tensor {min(missing)} that {INDEX} lists")
+        if packed := sorted(tensor for tensor in found if quantised_tensor(tensor)):
+            raise _Problem(quantised(f"tensor {packed[0]}"))
+        elements += sum(math.prod(entry["shape"]) for entry in found.values())
+        count += len(found)
+    problem = config_problem(config, elements, count)
+    if problem is not None:
+        raise _Problem(problem)
 
 
 def _tensors_by_file(folder: Path) -> dict[str, set[str]]:

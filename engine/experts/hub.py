@@ -17,6 +17,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
 from engine.errors import GladiusError, UsageError
 from engine.experts.folder import INDEX, PICKLES
 from engine.experts.hub_errors import TransientError, hub_token, translate_error
+from engine.experts.model_checks import ADAPTER, QUANTISED_FILES, adapter_problem, quantised
 from engine.experts.registry import ExpertSpec
 
 # Files that are downloaded in addition to weights: configs, tokenizers, chat templates. Weights are
@@ -137,11 +138,17 @@ def chosen_files(spec: ExpertSpec, names: Iterable[str]) -> list[str]:
 
     Raises:
         UsageError: a name is a path out of the folder.
-        GladiusError: weights, config or tokenizer are missing in a supported format.
+        GladiusError: weights, config or tokenizer are missing in a supported format, or the
+            repository holds an adapter or quantised weights.
     """
     names = list(names)
     texts = sorted(name for name in names if is_downloaded(name) and name in _TEXTS)
     weights = sorted(name for name in names if is_downloaded(name) and name not in _TEXTS)
+    if ADAPTER in names and "config.json" not in texts:
+        raise GladiusError(f"{spec.name}: {spec.repo}: {adapter_problem({})}")
+    for name in QUANTISED_FILES:
+        if name in names:
+            raise GladiusError(f"{spec.name}: {spec.repo}: {quantised(name)}")
     if INDEX in texts:
         weights = [name for name in weights if _SHARD.fullmatch(name)] or weights
     else:

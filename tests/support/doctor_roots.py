@@ -19,7 +19,7 @@ Doctor = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def expert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_expert(tmp_path_factory.mktemp("experts") / "tiny")
+    return make_expert(tmp_path_factory.mktemp("experts") / "tiny", context=2048)
 
 
 @pytest.fixture

@@ -28,10 +28,12 @@ from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.corpus import TextStats
 from engine.distill.device import device_and_dtype
 from engine.distill.student import load_tokenizer, student_encoder, train_tokenizer
+from engine.distill.teacher.end_tokens import end_tokens
 from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.loading import load_tokenizer as load_teacher_tokenizer
+from engine.distill.teacher.model_config import context_of
 from engine.distill.teacher.scoring import projection_chunk, teacher_encoder, teacher_forward
-from engine.distill.teacher.teacher import Teacher, end_tokens
+from engine.distill.teacher.teacher import Teacher
 from engine.errors import GladiusError
 from engine.events import JobRequest, KindAudit, SpeedMeasured, TokenizersAudited
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
@@ -146,7 +148,10 @@ def audit(
     GladiusError or ValueError where its tokenizer cannot be read or has no byte-exact tokens.
     """
     expert = tokenizer_encoder(expert_path(workspace, spec), spec)
-    encoder = BlockEncoder(student, expert, config.optimizer.max_seq_len, spec.trust_end)
+    path = expert_path(workspace, spec)
+    encoder = BlockEncoder(
+        student, expert, config.optimizer.max_seq_len, spec.trust_end, context_of(path)
+    )
     encoded = _encode(sample, encoder)
     weight = residual = None
     if teacher is not None:

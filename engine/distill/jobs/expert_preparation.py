@@ -12,7 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.budget import scores_online
-from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
+from engine.distill.align.blocks import (
+    MIN_TEACHER_CONTEXT,
+    BlockEncoder,
+    ChatEncoder,
+    TextBlock,
+)
 from engine.distill.align.projection import Projector
 from engine.distill.align.tables import load_tables, tables_digest
 from engine.distill.align.vocabulary import ByteVocabulary
@@ -24,6 +29,7 @@ from engine.distill.data.sources import CachedSource, OnlineSource, Source
 from engine.distill.data.streamed_text import StreamedText
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.teacher.loading import load_tokenizer
+from engine.distill.teacher.model_config import context_of
 from engine.distill.teacher.pool import LoadedExpert
 from engine.distill.teacher.scoring import teacher_encoder
 from engine.distill.teacher.target_store import ShardKey, TargetStore
@@ -144,6 +150,7 @@ def load_expert(setup: RunSetup, spec: ExpertSpec, student: ChatEncoder) -> Load
             teacher=encoder,
             max_seq_len=setup.config.optimizer.max_seq_len,
             trust_end=spec.trust_end,
+            teacher_context=teacher.context,
         ),
         projector=_projector(setup, teacher, encoder, student),
     )
@@ -192,6 +199,10 @@ def _shard_key(
     limits = (config.optimizer.max_seq_len, config.data.max_teacher_tokens)
     template = split.student.tokenizer.chat_template
     text = f"{corpus.corpus_digest(examples, split.held_out)} {limits} {template}"
+    longest = max(config.optimizer.max_seq_len, MIN_TEACHER_CONTEXT)
+    context = context_of(path)
+    if context is not None and context < longest:
+        text += f" {context}"  # its blocks are shorter than those of other experts
     if split.streamed:
         text += split.streamed.fingerprint(spec)
     return ShardKey(

@@ -3,65 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForCausalLM
 
+from engine.distill.teacher.model_config import read_config
+from engine.distill.teacher.quiet import quiet_transformers
 from engine.distill.teacher.teacher import Teacher
+from engine.distill.teacher.tokenizer import load_tokenizer
 from engine.errors import GladiusError, MissingError
 from engine.experts.gguf_source import GGUFExpert
 from engine.experts.registry import ExpertSpec
-
-_TRICKY_TEXTS = (
-    "  two spaces, then\ta tab\r\n\r\nand\n\n\nlines 1234567 3.14 don't WE'LL",
-    "naïve café — e\u0301 🙂👩‍👩‍👧 漢字かな ไทย العربية \u00a0\u200b",
-    "def f(x):\n        return x ** 2  # ▁ Ġ <s> x </s>\n",
-)
-"""Texts that a wrongly rebuilt tokenizer encodes differently."""
-
-
-def load_tokenizer(path: Path, spec: ExpertSpec) -> PreTrainedTokenizerFast:
-    """The expert's tokenizer, exactly as in its tokenizer.json (or GGUF file).
-
-    AutoTokenizer is not used: for some classes transformers 5 rebuilds the tokenizer in a form that
-    encodes differently.
-
-    Raises:
-        MissingError: there is no tokenizer.json.
-        GladiusError: the file is broken, or the loaded tokenizer encodes differently from it.
-    """
-    if path.suffix == ".gguf":
-        return GGUFExpert(path).tokenizer()
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        raise MissingError(
-            f"expert {spec.name} has no tokenizer.json in {path}; download it again, or save a "
-            "fast tokenizer there"
-        )
-    try:
-        with quiet_transformers():
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)
-        reference = Tokenizer.from_file(str(file))
-    except Exception as error:  # a broken file can raise anything
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise GladiusError(
-            f"expert {spec.name}: {file} is not a readable tokenizer ({why}); "
-            f"download it again: gladius_train download {spec.name} --force"
-        ) from error
-    for text in _TRICKY_TEXTS:
-        if tokenizer.encode(text) != reference.encode(text).ids:
-            raise GladiusError(
-                f"expert {spec.name}: the loaded tokenizer disagrees with {file} on {text!r}; "
-                "report this with the versions of transformers and tokenizers"
-            )
-    return tokenizer
 
 
 def load_teacher(
@@ -86,7 +41,9 @@ def load_teacher(
     model = _load_gguf(path, dtype) if path.suffix == ".gguf" else _load_folder(path, spec, dtype)
     heartbeat(f"loading {spec.title}")
     model.to(device).eval().requires_grad_(False)
-    return Teacher(model, tokenizer, spec)
+    teacher = Teacher(model, tokenizer, spec)
+    teacher.check_head()
+    return teacher
 
 
 def _load_folder(path: Path, spec: ExpertSpec, dtype: torch.dtype) -> Any:
@@ -98,18 +55,34 @@ def _load_folder(path: Path, spec: ExpertSpec, dtype: torch.dtype) -> Any:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
         with quiet_transformers():
-            config = AutoConfig.from_pretrained(path, **options)
-            if getattr(config, "attn_logit_softcapping", None):
+            config = read_config(path)
+            if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
                 options["attn_implementation"] = "eager"  # the fused kernels have no cap
-            return AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, use_safetensors=True, **options
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path,
+                config=config,
+                dtype=dtype,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        why = " ".join(str(error).split())[:200]
+    except Exception as error:  # a broken folder can raise anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise GladiusError(
-            f"expert {spec.name} can't be loaded from {path} ({why}); "
-            f"download it again: gladius_train download {spec.name} --force"
+            f"expert {spec.name} can't be loaded from {path} ({why}); {_remedy(spec)}"
         ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise GladiusError(
+            f"expert {spec.name}: its weights in {path} have no tensor {missing[0]} "
+            f"({len(missing)} are missing); {_remedy(spec)}"
+        )
+    return model
+
+
+def _remedy(spec: ExpertSpec) -> str:
+    if spec.source in ("folder", "gguf"):
+        return f"correct the files in {spec.repo}, or choose another model"
+    return f"download it again: gladius_train download {spec.name} --force"
 
 
 def _load_gguf(path: Path, dtype: torch.dtype) -> Any:
@@ -125,21 +98,6 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> Any:
     if missing - {"lm_head.weight"}:
         raise GladiusError(f"{path} has no tensor {sorted(missing)[0]}; download the file again")
     return model
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep progress bars and warnings of transformers out of the worker's log."""
-    level = transformers_logging.get_verbosity()
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def expert_digest(path: Path, spec: ExpertSpec) -> str:

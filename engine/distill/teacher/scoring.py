@@ -31,8 +31,7 @@ def teacher_encoder(teacher: Teacher) -> ChatEncoder:
     def render(chat: list[dict[str, str]]) -> str:
         return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]
 
-    vocab_size = teacher.head[0].shape[0]
-    return ChatEncoder(teacher.tokenizer, render, teacher.end_ids, vocab_size)
+    return ChatEncoder(teacher.tokenizer, render, teacher.end_ids, teacher.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,7 @@ class TeacherOutput:
 
     def logits(self, first: int, stop: int) -> Tensor:
         """(V_t, stop - first) float32 logits in columns."""
-        weight, bias = self.teacher.head
-        z = (weight @ self.hidden[first:stop].t()).float()
-        if bias is not None:
-            z += bias.float()[:, None]
-        cap = self.teacher.logit_softcap
-        return z if cap is None else z.div_(cap).tanh_().mul_(cap)
+        return self.teacher.logits(self.hidden[first:stop])
 
     @torch.no_grad()
     def token_nats(self, chunk: int) -> Tensor:
@@ -84,7 +78,8 @@ def teacher_forward(
     while order:
         heartbeat(f"{teacher.spec.title} scores text")
         longest = len(blocks[order[-1]].teacher_ids)
-        longest += -longest % LENGTH_STEP
+        padded = longest + -longest % LENGTH_STEP
+        longest = max(longest, min(padded, teacher.context or padded))
         batch_size = max(1, min(len(order), limit // longest))
         batch, order = order[-batch_size:], order[:-batch_size]
         ids = torch.zeros(len(batch), longest, dtype=torch.int64)

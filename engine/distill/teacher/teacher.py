@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from engine.errors import GladiusError
+from engine.distill.teacher import head
+from engine.distill.teacher.end_tokens import end_tokens
+from engine.distill.teacher.model_config import context_limit
 from engine.experts.registry import ExpertSpec
 from engine.generation import Generator
+
+_CHECKED_TEXT = "The river runs to the sea, and the lamp is lit."
+"""Text on which the head is compared with the model's own logits."""
 
 
 class Teacher(Generator):
@@ -19,7 +23,8 @@ class Teacher(Generator):
     Attributes:
         model: the causal language model, in eval mode, without gradients.
         spec: the expert's registration.
-        logit_softcap: gemma-2's final cap c, logits = c tanh(logits / c); None elsewhere.
+        logit_softcap: Gemma's final cap c, logits = c tanh(logits / c); None elsewhere.
+        uses_own_head: whether logits need the model's own forward pass (`check_head`).
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec) -> None:
@@ -33,7 +38,8 @@ class Teacher(Generator):
             title=spec.title,
         )
         self.spec = spec
-        self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
+        self.logit_softcap: float | None = head.softcap(model)
+        self.uses_own_head = False
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:
@@ -41,35 +47,34 @@ class Teacher(Generator):
         layer = self.model.get_output_embeddings()
         return layer.weight, getattr(layer, "bias", None)
 
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits at each position, V_t."""
+        return int(self.head[0].shape[0])
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that it reads at most; None where nothing limits them."""
+        return context_limit(self.model.config)
+
+    def check_head(self) -> None:
+        """Compare head and hidden states with the model's own logits on a few tokens.
+
+        Sets `uses_own_head`. Raises GladiusError if the model's logits can't be computed.
+        """
+        ids = [i for i in self.tokenizer.encode(_CHECKED_TEXT) if i < self.vocab_size]
+        ids += [i % self.vocab_size for i in range(max(0, 8 - len(ids)))]
+        self.uses_own_head = head.uses_own_head(self.model, ids[:16], self.spec.name)
+
     def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Hidden states (B, L, H) after the last norm: the input of the head.
 
         input_ids: (B, L) int64, padded on the right; attention_mask: (B, L), 1 for tokens.
         """
-        with torch.no_grad():
-            output = self.model.base_model(
-                input_ids=input_ids.to(self.device),
-                attention_mask=attention_mask.to(self.device),
-                use_cache=False,
-            )
-        return output.last_hidden_state
+        return head.hidden_states(self.model, input_ids, attention_mask)
 
-
-def end_tokens(
-    tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec, configured: Any
-) -> tuple[int, ...]:
-    """Ids of the tokens that end an expert's turn.
-
-    The registered ones that its vocabulary has; else the tokenizer's EOS and `configured`, the
-    eos_token_id of its generation config. Raises GladiusError where there is none.
-    """
-    vocabulary = tokenizer.get_vocab()
-    ids: list[Any] = [vocabulary[t] for t in spec.end_tokens if t in vocabulary]
-    if not ids:
-        more = configured if isinstance(configured, list) else [configured]
-        ids = [i for i in (tokenizer.eos_token_id, *more) if i is not None]
-    if not ids:
-        raise GladiusError(
-            f"expert {spec.name} has no end-of-turn token; set its end_tokens in gladius.toml"
-        )
-    return tuple(dict.fromkeys(ids))
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(V_t, N) float32 logits, one column for each of the hidden states (N, H)."""
+        if self.uses_own_head:
+            return head.own_logits(self.model, hidden)
+        return head.linear_logits(self.model, hidden, self.logit_softcap)

@@ -91,7 +91,7 @@ def score_probes(
     which: list[int] = []
     blocks: list[TextBlock] = []
     for number, example in enumerate(sentences()):
-        limits = {"max_student_tokens": 512, "max_teacher_tokens": 512}
+        limits = {"max_student_tokens": 512, "max_teacher_tokens": min(512, teacher.context or 512)}
         trust = teacher.spec.trust_end
         block = next(make_blocks(example, student, expert, trust_end=trust, **limits), None)
         if block is not None and len(block.alignment):
