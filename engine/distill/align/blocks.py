@@ -249,6 +249,21 @@ def make_blocks(
 
 
 @dataclass(frozen=True)
+class EncodedExample:
+    """The blocks of one example, and what of it is not learnt.
+
+    Attributes:
+        blocks: what is learnt; empty where the example is left out.
+        problem: short constant reason why it, or a part of it, is not learnt; "" without one.
+        detail: the particulars, such as the chat template's own words.
+    """
+
+    blocks: list[TextBlock]
+    problem: str = ""
+    detail: str = ""
+
+
+@dataclass(frozen=True)
 class BlockEncoder:
     """Encodes examples as blocks for the student and one expert.
 
@@ -262,17 +277,21 @@ class BlockEncoder:
     max_seq_len: int
     trust_end: bool = True
 
-    def encode(self, example: Example) -> Iterator[TextBlock | None]:
-        """The blocks of one example; None for each that has to be skipped."""
-        for block in make_blocks(
-            example,
-            self.student,
-            self.teacher,
-            max_student_tokens=self.max_seq_len,
-            max_teacher_tokens=max(self.max_seq_len, MIN_TEACHER_CONTEXT),
-            trust_end=self.trust_end,
-        ):
-            yield block if block is not None and len(block.alignment) else None
+    def encode(self, example: Example) -> EncodedExample:
+        """The blocks of one example, and the reason where it is not, or only partly, learnt."""
+        made = list(
+            make_blocks(
+                example,
+                self.student,
+                self.teacher,
+                max_student_tokens=self.max_seq_len,
+                max_teacher_tokens=max(self.max_seq_len, MIN_TEACHER_CONTEXT),
+                trust_end=self.trust_end,
+            )
+        )
+        blocks = [block for block in made if block is not None and len(block.alignment)]
+        problem = "it cannot be encoded" if len(blocks) < len(made) else ""
+        return EncodedExample(blocks, problem)
 
     def copy_for_thread(self) -> BlockEncoder:
         """The same encoder for another thread, with its own copies of the tokenizers."""

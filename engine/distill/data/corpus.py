@@ -217,10 +217,9 @@ def encode_corpus(
             continue  # enough to evaluate on; still not to be trained on
         if not is_held_out and limit is not None and stats.teacher_tokens >= limit:
             continue
-        for block in encoder.encode(example):
-            if block is None:
-                stats.skipped += 1
-                continue
+        found = encoder.encode(example)
+        stats.skipped += bool(found.problem)
+        for block in found.blocks:
             stats.add_block(block)
             (held_out_blocks if is_held_out else train).append(block)
     return EncodedCorpus(train, held_out_blocks, stats)

@@ -209,10 +209,9 @@ def _encode(sample: Sequence[Example], encoder: BlockEncoder) -> _EncodedSample:
     """The sample as blocks, with statistics as in a run."""
     encoded = _EncodedSample()
     for example in sample:
-        for block in encoder.encode(example):
-            if block is None:
-                encoded.stats.skipped += 1
-                continue
+        found = encoder.encode(example)
+        encoded.stats.skipped += bool(found.problem)
+        for block in found.blocks:
             encoded.stats.add_block(block)
             encoded.blocks.append(block)
             kind = example.capability or "text"
