@@ -23,7 +23,10 @@ from engine.text.sources import read_source
 def example_key(example: Example) -> str:
     """Digest of an example's text; the same for every expert."""
     text = normalise(example)
-    content = msgspec.json.encode([text.messages, text.text])
+    parts: list[object] = [text.messages, text.text]
+    if text.tools:
+        parts.append(text.tools)
+    content = msgspec.json.encode(parts)
     return hashlib.sha256(content).hexdigest()
 
 
