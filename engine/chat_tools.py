@@ -15,11 +15,11 @@ import msgspec
 
 from engine.text.examples import Message, ToolCall
 
-_TOOLS_BEFORE = (
+TOOLS_BEFORE = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 )
-_TOOLS_AFTER = (
+TOOLS_AFTER = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments "
     "within <tool_call></tool_call> XML tags:\n<tool_call>\n"
     '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
@@ -76,7 +76,7 @@ def call_text(call: ToolCall) -> str:
 
 def tools_text(tools: Sequence[dict[str, Any]]) -> str:
     """The list of tools in the system turn."""
-    return _TOOLS_BEFORE + "".join("\n" + to_json(tool) for tool in tools) + _TOOLS_AFTER
+    return TOOLS_BEFORE + "".join("\n" + to_json(tool) for tool in tools) + TOOLS_AFTER
 
 
 def uses_tools(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> bool:
@@ -142,9 +142,9 @@ _PREAMBLE = (
     "{%- set ns.plain = false -%}{%- endif -%}{%- endfor -%}"
     "{%- if not ns.plain -%}"
     "{%- if tools -%}"
-    f"{{%- set ns.text = {_quoted(_TOOLS_BEFORE)} -%}}"
+    f"{{%- set ns.text = {_quoted(TOOLS_BEFORE)} -%}}"
     "{%- for tool in tools -%}{%- set ns.text = ns.text + '\\n' + (tool | tojson) -%}{%- endfor -%}"
-    f"{{%- set ns.text = ns.text + {_quoted(_TOOLS_AFTER)} -%}}"
+    f"{{%- set ns.text = ns.text + {_quoted(TOOLS_AFTER)} -%}}"
     "{%- if messages[0].role == 'system' -%}"
     "{%- set ns.text = messages[0].content + '\\n\\n' + ns.text -%}{%- endif -%}"
     "{%- set ns.turns = [{'role': 'system', 'content': ns.text}] -%}"
