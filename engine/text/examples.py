@@ -1,7 +1,6 @@
-"""The JSON Lines format of training text: conversations and documents.
+"""A training text: a conversation or a document, and its stored form as a line of JSON.
 
-Each line is an object, {"messages": [{"role", "content"}, ...]} or {"text": "..."}, with the
-optional keys capability, expert, family and complete. `distill.data.conversations` encodes it for
+`engine.text.forms` reads the forms in which people bring text; `distill.align` encodes a text for
 a model.
 """
 
@@ -15,16 +14,40 @@ import msgspec
 
 from engine.errors import UsageError
 
+Role = Literal["system", "user", "assistant", "tool"]
 
-class Message(msgspec.Struct, frozen=True):
-    """One turn of a conversation."""
 
-    role: Literal["system", "user", "assistant", "tool"]
+class ToolCall(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A call of a function in an assistant's turn."""
+
+    name: str
+    arguments: dict[str, Any]
+    id: str | None = None
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.id))
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One turn of a conversation, with the keys that transformers' chat templates read."""
+
+    role: Role
     content: str
+    reasoning_content: str | None = None
+    """What the assistant thought before it answered."""
+    tool_calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    """Name of the speaker, or of the function whose result a `tool` turn holds."""
+    tool_call_id: str | None = None
+    weight: float = 1
+    """0: the turn is context only; no loss is taken on it."""
 
 
-class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A conversation (`messages`) or a document (`text`); exactly one of the two is set."""
+class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, eq=False):
+    """A conversation (`messages`) or a document (`text`); exactly one of the two is set.
+
+    Two examples are equal where their stored forms are: `where` and `passage` don't count.
+    """
 
     messages: tuple[Message, ...] | None = None
     text: str | None = None
@@ -36,6 +59,13 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Groups variants of one text: all of a family is either trained on or held out."""
     complete: bool = True
     """False if the last answer (or the document) was cut off: its end is no training target."""
+    tools: tuple[dict[str, Any], ...] | None = None
+    """JSON schemas of the functions that the assistant may call."""
+    where: str = ""
+    """FILE, line N; never stored."""
+    passage: int = 0
+    """Number, from 0, of the passage of a long document that was cut when it was read; never
+    stored."""
 
     def __post_init__(self) -> None:
         if (self.messages is None) == (self.text is None):
@@ -45,47 +75,55 @@ class Example(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         if self.text is not None and not self.text:
             raise ValueError('"text" is empty')
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Example) and self._stored() == other._stored()
 
-OPTIONAL = ("capability", "expert", "family", "complete")
-"""Optional keys of a line, and optional columns of a table."""
+    def __hash__(self) -> int:
+        return hash((self.messages, self.text, self.expert, self.family))
+
+    def _stored(self) -> tuple[Any, ...]:
+        content = self.messages, self.text, self.tools, self.complete
+        return *content, self.capability, self.expert, self.family
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """A text that is not learnt, or a file that is not read."""
+
+    reason: str
+    """In a few words, the same for all texts with this problem."""
+    where: str = ""
+    """FILE, line N."""
+    detail: str = ""
+    """What exactly is wrong with this text."""
+    is_file: bool = False
+    """Whether it is a file of a folder; such files are no texts."""
+
+    def sentence(self) -> str:
+        """Where, and what is wrong, in one line."""
+        return " ".join(f"{self.where}: {self.detail or self.reason}".split())
+
+
 _decoder = msgspec.json.Decoder(Example)
 _encoder = msgspec.json.Encoder()
 
 
 def encode_example(example: Example) -> bytes:
     """The example as one line of JSON, without the newline."""
+    if example.where or example.passage:
+        example = msgspec.structs.replace(example, where="", passage=0)
     return _encoder.encode(example)
 
 
-def decode_line(line: bytes) -> Example:
-    """The example of a line; raises ValueError if it is not valid."""
+def decode_example(line: bytes) -> Example:
+    """The example of a line that `encode_example` wrote; raises ValueError if it is not one."""
     try:
         return _decoder.decode(line)
     except msgspec.MsgspecError as error:
         raise ValueError(str(error)) from error
 
 
-def example_of(values: Mapping[str, Any], column: str) -> Example:
-    """The example of a table row: `column` holds a conversation (a list of turns) or a text.
-
-    Raises ValueError if it is not valid.
-    """
-    content = values.get(column)
-    fields = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
-    if isinstance(content, list):
-        # In a table every turn has all the keys that any turn has; keep only ours.
-        turns = [{"role": t.get("role"), "content": t.get("content")} for t in content]
-        fields["messages"] = turns
-    else:
-        fields["text"] = content
-    try:
-        return msgspec.convert(fields, Example)
-    except msgspec.MsgspecError as error:
-        raise ValueError(str(error)) from error
-
-
 def read_data_file(path: str | Path) -> Iterator[Example]:
-    """The examples of a JSON Lines file, in order; blank lines are skipped.
+    """The examples of a file that this program wrote, in order; blank lines are skipped.
 
     Raises UsageError, with file and line, if the file can't be opened, has an invalid line or
     has no example.
@@ -118,6 +156,24 @@ def read_data_file(path: str | Path) -> Iterator[Example]:
         raise UsageError(f"{path} is empty; write at least one example into it")
 
 
-def check_data_file(path: str | Path) -> int:
-    """The number of examples in a file, all of it read; raises as `read_data_file` does."""
-    return sum(1 for _ in read_data_file(path))
+OPTIONAL = ("capability", "expert", "family", "complete")
+"""Optional keys of a line, and optional columns of a table."""
+
+
+def example_of(values: Mapping[str, Any], column: str) -> Example:
+    """The example of a table row: `column` holds a conversation (a list of turns) or a text.
+
+    Raises ValueError if it is not valid.
+    """
+    content = values.get(column)
+    fields = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
+    if isinstance(content, list):
+        # In a table every turn has all the keys that any turn has; keep only ours.
+        turns = [{"role": t.get("role"), "content": t.get("content")} for t in content]
+        fields["messages"] = turns
+    else:
+        fields["text"] = content
+    try:
+        return msgspec.convert(fields, Example)
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error

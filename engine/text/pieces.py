@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import GladiusError, UsageError
-from engine.text.examples import Example, decode_line
+from engine.text.examples import Example, decode_example
 from engine.text.parquet import Warn, open_parquet, parquet_rows
 
 PIECE_BYTES = 1 << 20
@@ -144,7 +144,7 @@ def _lines(segment: _Segment, warn: Warn) -> Iterator[Example | None]:
             if not line.strip():
                 continue
             try:
-                yield decode_line(line)
+                yield decode_example(line)
             except ValueError as error:
                 number = _line_number(segment.file, begin)
                 warn(f"{segment.file}, line {number}: {' '.join(str(error).split())}")

@@ -8,7 +8,6 @@ from engine.errors import UsageError
 from engine.text.examples import (
     Example,
     Message,
-    check_data_file,
     encode_example,
     read_data_file,
 )
@@ -23,7 +22,7 @@ def test_conversations_and_documents_are_read_in_order(tmp_path):
     assert talk.messages == (Message("user", "hi"), Message("assistant", "ho"))
     assert talk.complete and talk.text is None
     assert document == Example(text="à", expert="qwen", complete=False)
-    assert check_data_file(path) == 2
+    assert len(list(read_data_file(path))) == 2
 
 
 def test_examples_survive_a_round_trip(tmp_path):
@@ -57,7 +56,7 @@ def test_a_broken_line_is_named_with_its_file_and_number(tmp_path, line):
     data = line if isinstance(line, bytes) else line.encode()
     path.write_bytes(TALK.encode() + b"\n\n" + data + b"\n")
     with pytest.raises(UsageError) as raised:
-        check_data_file(path)
+        list(read_data_file(path))
     assert f"{path}, line 3: " in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -67,10 +66,10 @@ def test_an_empty_file_is_an_error(tmp_path, content):
     path = tmp_path / "data.jsonl"
     path.write_text(content)
     with pytest.raises(UsageError, match="empty"):
-        check_data_file(path)
+        list(read_data_file(path))
 
 
 def test_a_file_that_cant_be_read_is_an_error(tmp_path):
     for path in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(UsageError, match=str(path)):
-            check_data_file(path)
+            list(read_data_file(path))

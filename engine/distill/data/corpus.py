@@ -23,7 +23,10 @@ from engine.text.sources import read_source
 def example_key(example: Example) -> str:
     """Digest of an example's text; the same for every expert."""
     text = normalise(example)
-    content = msgspec.json.encode([text.messages, text.text])
+    parts: list[object] = [text.messages, text.text]
+    if text.tools:
+        parts.append(text.tools)
+    content = msgspec.json.encode(parts)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -217,10 +220,9 @@ def encode_corpus(
             continue  # enough to evaluate on; still not to be trained on
         if not is_held_out and limit is not None and stats.teacher_tokens >= limit:
             continue
-        for block in encoder.encode(example):
-            if block is None:
-                stats.skipped += 1
-                continue
+        found = encoder.encode(example)
+        stats.skipped += bool(found.problem)
+        for block in found.blocks:
             stats.add_block(block)
             (held_out_blocks if is_held_out else train).append(block)
     return EncodedCorpus(train, held_out_blocks, stats)

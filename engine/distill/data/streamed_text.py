@@ -164,8 +164,7 @@ class StreamedText:
                 if not self._teaches(spec, example, stream):
                     continue
                 seen.add(key)  # another stream may have the same text
-                found = [block for block in encoder.encode(example) if block is not None]
-                blocks += found[: target - len(blocks)]
+                blocks += encoder.encode(example).blocks[: target - len(blocks)]
         return blocks
 
     def sources(

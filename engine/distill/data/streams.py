@@ -197,9 +197,9 @@ class StreamSource:
                 counts.unreadable += 1
             elif self._accepts(example):
                 size += text_bytes(example)
-                found = list(self._encoder.encode(example))
-                blocks += [b for b in found if b is not None]
-                counts.skipped += found.count(None)
+                found = self._encoder.encode(example)
+                blocks += found.blocks
+                counts.skipped += bool(found.problem)
             else:
                 size += text_bytes(example) / 16  # reading past an example takes time too
             if size >= limit:

@@ -161,12 +161,7 @@ class OnPolicyRounds:
         teacher = self._teachers[name]
         expert = teacher.load()
         config = self._config
-        blocks = [
-            block
-            for example in answers
-            for block in expert.encoder.encode(example)
-            if block is not None
-        ]
+        blocks = [block for example in answers for block in expert.encoder.encode(example).blocks]
         if not blocks:
             return None
         if self._online:

@@ -44,12 +44,13 @@ def test_blocks_are_cut_to_the_experts_context_and_scored(tmp_path, name):
     teacher = load_teacher(folder, FREE, dtype=torch.float32)
     assert context_of(folder) == teacher.context == 100
     encoder = teacher_encoder(teacher)
-    blocks = list(BlockEncoder(encoder, encoder, 512, teacher_context=100).encode(DOCUMENT))
-    assert len(blocks) > 3 and None not in blocks
-    lengths = [len(block.teacher_ids) for block in blocks if block is not None]
+    encoded = BlockEncoder(encoder, encoder, 512, teacher_context=100).encode(DOCUMENT)
+    blocks = encoded.blocks
+    assert len(blocks) > 3 and not encoded.problem
+    lengths = [len(block.teacher_ids) for block in blocks]
     assert max(lengths) <= 100 < sum(lengths)
     assert max(lengths) > 64, "a batch is padded to 100 here, not to 128"
-    output = teacher_forward(teacher, [block for block in blocks if block is not None])
+    output = teacher_forward(teacher, blocks)
     assert bool(torch.isfinite(output.logits(0, 8)).all())
 
 
