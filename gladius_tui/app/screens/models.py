@@ -144,6 +144,11 @@ class ModelsScreen(ExpertBrowser):
                 tooltip="Look up the files again"),
     ]  # fmt: skip
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._refused: tuple[list[str], str] = ([], "")
+        """What was typed into Add and not added yet, and why it was refused."""
+
     def about(self) -> str:
         return (
             "The experts that can teach the student, and which of their files are on disk. "
@@ -151,15 +156,17 @@ class ModelsScreen(ExpertBrowser):
             "○ Missing: none."
         )
 
-    def on_data_table_row_selected(self, _: DataTable.RowSelected) -> None:
-        self.action_download()
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        self._download(event.row_key.value)  # the cursor may have moved on
 
     def action_refresh(self) -> None:
         self.read_inventory()
 
     def action_download(self) -> None:
         """Download the selected expert, on the Download screen."""
-        name = self.selected
+        self._download(self.selected)
+
+    def _download(self, name: str | None) -> None:
         if name is None:
             return
         busy = "download" in self.gladius.watcher.jobs
@@ -222,18 +229,18 @@ class ModelsScreen(ExpertBrowser):
         from gladius_tui.app.dialogs.text_input import TextInput
 
         text = "It is checked, then written to gladius.toml of this root."
+        values, error = self._refused
         fields = [
             ("name", "a short name, such as mine"),
             ("from", "org/model, ./folder or file.gguf"),
         ]
-        self.app.push_screen(TextInput("Add an expert", text, fields), self._add)
+        dialog = TextInput("Add an expert", text, fields, values=values, error=error)
+        self.app.push_screen(dialog, self._add)
 
     def _add(self, answer: list[str] | None) -> None:
         if answer is None:
             return
-        if not all(answer):
-            self.notice.show("enter both a name and a source; press a to try again", "warning")
-            return
+        self._refused = (answer, "")
         self._launch(["models", "add", *answer], "checking it")
 
     def _launch(self, argv: list[str], progress: str) -> None:
@@ -246,9 +253,13 @@ class ModelsScreen(ExpertBrowser):
     def launch_ended(self, ended: Ended) -> bool:
         if ended.argv[0] != "models":
             return False
+        adding = ended.argv[1] == "add"
         if ended.error:
-            self.notice.show(ended.error, "error")
+            hint = "; press a to correct it" if adding else ""
+            self.notice.show(ended.error + hint, "error")
         else:
             self.notice.show(_DONE.get(ended.argv[1], "done"), "done")
+        if adding:
+            self._refused = (list(ended.argv[2:]), ended.error) if ended.error else ([], "")
         self.read_inventory()
         return True
