@@ -185,6 +185,14 @@ def test_a_previous_file_stays_when_the_new_one_does_not_match_the_model(root, m
     assert not [name for name in files(root.model_dir) if name.endswith(".tmp")]
 
 
+def test_files_of_several_types_lie_side_by_side(root) -> None:
+    export(root)
+    plain = (root.model_dir / "gladius-1b.gguf").read_bytes()
+    export(root, type="q8_0")
+    assert {"gladius-1b.gguf", "gladius-1b-q8_0.gguf"} <= files(root.model_dir)
+    assert (root.model_dir / "gladius-1b.gguf").read_bytes() == plain
+
+
 def test_a_type_that_needs_llama_cpp_says_how_to_install_it(root, monkeypatch) -> None:
     monkeypatch.setattr(programs, "find_quantizer", lambda: None)
     with pytest.raises(MissingError, match=r"LLAMA_CPP.*make llama-cpp"):
