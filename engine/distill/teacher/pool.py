@@ -40,25 +40,26 @@ class TeacherPool:
         self._device = device
         self._dtype = dtype
         self._keep_all = keep_all
-        self._loaded: dict[str, Teacher] = {}
+        self.loaded: dict[str, Teacher] = {}
+        """The experts in memory, by name."""
 
     def get(self, spec: ExpertSpec) -> Teacher:
         """The expert, loaded where it is not in memory; releases the others unless all stay."""
-        if spec.name not in self._loaded:
+        if spec.name not in self.loaded:
             if not self._keep_all:
                 self.release()
             with self._ctx.busy(f"loading {spec.title}"):
-                self._loaded[spec.name] = load_teacher(
+                self.loaded[spec.name] = load_teacher(
                     expert_path(self._workspace, spec),
                     spec,
                     self._device,
                     self._dtype,
                     self._ctx.heartbeat,
                 )
-        return self._loaded[spec.name]
+        return self.loaded[spec.name]
 
     def release(self) -> None:
         """Free the memory of all experts."""
-        self._loaded.clear()
+        self.loaded.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

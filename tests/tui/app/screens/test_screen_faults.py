@@ -79,7 +79,8 @@ async def test_a_folder_has_its_own_size_not_the_registrys(root):
 
 
 def static_lines(app, word: str) -> str:
-    return "\n".join(line for line in text_of(app.screen).splitlines() if f" {word} " in line)
+    lines = text_of(app.screen).splitlines()
+    return "\n".join(line for line in lines if f"│ {word} " in line)
 
 
 async def test_more_on_disk_than_the_download_is_not_a_share_of_it(root):
