@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.events import AnyCommand, AnyEvent, Job
     from engine.run.extras import RunExtras
 
-JOB_NAMES = ("train", "download", "export", "validate", "data")
+JOB_NAMES = ("train", "download", "export", "validate", "data", "ask")
 """Jobs of `engine.run.job.JOBS` that commands act on; importing the table would slow `--help`."""
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 

@@ -8,20 +8,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar
 
-from textual import on, work
-from textual.app import ComposeResult
+from textual import work
 from textual.binding import Binding
-from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import DataTable
 
 from engine.errors import GladiusError
-from gladius_tui.app.job_messages import JobAttached, JobDetached
-from gladius_tui.app.model.inventory import Inventory, InventoryRead, read_inventory
-from gladius_tui.app.screens.base import GladiusScreen
-from gladius_tui.app.widgets.expert_details import ExpertDetails
-from gladius_tui.app.widgets.expert_table import ExpertTable
-from gladius_tui.app.widgets.notice import Notice, Tone
+from gladius_tui.app.screens.expert_browser import ExpertBrowser
+from gladius_tui.app.screens.starter_guide import StarterGuide
+from gladius_tui.app.widgets.notice import Tone
 from gladius_tui.format import size
 
 if TYPE_CHECKING:
@@ -38,95 +33,66 @@ class FilesRemoved(Message, bubble=False):
     tone: Tone
 
 
-class ExpertBrowser(GladiusScreen):
-    """A table of the experts, and the details of the selected one."""
+class ExpertRemoval(ExpertBrowser):
+    """The key that removes an expert's files, and running a `models` command."""
 
-    FILTERS = True
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notice = Notice()
-        self.inventory: Inventory | None = None
-        self._filter = ""
-
-    def compose_body(self) -> ComposeResult:
-        with Horizontal(id="models"):
-            yield ExpertTable()
-            yield ExpertDetails()
-        yield self.notice
-
-    def on_mount(self) -> None:
-        self.gladius.watcher.subscribe(self, "download")
-        self.read_inventory()
-
-    def on_unmount(self) -> None:
-        self.gladius.watcher.unsubscribe(self)
-
-    def on_screen_resume(self) -> None:
-        self.read_inventory()
-        self.focus_main()
-
-    @on(JobAttached)
-    @on(JobDetached)
-    def _on_download(self) -> None:
-        self.read_inventory()
-
-    def focus_main(self) -> None:
-        self.query_one(ExpertTable).focus()
-
-    @property
-    def selected(self) -> str | None:
-        """The expert under the cursor."""
-        return self.query_one(ExpertTable).key
-
-    @work(thread=True, exclusive=True, group="inventory", exit_on_error=False)
-    def read_inventory(self) -> None:
-        """Look up the experts' files."""
-        try:
-            answer = InventoryRead(read_inventory(self.gladius.ws))
-        except (GladiusError, OSError) as error:
-            answer = InventoryRead(None, str(error))
-        self.post_message(answer)
-
-    def on_inventory_read(self, message: InventoryRead) -> None:
-        if not self.composed:
+    def action_remove(self) -> None:
+        inventory, name = self.inventory, self.selected
+        if inventory is None or name is None:
             return
-        if message.inventory is None:
-            self.notice.show(message.error, "error")
-            self.query_one(ExpertDetails).show_text("Correct gladius.toml, then press r.")
-            return
-        self.inventory = message.inventory
-        self.show()
-
-    def filter_changed(self, text: str) -> None:
-        self._filter = text
-        self.show()
-
-    def show(self) -> None:
-        """Redraw the table and the details; the cursor stays on its expert."""
-        if self.inventory is not None and self.composed:
-            self.query_one(ExpertTable).show(self.inventory, self._filter, self.size.width)
-            self.show_details()
-
-    def theme_changed(self) -> None:
-        self.show()
-
-    def on_resize(self) -> None:
-        self.show()
-
-    @on(DataTable.RowHighlighted)
-    def show_details(self) -> None:
-        """Show the details of the selected expert."""
-        if not self.composed:
-            return
-        details = self.query_one(ExpertDetails)
-        if self.inventory is None or self.selected is None:
-            details.show_text("No matches. Press esc to clear the filter.")
+        status = inventory.statuses[name]
+        if inventory.specs[name].source in ("folder", "gguf"):
+            self._confirm_removal(name, "It is removed from gladius.toml; its files are kept.")
+        elif not status.present_bytes:
+            self.notice.show(f"no files of {name} are on disk", "warning")
+        elif busy := [job for job in ("train", "download") if job in self.gladius.watcher.jobs]:
+            self.notice.show(f"{busy[0]} is running and may use it; stop that first", "warning")
         else:
-            details.show(self.inventory, self.selected)
+            text = f"Deletes {size(status.present_bytes)} from tmp/. It can be downloaded again."
+            self._confirm_removal(name, text)
+
+    def _confirm_removal(self, name: str, text: str) -> None:
+        from gladius_tui.app.dialogs.choice import Choice
+
+        answers = [("keep", "Keep it"), ("remove", "Remove it")]
+        dialog = Choice(f"Remove {name}", text, answers)
+        self.app.push_screen(dialog, partial(self._remove, name))
+
+    def _remove(self, name: str, answer: str | None) -> None:
+        if answer != "remove" or self.inventory is None:
+            return
+        if self.inventory.specs[name].source in ("folder", "gguf"):
+            self.run_command(["models", "remove", name], "removing")
+        else:
+            self._remove_files(name)
+
+    @work(thread=True, group="remove", exit_on_error=False)
+    def _remove_files(self, name: str) -> None:
+        from engine.workspace import expert_dir, remove_entry
+
+        ws = self.gladius.ws
+        try:
+            for path in (expert_dir(ws, name), ws.downloads_dir / name):
+                if path.exists() or path.is_symlink():
+                    remove_entry(path)
+        except (OSError, GladiusError) as error:
+            self.post_message(FilesRemoved(f"{name}: {error}", "error"))
+            return
+        self.post_message(FilesRemoved(f"{name} was removed", "done"))
+
+    def on_files_removed(self, message: FilesRemoved) -> None:
+        self.notice.show(message.text, message.tone)
+        self.read_inventory()
+
+    def run_command(self, argv: list[str], progress: str) -> None:
+        """Run a `models` command; it is a job of the same kind as downloads."""
+        if "download" in self.gladius.watcher.jobs:
+            self.notice.show("a download is running; try again when it has ended", "warning")
+        elif self.gladius.launch(argv):
+            self.notice.show(f"{progress}…")
 
 
-class ModelsScreen(ExpertBrowser):
+class ModelsScreen(ExpertRemoval, StarterGuide):
     """The experts, with keys to download, verify, add and remove them."""
 
     MODE = "models"
@@ -175,55 +141,7 @@ class ModelsScreen(ExpertBrowser):
             self.gladius.launch(["download", name])
 
     def action_verify(self) -> None:
-        self._launch(["models", "--verify"], "verifying the files on disk; see the top bar")
-
-    def action_remove(self) -> None:
-        inventory, name = self.inventory, self.selected
-        if inventory is None or name is None:
-            return
-        status = inventory.statuses[name]
-        if inventory.specs[name].source in ("folder", "gguf"):
-            self._confirm_removal(name, "It is removed from gladius.toml; its files are kept.")
-        elif not status.present_bytes:
-            self.notice.show(f"no files of {name} are on disk", "warning")
-        elif busy := [job for job in ("train", "download") if job in self.gladius.watcher.jobs]:
-            self.notice.show(f"{busy[0]} is running and may use it; stop that first", "warning")
-        else:
-            text = f"Deletes {size(status.present_bytes)} from tmp/. It can be downloaded again."
-            self._confirm_removal(name, text)
-
-    def _confirm_removal(self, name: str, text: str) -> None:
-        from gladius_tui.app.dialogs.choice import Choice
-
-        answers = [("keep", "Keep it"), ("remove", "Remove it")]
-        dialog = Choice(f"Remove {name}", text, answers)
-        self.app.push_screen(dialog, partial(self._remove, name))
-
-    def _remove(self, name: str, answer: str | None) -> None:
-        if answer != "remove" or self.inventory is None:
-            return
-        if self.inventory.specs[name].source in ("folder", "gguf"):
-            self._launch(["models", "remove", name], "removing")
-        else:
-            self._remove_files(name)
-
-    @work(thread=True, group="remove", exit_on_error=False)
-    def _remove_files(self, name: str) -> None:
-        from engine.workspace import expert_dir, remove_entry
-
-        ws = self.gladius.ws
-        try:
-            for path in (expert_dir(ws, name), ws.downloads_dir / name):
-                if path.exists() or path.is_symlink():
-                    remove_entry(path)
-        except (OSError, GladiusError) as error:
-            self.post_message(FilesRemoved(f"{name}: {error}", "error"))
-            return
-        self.post_message(FilesRemoved(f"{name} was removed", "done"))
-
-    def on_files_removed(self, message: FilesRemoved) -> None:
-        self.notice.show(message.text, message.tone)
-        self.read_inventory()
+        self.run_command(["models", "--verify"], "verifying the files on disk; see the top bar")
 
     def action_add(self) -> None:
         from gladius_tui.app.dialogs.text_input import TextInput
@@ -241,18 +159,11 @@ class ModelsScreen(ExpertBrowser):
         if answer is None:
             return
         self._refused = (answer, "")
-        self._launch(["models", "add", *answer], "checking it")
-
-    def _launch(self, argv: list[str], progress: str) -> None:
-        """Run a `models` command; it is a job of the same kind as downloads."""
-        if "download" in self.gladius.watcher.jobs:
-            self.notice.show("a download is running; try again when it has ended", "warning")
-        elif self.gladius.launch(argv):
-            self.notice.show(f"{progress}…")
+        self.run_command(["models", "add", *answer], "checking it")
 
     def launch_ended(self, ended: Ended) -> bool:
         if ended.argv[0] != "models":
-            return False
+            return super().launch_ended(ended)
         adding = ended.argv[1] == "add"
         if ended.error:
             hint = "; press a to correct it" if adding else ""
