@@ -12,7 +12,7 @@ import msgspec
 
 from engine.units import duration, size
 
-Job = Literal["download", "train", "export", "validate", "audit", "data"]
+Job = Literal["download", "train", "export", "validate", "audit", "data", "ask"]
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -78,6 +78,8 @@ class RunStarted(Event, frozen=True, kw_only=True, tag="RunStarted"):
     experts: tuple[ExpertShare, ...] = ()
     resumed_from: int | None = None
     """Step of the checkpoint that it resumes from; None for a run from step 0."""
+    streams_text: bool = False
+    """Whether text is read during training: how much there is of it is not known."""
 
 
 class PhaseStarted(Event, frozen=True, kw_only=True, tag="PhaseStarted"):
@@ -425,6 +427,44 @@ class SpeedMeasured(Event, frozen=True, kw_only=True, tag="SpeedMeasured"):
     """Floating-point operations per second, the best of several products."""
 
 
+WarningKind = Literal["overfitting", "spikes", "plateau", "epochs", "disk", "throughput"]
+
+
+class HealthWarning(Event, frozen=True, kw_only=True, tag="HealthWarning"):
+    """A warning about the run begins to hold, or holds no longer (see engine.run.guardian)."""
+
+    kind: WarningKind
+    subject: str = ""
+    """The expert that it is about; "" for the whole run."""
+    active: bool = True
+    text: str = ""
+    """What was measured, and what to do."""
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One model's answer to a question."""
+
+    who: str
+    """`student`, or the expert's name."""
+    title: str
+    text: str
+    complete: bool = True
+    """False where the token limit cut it."""
+
+
+class QuestionAnswered(Event, frozen=True, kw_only=True, tag="QuestionAnswered"):
+    """The student, and the experts that are in memory, answered a prompt of the user's own."""
+
+    id: str
+    """Of the Question."""
+    prompt: str
+    answers: tuple[Answer, ...] = ()
+    """The student's first."""
+    note: str = ""
+    """Why there is no answer, or none of an expert."""
+    seconds: float = 0.0
+
+
 class Heartbeat(Event, frozen=True, kw_only=True, tag="Heartbeat"):
     """The worker is alive; never stored, never broadcast."""
 
@@ -465,6 +505,8 @@ AnyEvent = (
     | RunEnded
     | TokenizersAudited
     | SpeedMeasured
+    | HealthWarning
+    | QuestionAnswered
     | Heartbeat
     | EarlierEvents
 )
@@ -500,7 +542,18 @@ class Stop(Command, frozen=True, kw_only=True, tag="stop"):
     """The signal that requested it; 0 for a command."""
 
 
-AnyCommand = Pause | Resume | Checkpoint | Stop
+class Question(Command, frozen=True, kw_only=True, tag="question"):
+    """Answer a prompt between two steps (acknowledged by QuestionAnswered of the same id)."""
+
+    id: str
+    prompt: str
+    max_new_tokens: int = 128
+    temperature: float = 0.7
+    """0: greedy."""
+    seed: int = 0
+
+
+AnyCommand = Pause | Resume | Checkpoint | Stop | Question
 
 
 class JobRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -580,6 +633,11 @@ def describe(event: AnyEvent) -> str | None:
             return event.text if event.level == "info" else f"{event.level}: {event.text}"
         case CheckDone() | ReportDone() | Exported():
             return _describe_result(event)
+        case HealthWarning():
+            return event.text if event.active else f"no longer: {event.text}"
+        case QuestionAnswered():
+            said = [f"{answer.who}: {answer.text!r}" for answer in event.answers]
+            return f"asked {event.prompt!r}: {' · '.join(said) or event.note}"
     return None
 
 

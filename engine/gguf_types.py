@@ -5,6 +5,8 @@ No torch: commands and screens import this module too.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from engine.errors import UsageError
@@ -91,6 +93,24 @@ def gguf_type(name: str) -> GgufType:
     if entry is None:
         raise UsageError(f"unknown GGUF type {name!r}; {nearest(name.lower(), GGUF_TYPES)}")
     return entry
+
+
+def file_name(model: str, name: str) -> str:
+    """Name of a model's file of a type; the default type has the plain name, so that files of
+    several types lie side by side."""
+    return f"{model}.gguf" if name == DEFAULT_TYPE else f"{model}-{name}.gguf"
+
+
+def refuse_other_file(path: Path) -> None:
+    """Raise UsageError unless the file begins as a GGUF file does, or OSError's text if it can't be
+    read. An incomplete or damaged GGUF file passes."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise UsageError(f"{path} can't be read: {error.strerror or error}") from error
+    if magic != b"GGUF":
+        raise UsageError(f"{path} is not a GGUF file; create one with: gladius_train export")
 
 
 def estimated_bytes(parameters: int, name: str) -> int:

@@ -8,6 +8,9 @@ import shutil
 import sys
 from pathlib import Path
 
+HOW_TO_INSTALL = (
+    "install llama-cpp-python (`make llama-cpp` builds it in a separate virtual environment)"
+)
 ENVIRONMENT = ".venv-gguf"
 """The virtual environment, in the repository's folder, that `make llama-cpp` creates."""
 
@@ -23,6 +26,20 @@ def find_python() -> Path | None:
     configured = os.environ.get("GLADIUS_LLAMA_PYTHON")
     candidate = Path(configured).expanduser() if configured else built
     return candidate if candidate.is_file() else None
+
+
+def can_quantize() -> bool:
+    """Whether the GGUF types that this program does not write itself can be made here."""
+    return find_quantizer() is not None or find_python() is not None
+
+
+def quantizer_missing(type_name: str) -> str:
+    """The message for a type that only llama.cpp can write, where llama.cpp is not installed."""
+    return (
+        f"type {type_name} needs llama.cpp's quantizer, which was not found: build llama.cpp "
+        "(https://github.com/ggml-org/llama.cpp) and set LLAMA_CPP to its folder, or "
+        f"{HOW_TO_INSTALL}; f32, f16, bf16 and q8_0 work without it"
+    )
 
 
 def find_quantizer() -> Path | None:

@@ -17,6 +17,7 @@ from engine.events import (
     CheckpointRejected,
     CheckpointSaved,
     GuardTripped,
+    HealthWarning,
     LogLine,
     Progress,
     RunPaused,
@@ -90,6 +91,8 @@ def _message_style(event: AnyEvent) -> str:
             return "green"
         case CheckpointRejected() | GuardTripped() | RunPaused() | RunResumed():
             return "yellow"
+        case HealthWarning():
+            return "yellow" if event.active else "dim"
         case LogLine():
             return {"warning": "yellow", "error": "red"}.get(event.level, "")
     return ""

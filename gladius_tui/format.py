@@ -14,6 +14,7 @@ __all__ = [
     "duration",
     "number",
     "percent",
+    "share_of",
     "short_size",
     "size",
     "sparkline",
@@ -59,6 +60,12 @@ def short_size(count: float) -> str:
     if count < 999.5:
         return f"{count:.0f} GiB" if count >= 10 else f"{count:.1f} GiB"
     return f"{count / 1024:.1f} TiB"
+
+
+def share_of(done: float, total: float) -> str:
+    """`1.2 MiB of 3.0 MiB`; without the total where more is on disk than it, such as a package
+    beside what was unpacked from it."""
+    return size(done) if done > total or not total else f"{size(done)} of {size(total)}"
 
 
 def axis_number(value: float) -> str:

@@ -15,6 +15,7 @@ from engine.events import (
     Heartbeat,
     PhaseStarted,
     Progress,
+    QuestionAnswered,
     ReportDone,
     RunEnded,
     RunStarted,
@@ -22,6 +23,7 @@ from engine.events import (
     StepDone,
     encode,
 )
+from gladius_tui.answer_lines import answer_lines
 from gladius_tui.event_lines import Layout, ProgressLines, message_lines
 from gladius_tui.report_lines import ReportLines
 from gladius_tui.run_lines import RunLines
@@ -57,6 +59,8 @@ class Renderer:
                 return self._reports.lines(event)
             case CheckDone() | Exported():
                 return self._reports.lines(event)
+        if isinstance(event, QuestionAnswered):
+            return answer_lines(event, self._layout)
         return message_lines(event, self._layout)
 
 

@@ -19,8 +19,9 @@ from gladius_tui import __version__
 
 if TYPE_CHECKING:
     from engine.events import AnyCommand, AnyEvent, Job
+    from engine.run.extras import RunExtras
 
-JOB_NAMES = ("train", "download", "export", "validate", "data")
+JOB_NAMES = ("train", "download", "export", "validate", "data", "ask")
 """Jobs of `engine.run.job.JOBS` that commands act on; importing the table would slow `--help`."""
 EPILOG = "Also, before or after the command: --root DIR --no-ui --json --quiet --debug."
 
@@ -127,6 +128,7 @@ def run_in_foreground(
     config: bytes,
     resume: bool = False,
     fresh: bool = False,
+    extras: RunExtras | None = None,
 ) -> None:
     """Run a job in this process, print its events, and end with its exit code."""
     from engine.events import RunEnded
@@ -142,7 +144,15 @@ def run_in_foreground(
             failure = event.reason or "the job failed; see tmp/logs"
         printer(event)
 
-    code = run_job(ws, job=job, config=config, resume=resume, fresh=fresh, on_event=on_event)
+    code = run_job(
+        ws,
+        job=job,
+        config=config,
+        resume=resume,
+        fresh=fresh,
+        on_event=on_event,
+        extras=extras,
+    )
     if failure:
         print_stderr(f"error: {failure}")
     if code:

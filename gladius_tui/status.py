@@ -34,6 +34,9 @@ def status_lines(
     lines = [_row("status", f"{state.status}{pid}")]
     if state.last_error:
         lines.append(_row("", state.last_error))
+    for warning in state.warnings:
+        wrapped = textwrap.wrap(warning.text, 86, break_on_hyphens=False)
+        lines += [_row("" if n else "warning", line) for n, line in enumerate(wrapped)]
     if state.status != "not_started":
         lines += _run_lines(state, now)
     lines.append(_row("hardware", _hardware(state)))

@@ -258,7 +258,8 @@ def expert_status(workspace: Workspace, spec: ExpertSpec) -> ExpertStatus:
     """
     path = expert_path(workspace, spec)
     present = tree_bytes(path) if path.exists() else 0
-    expected = spec.size_bytes
+    # The registry's size is that of the download, not of the user's own files.
+    expected = present if spec.source in ("folder", "gguf") else spec.size_bytes
     revision = ""
     if spec.source == "gguf":
         problem = None if _is_gguf(path) else f"{path} is not a GGUF file"

@@ -108,7 +108,10 @@ def _download(folder: Path, spec: ExpertSpec, report: Report) -> Path:
         )
         try:
             while process.poll() is None:
-                report("downloading", tree_bytes(scratch), spec.size_bytes or None)
+                # pip may keep a second copy for a moment.
+                received = tree_bytes(scratch)
+                total = spec.size_bytes or None
+                report("downloading", min(received, total or received), total)
                 time.sleep(0.2)
         finally:
             if process.poll() is None:

@@ -35,7 +35,7 @@ from engine.export.push import PushTarget, check_access, push
 from engine.export.tensors import lossless_type, map_tensors
 from engine.export.tokenizer import GgufTokenizer, read_gguf_tokenizer
 from engine.export.weights import Weights
-from engine.gguf_types import DEFAULT_TYPE, GgufType, gguf_type
+from engine.gguf_types import DEFAULT_TYPE, GgufType, file_name, gguf_type
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.workspace import Workspace, fsync_dir
 
@@ -100,7 +100,9 @@ class ExportJob:
     def _export(self, source: ModelSource, file_type: GgufType) -> Path:
         self._log_warnings(source.warnings)
         path = output_path(
-            self.options.output, self.workspace.model_dir, file_name=f"{source.name}.gguf"
+            self.options.output,
+            self.workspace.model_dir,
+            file_name=file_name(source.name, file_type.name),
         )
         self.ctx.log(f"exporting {source.title} to {path.name} as {file_type.name}")
         prepare_folder(path)

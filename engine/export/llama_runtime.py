@@ -16,12 +16,9 @@ import numpy as np
 
 from engine.errors import GladiusError, MissingError
 from engine.gguf_types import GgufType
-from engine.programs import find_python, find_quantizer
+from engine.programs import find_python, find_quantizer, quantizer_missing
 
 _CHILD = Path(__file__).with_name("llama_child.py")
-HOW_TO_INSTALL = (
-    "install llama-cpp-python (`make llama-cpp` builds it in a separate virtual environment)"
-)
 
 
 class LlamaCppFailed(GladiusError):
@@ -84,15 +81,6 @@ def quantize(
         _call(python, "quantize", gguf=source, answer=target, tick=tick, **request)
         return "llama-cpp-python"
     raise MissingError(quantizer_missing(file_type.name))
-
-
-def quantizer_missing(type_name: str) -> str:
-    """The message for a type that only llama.cpp can write, where llama.cpp is not installed."""
-    return (
-        f"type {type_name} needs llama.cpp's quantizer, which was not found: build llama.cpp "
-        "(https://github.com/ggml-org/llama.cpp) and set LLAMA_CPP to its folder, or "
-        f"{HOW_TO_INSTALL}; f32, f16, bf16 and q8_0 work without it"
-    )
 
 
 def _call(

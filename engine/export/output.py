@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.export import llama_runtime
 from engine.export.gguf import estimated_file_bytes
 from engine.export.tensors import lossless_type
 from engine.export.tokenizer import GgufTokenizer
 from engine.export.weights import Weights
 from engine.gguf_types import GgufType
+from engine.programs import can_quantize, quantizer_missing
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _BITS_F16 = 16
@@ -72,9 +72,8 @@ def require_disk_space(
     A type that llama.cpp quantizes needs space for a lossless file as well. Raises MissingError for
     such a type where llama.cpp is not installed.
     """
-    can_quantize = llama_runtime.find_quantizer() or llama_runtime.find_python()
-    if not file_type.own and not can_quantize:
-        raise MissingError(llama_runtime.quantizer_missing(file_type.name))
+    if not file_type.own and not can_quantize():
+        raise MissingError(quantizer_missing(file_type.name))
     first_type = file_type.name if file_type.own else lossless_type(weights.dtype)
     needed = estimated_file_bytes(weights, tokenizer, first_type)
     if not file_type.own:

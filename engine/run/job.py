@@ -26,6 +26,8 @@ from engine.events import (
     LogLine,
     Pause,
     Progress,
+    Question,
+    QuestionAnswered,
     Resume,
     RunEnded,
     RunPaused,
@@ -110,6 +112,13 @@ JOBS: Mapping[Job, JobKind] = {
             entry_point="engine.distill.jobs.make_data:main",
             resume_command="data make",
         ),
+        JobKind(
+            name="ask",
+            title="answer",
+            activity="answering",
+            entry_point="engine.validate.ask:main",
+            resume_command="ask",
+        ),
     )
 }
 """Every job by name."""
@@ -160,6 +169,7 @@ class JobContext:
 
     Attributes:
         link: the connection to the runner.
+        questions: prompts of the user that wait for an answer.
         stop: the command to stop, once it was received.
         finish_requested: whether `stop --finish` was received: training decays the learning rate
             and saves its model.
@@ -182,6 +192,7 @@ class JobContext:
         self._pause_hook: Callable[[], None] | None = None
         self._tasks: dict[str, _Task] = {}
         self._watch: Callable[[Event], None] | None = None
+        self.questions = Questions(self)
 
     # Events
 
@@ -336,6 +347,8 @@ class JobContext:
                     self._paused, self.finish_requested = False, True
                 case Stop():
                     self._paused, self.stop = False, command
+                case Question():
+                    self.questions.add(command)
 
     def _wait_while_paused(self) -> None:
         began = time.monotonic()
@@ -344,6 +357,7 @@ class JobContext:
         self.link.emit(RunPaused(step=self._step()))
         while self._paused:
             self._save_if_requested()
+            self.questions.answer(paused=True)
             self._receive(self.link.wait(_PAUSE_POLL_SECONDS))
         self.paused_seconds += time.monotonic() - began
         if self.stop is None:
@@ -354,6 +368,42 @@ class JobContext:
         if self._checkpoint_requested and self._save is not None:
             self._checkpoint_requested = False
             self._save()
+
+
+class Questions:
+    """Prompts of the user, answered where that can't disturb the job."""
+
+    def __init__(self, ctx: JobContext) -> None:
+        self._ctx = ctx
+        self._waiting: list[Question] = []
+        self._answerer: Callable[[Question], QuestionAnswered] | None = None
+
+    def attach(self, answerer: Callable[[Question], QuestionAnswered]) -> None:
+        """Register what answers; before that, and in other jobs, questions are declined."""
+        self._answerer = answerer
+
+    def add(self, question: Question) -> None:
+        """Keep a question for the next call of `answer`."""
+        self._waiting.append(question)
+        if self._answerer is None:
+            self.answer()
+
+    def answer(self, *, paused: bool = False) -> None:
+        """Answer all waiting questions; call it between two pieces of work.
+
+        The time counts as paused, which it does already while the job is `paused`: no decision
+        that depends on the clock changes.
+        """
+        while self._waiting:
+            question = self._waiting.pop(0)
+            began = time.monotonic()
+            if self._answerer is None:
+                text = "there is no student to ask yet; ask again when training steps are taken"
+                answered = QuestionAnswered(id=question.id, prompt=question.prompt, note=text)
+            else:
+                answered = self._answerer(question)
+                self._ctx.paused_seconds += 0.0 if paused else time.monotonic() - began
+            self._ctx.emit(answered)
 
 
 def run_started(request: JobRequest, **fields: Any) -> RunStarted:

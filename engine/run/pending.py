@@ -11,6 +11,8 @@ from engine.events import (
     CheckpointSaved,
     GuardTripped,
     Pause,
+    Question,
+    QuestionAnswered,
     Resume,
     RunEnded,
     RunPaused,
@@ -88,4 +90,6 @@ def _acknowledges(event: AnyEvent, command: AnyCommand) -> bool:
             return True
         case Checkpoint(), CheckpointSaved(reason="asked") | GuardTripped(guard="disk"):
             return True
+        case Question(), QuestionAnswered():
+            return command.id == event.id
     return False

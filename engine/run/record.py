@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from engine.errors import GladiusError
 from engine.events import (
     AnyEvent,
     HardwareRead,
@@ -25,9 +26,13 @@ from engine.events import (
     encode,
     is_metric,
 )
+from engine.run.extras import RunExtras
+from engine.run.guardian import Guardian
 from engine.run.history import History
 from engine.run.log import TextLog
+from engine.run.runs import label_run
 from engine.run.server import ControlServer
+from engine.run.sinks.sink import SINKS, RunInfo, SinkThread
 from engine.run.state import StateFile
 from engine.small_files import BAD_JSON
 from engine.workspace import Workspace
@@ -36,6 +41,13 @@ EventHandler = Callable[[AnyEvent], None]
 
 BATCH_SECONDS = 0.1
 BATCH_EVENTS = 200
+
+
+_GUARDED = (
+    *(("RunStarted", 1), ("PhaseStarted", 1), ("DataReady", 100), ("CheckpointSaved", 10)),
+    *(("EvalDone", 200), ("StepDone", 300), ("HealthWarning", 200)),
+)
+"""Events that the warnings of a resumed run depend on, and how many of each are read."""
 
 
 class Recorder:
@@ -67,6 +79,24 @@ class Recorder:
         self._urgent = False
         self._ended = False
         self._troubles: set[str] = set()
+        self._guardian = Guardian() if request.job == "train" else None
+        if self._guardian is not None and self.seq:
+            self._guardian.replay(_past_events(history, request.run_id))
+        self._sinks: list[SinkThread] = []
+
+    def follow(self, extras: RunExtras | None) -> None:
+        """Name the run, and send its metrics to other programs from now on."""
+        if extras is None:
+            return
+        if extras.name is not None or extras.note is not None:
+            try:
+                label_run(self._ws, self._run_id, name=extras.name, note=extras.note)
+            except GladiusError as error:
+                self.log("warning", str(error))
+        name = extras.name or self._run_id
+        for kind in extras.log_to:
+            info = RunInfo(self._run_id, name, self._ws.tmp / kind)
+            self._sinks.append(SinkThread(SINKS[kind], info))
 
     @property
     def due(self) -> bool:
@@ -104,11 +134,19 @@ class Recorder:
             if self._printer is not None:
                 self._printer.put(event)
             self._text_log.event(event)
+            for sink in self._sinks:
+                sink.put(event)
+            if self._guardian is not None and not self._ended:
+                for warning in self._guardian.take(event):
+                    self.add(warning)
         self._warn_once(self._history.trouble)
         if self._history.take_restarted():
             path = self._ws.history_file
             text = f"{path} was deleted or replaced: it goes on with the run's recent events"
             self.log("warning", text)
+        for sink in self._sinks:
+            if not self._ended:
+                self._warn_once(sink.trouble)
         if name := self._history.take_moved_aside():
             self.log("warning", f"the history was damaged: it is now {name}; a new one was created")
         return events
@@ -150,6 +188,10 @@ class Recorder:
         self.write_state()
         if self._printer is not None:
             self._printer.close()
+        for sink in self._sinks:
+            sink.close()
+            if sink.trouble and sink.trouble not in self._troubles:
+                self._text_log.line(f"warning: {sink.trouble}")
         if self._history.dropped:
             self._text_log.line(f"warning: {self._history.dropped} events are not in the history")
         self._history.close()
@@ -160,6 +202,12 @@ class Recorder:
         if trouble and trouble not in self._troubles:
             self._troubles.add(trouble)
             self.log("warning", f"{trouble}; the job continues without it")
+
+
+def _past_events(history: History, run_id: str) -> list[AnyEvent]:
+    """Those of a run's former events that its warnings depend on, in order."""
+    events = [event for kind, limit in _GUARDED for event in history.tail(run_id, kind, limit)]
+    return sorted(events, key=lambda event: event.seq)
 
 
 class _Printer:

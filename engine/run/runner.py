@@ -32,6 +32,7 @@ from engine.events import (
     Stop,
     decode_event,
 )
+from engine.run.extras import RunExtras
 from engine.run.history import History
 from engine.run.job import JOBS
 from engine.run.liveness import Liveness
@@ -65,12 +66,14 @@ def run_job(
     fresh: bool = False,
     on_event: EventHandler | None = None,
     target: str | None = None,
+    extras: RunExtras | None = None,
 ) -> int:
     """Run a job in the foreground, in a worker process; returns the exit code for the command.
 
     `config` is the job's config as JSON. `on_event` is called in its own thread with every event
     after it was committed; when it raises, it is not called again. `target` ("module:function")
-    replaces the job's entry point. SIGINT and SIGTERM stop the job in order (exit codes 130, 143),
+    replaces the job's entry point. `extras`: the run's name and note, and where its metrics go as
+    well. SIGINT and SIGTERM stop the job in order (exit codes 130, 143),
     a second one kills it; SIGHUP is ignored.
 
     Raises LockedError when this job already runs here, GladiusError when the root can't be used.
@@ -91,6 +94,7 @@ def run_job(
             config=config,
         )
         record = Recorder(ws, history, request, on_event)
+        record.follow(extras)
         runner = _Runner(ws, history, record, request, target or JOBS[job].entry_point, owner)
         with runner.signals():
             return runner.run(socket_path)

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from engine.checkpoint.layout import list_checkpoints
-from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan
+from engine.events import AnyEvent, CheckpointSaved, HardwareRead, HealthWarning, PhasePlan
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive, lock_owner
 from engine.run.view import RunView
@@ -57,6 +57,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     identity: str = ""
     """Distinguishes the process from a later one with the same pid, see `identity_of`."""
     last_error: str = ""
+    warnings: tuple[HealthWarning, ...] = ()
+    """The warnings that hold, each with what to do."""
 
 
 def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunState:
@@ -93,6 +95,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
         pid=pid if ended is None else None,
         identity=identity if ended is None else "",
         last_error=ended.reason if ended is not None and ended.status == "failed" else "",
+        warnings=tuple(view.warnings.values()),
     )
 
 
@@ -132,6 +135,7 @@ def view_of(state: RunState) -> RunView:
             bytes=0,
             seconds=0.0,
         )
+    view.warnings = {(w.kind, w.subject): w for w in state.warnings}
     if state.hardware is not None:
         view.readings.append(state.hardware)
     return view

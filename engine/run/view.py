@@ -20,11 +20,13 @@ from engine.events import (
     EvalDone,
     GuardTripped,
     HardwareRead,
+    HealthWarning,
     LogLine,
     PhasePlan,
     PhaseStarted,
     ProbeRead,
     Progress,
+    QuestionAnswered,
     RunEnded,
     RunPaused,
     RunResumed,
@@ -46,6 +48,7 @@ LOG_LINES = 500
 LOGGED = (
     *("RunStarted", "PhaseStarted", "DataReady", "AnswersJudged", "EvalDone", "CheckpointSaved"),
     *("CheckpointRejected", "GuardTripped", "LogLine", "RunPaused", "RunResumed", "RunEnded"),
+    "HealthWarning",
 )
 """Names of the events that become lines of the view's log; the others are shown as figures."""
 
@@ -157,6 +160,9 @@ class RunView:
     former_probes: dict[tuple[str, int], ProbeRead] = field(default_factory=dict)
     """The reading before it."""
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
+    warnings: dict[tuple[str, str], HealthWarning] = field(default_factory=dict)
+    """The warnings that hold, by kind and subject."""
+    answers: deque[QuestionAnswered] = field(default_factory=lambda: deque(maxlen=READINGS))
     logged: int = 0
     """Lines that the log has had in total."""
     ended: RunEnded | None = None
@@ -247,6 +253,11 @@ class RunView:
                 self.changed |= {"run"}
             case Progress():
                 self._work(event)
+            case HealthWarning():
+                self._warn(event)
+            case QuestionAnswered():
+                self.answers.append(event)
+                self.changed |= {"answers"}
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
                 self._set_status("paused" if self.paused else "training")
@@ -320,8 +331,17 @@ class RunView:
             self.work[event.task] = event
         self.changed |= {"run"}
 
+    def _warn(self, event: HealthWarning) -> None:
+        if event.active:
+            self.warnings[event.kind, event.subject] = event
+        else:
+            self.warnings.pop((event.kind, event.subject), None)
+        self.changed |= {"run"}
+
     def _end(self, event: RunEnded) -> None:
         self.ended, self.paused = event, False
+        for kind in ("disk", "throughput"):  # they are about work in progress
+            self.warnings.pop((kind, ""), None)
         self.status = _ENDS[event.status]
         self.work.clear()
         if self.status == "completed":
@@ -358,6 +378,8 @@ def _level(event: AnyEvent) -> Level:
             return "good"
         case CheckpointRejected() | GuardTripped():
             return "warning"
+        case HealthWarning():
+            return "warning" if event.active else "info"
         case LogLine():
             return event.level
         case RunEnded(status="failed"):
@@ -370,6 +392,7 @@ def _forget_steps(view: RunView) -> None:
     view.last = view.loss = view.started = view.checkpoint = None
     view.phase = view.expert = view.bits_per_byte = view.best_bits = view.eval_step = None
     view.phase_name, view.tokens_seen, view.training_seconds = "", 0, 0.0
+    view.warnings.clear()
 
 
 def _set_phase_progress(view: RunView, current: float | None) -> None:

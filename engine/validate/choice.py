@@ -11,6 +11,7 @@ import msgspec
 from engine.checkpoint.model_record import RECORD, read_record
 from engine.errors import MissingError, UsageError
 from engine.export.model_source import ModelSource, open_model_source
+from engine.gguf_types import refuse_other_file
 from engine.workspace import Workspace
 
 
@@ -45,6 +46,7 @@ def choose_model(
         gguf = Path(config.gguf)
         if not gguf.is_file():
             raise MissingError(f"there is no file {gguf}; create one with: gladius_train export")
+        refuse_other_file(gguf)
         folder = Path(config.model) if config.model else gguf.parent
         yield ModelSource(
             folder=folder,
@@ -81,6 +83,15 @@ def _contains_model(folder: Path) -> bool:
     if not folder.is_dir():
         return False
     names = {path.name for path in folder.iterdir()}
-    return bool(names & {"config.json", RECORD}) or any(
-        name.endswith(".safetensors") for name in names
-    )
+    if RECORD in names or any(name.endswith(".safetensors") for name in names):
+        return True
+    return "config.json" in names and _describes_model(folder / "config.json")
+
+
+def _describes_model(path: Path) -> bool:
+    """Whether a config.json is of a model: programs of all kinds have a file of that name."""
+    try:
+        config = msgspec.json.decode(path.read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return False
+    return isinstance(config, dict) and ("model_type" in config or "architectures" in config)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from engine.errors import UsageError
+from engine.errors import MissingError, UsageError
 from gladius_tui.shell import Options, command, open_screen, print_stderr, run_in_foreground
 
 
@@ -30,23 +30,27 @@ def export(
 ) -> None:
     """Write the trained model as a GGUF file.
 
-    The file is compared with the model; a Modelfile and a model card are written next to it.
+    The type is part of the file's name, except for f16. The file is compared with the model; a
+    Modelfile and a model card are written next to it.
     """
     if options.use_screen and not push:  # --push asks for confirmation in the terminal
         open_screen(options, "export", start=True)
     import msgspec
 
     from engine.gguf_types import DEFAULT_TYPE, gguf_type
+    from engine.programs import can_quantize, quantizer_missing
 
     if (private or yes) and not push:
         raise UsageError("--private and --yes need --push REPO")
-    weights = gguf_type(kind or DEFAULT_TYPE).name
+    chosen = gguf_type(kind or DEFAULT_TYPE)
+    if not chosen.own and not can_quantize():
+        raise MissingError(quantizer_missing(chosen.name))
     ws = options.workspace
     ws.create()
     if push and not yes:
         _confirm_push(push, private)
     config = {
-        "type": weights,
+        "type": chosen.name,
         "checkpoint": checkpoint,
         "output": None if output is None else _absolute(output),
         "push": push,

@@ -28,6 +28,16 @@ overrides_option = click.option(
 )
 
 
+name_option = click.option("--name", metavar="NAME", help="Name of the run in the list of runs.")
+note_option = click.option("--note", metavar="TEXT", help="A note on the run.")
+log_to_option = click.option(
+    "--log-to",
+    type=click.Choice(("tensorboard", "wandb", "trackio")),
+    multiple=True,
+    help="Also send the metrics there (repeatable).",
+)
+
+
 def split_names(text: str | None) -> list[str] | None:
     """The names of a comma-separated option; None if the option was not given."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]

@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import click
 
 from engine.errors import UsageError
+from engine.run.extras import RunExtras
 from gladius_tui.commands.run_options import (
     config_option,
     data_option,
     experts_option,
     hours_option,
+    log_to_option,
+    name_option,
+    note_option,
     overrides_option,
     preset_option,
     split_names,
@@ -63,6 +67,9 @@ def status(options: Options) -> None:
 @data_option
 @click.option("--fresh", is_flag=True, help="Start from step 0; a previous run is moved aside.")
 @overrides_option
+@name_option
+@note_option
+@log_to_option
 @click.pass_obj
 def train(
     options: Options,
@@ -73,6 +80,9 @@ def train(
     data: tuple[str, ...],
     fresh: bool,
     overrides: tuple[str, ...],
+    name: str | None,
+    note: str | None,
+    log_to: tuple[str, ...],
 ) -> None:
     """Train the student.
 
@@ -99,7 +109,8 @@ def train(
     if not options.quiet:
         for note in notes:
             print_stderr(note)
-    _train(options, ws, launch_training(ws, run_config, fresh=fresh))
+    launch = launch_training(ws, run_config, fresh=fresh)
+    _train(options, ws, launch, RunExtras(name=name, note=note, log_to=log_to))
 
 
 @command()
@@ -107,10 +118,15 @@ def train(
     "--hours", type=float, help="Hours of the whole run, past training and save included."
 )
 @overrides_option
+@log_to_option
 @job_option
 @click.pass_obj
 def resume(
-    options: Options, hours: float | None, overrides: tuple[str, ...], job: Job | None
+    options: Options,
+    hours: float | None,
+    overrides: tuple[str, ...],
+    log_to: tuple[str, ...],
+    job: Job | None,
 ) -> None:
     """Resume a paused or stopped run.
 
@@ -136,7 +152,7 @@ def resume(
         return
     if options.use_screen:
         open_screen(options, "dashboard", start=True)
-    _train(options, ws, launch_resume(ws, overrides, hours))
+    _train(options, ws, launch_resume(ws, overrides, hours), RunExtras(log_to=log_to))
 
 
 @command()
@@ -196,9 +212,10 @@ def dashboard(context: click.Context, follow: bool, job: Job | None) -> None:
         print_stdout(snapshot(ws))
 
 
-def _train(options: Options, ws: Workspace, launch: Launch) -> None:
+def _train(options: Options, ws: Workspace, launch: Launch, extras: RunExtras) -> None:
     from engine.config import to_json
 
+    extras.check(ws, launch.resume)
     if not options.quiet:
         for note in launch.notes:
             print_stderr(note)
@@ -209,4 +226,5 @@ def _train(options: Options, ws: Workspace, launch: Launch) -> None:
         config=to_json(launch.config),
         resume=launch.resume,
         fresh=launch.fresh,
+        extras=extras,
     )

@@ -97,6 +97,10 @@ def _check_paths(
         raise MissingError(f"{model} is not a folder; give the folder of a model")
     if gguf is not None and not Path(gguf).expanduser().is_file():
         raise MissingError(f"no such file: {gguf}; create one with: gladius_train export")
+    if gguf is not None:
+        from engine.gguf_types import refuse_other_file
+
+        refuse_other_file(Path(gguf).expanduser())
     from engine.checkpoint.layout import list_checkpoints
 
     trained = ws.model_dir.is_dir() or bool(list_checkpoints(ws.checkpoints_dir))

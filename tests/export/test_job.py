@@ -15,6 +15,7 @@ import msgspec
 import pytest
 from safetensors.torch import load_file, save_file
 
+from engine import programs
 from engine.checkpoint.model_record import describe_run, read_record, write_record
 from engine.config import load_config
 from engine.errors import GladiusError, MissingError, UsageError
@@ -60,7 +61,8 @@ def root(model: Path, tmp_path: Path) -> Workspace:
 
 @pytest.fixture(autouse=True)
 def no_llama_cpp(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_runtime, "find_python", lambda: None)
+    for module in (llama_runtime, programs):
+        monkeypatch.setattr(module, "find_python", lambda: None)
 
 
 def files(folder: Path) -> set[str]:
@@ -183,8 +185,16 @@ def test_a_previous_file_stays_when_the_new_one_does_not_match_the_model(root, m
     assert not [name for name in files(root.model_dir) if name.endswith(".tmp")]
 
 
+def test_files_of_several_types_lie_side_by_side(root) -> None:
+    export(root)
+    plain = (root.model_dir / "gladius-1b.gguf").read_bytes()
+    export(root, type="q8_0")
+    assert {"gladius-1b.gguf", "gladius-1b-q8_0.gguf"} <= files(root.model_dir)
+    assert (root.model_dir / "gladius-1b.gguf").read_bytes() == plain
+
+
 def test_a_type_that_needs_llama_cpp_says_how_to_install_it(root, monkeypatch) -> None:
-    monkeypatch.setattr(llama_runtime, "find_quantizer", lambda: None)
+    monkeypatch.setattr(programs, "find_quantizer", lambda: None)
     with pytest.raises(MissingError, match=r"LLAMA_CPP.*make llama-cpp"):
         export(root, type="q4_k_m")
     with pytest.raises(UsageError, match="did you mean 'q4_k_m'"):

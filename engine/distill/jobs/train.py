@@ -6,6 +6,7 @@ The worker process calls `main`. Only worker processes import torch.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -14,7 +15,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
 
 from engine import hardware
-from engine.budget import scores_online
+from engine.budget import scores_online, streams_text
 from engine.checkpoint.layout import RUN_CONFIG
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
@@ -33,11 +34,13 @@ from engine.distill.jobs.setup import RunSetup
 from engine.distill.jobs.training_run import TrainingRun, open_run
 from engine.distill.student import build_student, save_student
 from engine.distill.teacher.pool import TeacherPool
+from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.batches import TrainingData
 from engine.distill.train.evaluator import EvaluationData
 from engine.distill.train.lens import Lens
 from engine.distill.train.on_policy import OnPolicyRounds
 from engine.distill.train.phases import Decision, Phase
+from engine.distill.train.questions import QuestionAnswerer
 from engine.distill.train.run_files import RecentEvents, RunFiles
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Trainer, TrainerParts
@@ -144,6 +147,7 @@ def _report_start(run: TrainingRun, start: StartingPoint, sealing: Sealing) -> N
                 for spec in run.experts
             ),
             resumed_from=start.step,
+            streams_text=streams_text(run.config),
         )
     )
 
@@ -169,11 +173,13 @@ class _PreparedTraining:
 
     Attributes:
         held_out: folder of each expert's held-out targets, below the experts' cache.
+        teachers: the experts in memory, by name.
     """
 
     run: PreparedRun
     vocabulary: ByteVocabulary
     held_out: dict[str, str]
+    teachers: Mapping[str, Teacher]
 
 
 def _prepare(run: TrainingRun, sealing: Sealing) -> _PreparedTraining:
@@ -208,6 +214,7 @@ def _prepare(run: TrainingRun, sealing: Sealing) -> _PreparedTraining:
         run=prepared,
         vocabulary=ByteVocabulary(tokenizer, run.config.student.vocab_size),
         held_out=held_out,
+        teachers=pool.loaded,
     )
 
 
@@ -249,6 +256,10 @@ def _build_trainer(
     )
     if start.state is not None:
         trainer.restore(start.state)
+    answerer = QuestionAnswerer(
+        session.model, prepared.run.tokenizer, run.dtype, prepared.teachers, run.ctx
+    )
+    run.ctx.questions.attach(answerer.answer)
     return trainer
 
 

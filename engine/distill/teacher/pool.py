@@ -45,11 +45,12 @@ class TeacherPool:
         self._dtype = dtype
         self._keep_all = keep_all
         self._check = check
-        self._loaded: dict[str, Teacher] = {}
+        self.loaded: dict[str, Teacher] = {}
+        """The experts in memory, by name."""
 
     def get(self, spec: ExpertSpec) -> Teacher:
         """The expert, loaded where it is not in memory; releases the others unless all stay."""
-        if spec.name not in self._loaded:
+        if spec.name not in self.loaded:
             if not self._keep_all:
                 self.release()
             compare = self._check(spec) if self._check else None
@@ -63,11 +64,11 @@ class TeacherPool:
                 )
             if compare is not None:
                 compare()
-            self._loaded[spec.name] = teacher
-        return self._loaded[spec.name]
+            self.loaded[spec.name] = teacher
+        return self.loaded[spec.name]
 
     def release(self) -> None:
         """Free the memory of all experts."""
-        self._loaded.clear()
+        self.loaded.clear()
         if self._device.type == "cuda":
             torch.cuda.empty_cache()

@@ -148,6 +148,7 @@ class Trainer:
         while True:
             try:
                 self.ctx.checkpoint_point("training")
+                self.ctx.questions.answer()
                 self.between_steps()
                 step = self.session.progress.step + 1
                 if self.schedule.phase_at(step).kind == "save":

@@ -20,6 +20,7 @@ from engine.export.parity.comparison import Comparison, fail_check, skip_check
 from engine.export.parity.reference import reference_logits
 from engine.export.parity.texts import LOGIT_TEXTS
 from engine.gguf_types import GgufType
+from engine.programs import HOW_TO_INSTALL
 
 MAX_TOKENS = 128
 """Tokens of each text whose logits are compared."""
@@ -66,7 +67,7 @@ def check_logits(comparison: Comparison) -> CheckDone:
     )
     python = llama_runtime.find_python()
     if python is None:
-        return skip_check(check, f"not compared: {llama_runtime.HOW_TO_INSTALL}")
+        return skip_check(check, f"not compared: {HOW_TO_INSTALL}")
     sequences = encode_texts(comparison.folder, comparison.weights.config)
 
     def tick(label: str) -> Callable[[], None]:

@@ -8,10 +8,21 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
-from textual.widgets import SelectionList, Static
+from textual.widgets import OptionList, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
 from gladius_tui.app.dialogs.dialog import Dialog
+
+
+class _Items(SelectionList[str]):
+    """A list that toggles the row on which space was pressed. Textual toggles the row that is
+    highlighted when the message arrives, which after a fast `space down` is the next one."""
+
+    def _on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        event.prevent_default()  # SelectionList's own handler would toggle another row
+        event.stop()
+        if isinstance(event.option, Selection):
+            self.toggle(event.option)
 
 
 class Pick(Dialog[list[str] | None]):
@@ -38,7 +49,7 @@ class Pick(Dialog[list[str] | None]):
             dialog.border_title = self._title
             dialog.border_subtitle = "space select · enter accept · esc"
             yield Static(self._text, markup=False)
-            yield SelectionList[str](
+            yield _Items(
                 *(Selection(label, name, name in self._selected) for name, label in self._items)
             )
 

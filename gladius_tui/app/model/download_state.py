@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from engine.events import AnyEvent, LogLine, Progress, RunStarted
 from gladius_tui.app.model.inventory import Inventory
+from gladius_tui.app.model.job_info import download_stage
 
 _LOG_LINES = 200
 
@@ -83,8 +84,10 @@ class DownloadState:
     def activity_of(self, name: str) -> str:
         """What is being done for an expert."""
         progress = self.progress_of(name)
-        if progress is None or progress.task.startswith("verify"):
+        if progress is None:
             return "verifying"
+        if (stage := download_stage(progress)) != "downloading":
+            return stage
         files = [
             task.split(":", 2)[2]
             for task, file in self.tasks.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from typing import Literal
 
 import msgspec
 
@@ -37,14 +38,18 @@ class Form(msgspec.Struct, frozen=True, kw_only=True):
             words += ["--set", override]
         return words
 
+    def words_of(self, name: Literal["data", "overrides"]) -> list[str]:
+        """The words of a field. Raises ValueError for an unclosed quote."""
+        return _split("set" if name == "overrides" else name, getattr(self, name))
+
     def data_paths(self) -> list[str]:
         """The paths of the data field. Raises ValueError for an unclosed quote."""
-        return _split("data", self.data)
+        return self.words_of("data")
 
     def all_overrides(self) -> list[str]:
         """The overrides, with the device among them. Raises ValueError for an unclosed quote."""
         device = [] if self.device == "auto" else [f"device.device={self.device}"]
-        return [*_split("set", self.overrides), *device]
+        return [*self.words_of("overrides"), *device]
 
     def max_hours(self) -> float | None:
         """The hours; None for no limit. Raises ValueError for what is not a number."""

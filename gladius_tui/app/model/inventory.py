@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import msgspec
 from textual.message import Message
 
-from engine.workspace import Workspace
+from engine.workspace import Workspace, assets_dir
 
 if TYPE_CHECKING:
     from engine.experts.registry import ExpertSpec, ExpertStatus
@@ -21,6 +23,10 @@ STATE_MARKS = {
 """Text and colour of an expert's state."""
 
 
+STARTER_PRESET = "nano"
+"""The preset that needs no GPU and no account."""
+
+
 class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """The experts as they were found on disk."""
 
@@ -30,6 +36,8 @@ class Inventory(msgspec.Struct, frozen=True, kw_only=True):
     """(name, bytes) of each file, by expert."""
     free: int
     """Free bytes of the disk."""
+    starter: tuple[str, ...] = ()
+    """The experts of the preset that a new user starts with."""
 
 
 @dataclass(eq=False)
@@ -53,4 +61,18 @@ def read_inventory(ws: Workspace) -> Inventory:
         path = expert_path(ws, spec)
         entries = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
         files[name] = [(entry.name, entry.stat().st_size) for entry in entries if entry.is_file()]
-    return Inventory(specs=specs, statuses=statuses, files=files, free=disk_free(ws.root))
+    return Inventory(
+        specs=specs,
+        statuses=statuses,
+        files=files,
+        free=disk_free(ws.root),
+        starter=_starter(specs),
+    )
+
+
+def _starter(specs: Mapping[str, ExpertSpec]) -> tuple[str, ...]:
+    """The experts of the small preset, as far as they are registered."""
+    path = assets_dir() / "presets" / f"{STARTER_PRESET}.toml"
+    with open(path, "rb") as file:
+        names = tomllib.load(file).get("experts", {}).get("names", [])
+    return tuple(name for name in names if name in specs)

@@ -17,6 +17,20 @@ from engine.events import (
     StepDone,
 )
 
+STAGES = ("verifying", "converting", "installing")
+"""Work of a download job other than downloading."""
+
+
+def download_stage(progress: Progress) -> str:
+    """What a download job does: downloading, verifying, converting or installing."""
+    stage = progress.label.rpartition(": ")[2]
+    if stage in STAGES:
+        return stage
+    if progress.task.startswith("verify"):
+        return "verifying"
+    complete = progress.total is not None and progress.done >= progress.total
+    return "verifying" if complete and not progress.finished else "downloading"
+
 
 class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     """A running job, as the top bar shows it."""
@@ -66,7 +80,12 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
                 if event.finished:
                     return replace(self, task_label="")
                 fraction = event.done / event.total if event.total else None
-                return replace(self, task_label=event.label, progress=fraction, eta=event.eta)
+                label = event.label
+                if self.job == "download" and (stage := download_stage(event)) != "downloading":
+                    # What the bytes of the download add up to says nothing about this.
+                    known = event.label.endswith(stage)
+                    label, fraction = f": {stage}", fraction if known else None
+                return replace(self, task_label=label, progress=fraction, eta=event.eta)
             case RunPaused():
                 return replace(self, status="paused")
             case RunResumed():

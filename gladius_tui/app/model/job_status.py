@@ -9,7 +9,7 @@ from textual.content import Content
 
 from engine.events import Job
 from engine.run.job import JOBS
-from gladius_tui.app.model.job_info import JobInfo
+from gladius_tui.app.model.job_info import STAGES, JobInfo
 
 if TYPE_CHECKING:
     from engine.run.state import RunState
@@ -29,8 +29,9 @@ def _status_word(info: JobInfo) -> str:
     if info.job == "train" and not info.preset and not info.step:
         return "preparing"
     if info.status == "running":
-        if info.task_label.endswith("verifying"):
-            return "verifying"
+        stage = info.task_label.rpartition(": ")[2]
+        if info.job == "download" and stage in STAGES:
+            return stage
         # The Dashboard shows which task it is.
         return "preparing" if info.job == "train" and info.task_label else JOBS[info.job].activity
     status = _STATUS.get(info.status, info.status)

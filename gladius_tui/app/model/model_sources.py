@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import math
+from pathlib import Path
+
 import msgspec
 
-from engine.checkpoint.layout import best_checkpoints, list_checkpoints
+from engine.checkpoint.layout import MODEL, best_checkpoints, list_checkpoints
 from engine.hardware import disk_free
-from engine.run.state import RunState, read_state
 from engine.workspace import Workspace
 
 
@@ -21,7 +24,8 @@ class ModelSources(msgspec.Struct, frozen=True, kw_only=True):
     """Whether there is a copy of the best weights."""
     gguf: tuple[str, ...]
     """Names of the GGUF files in the model's folder."""
-    state: RunState
+    parameters: dict[str, int]
+    """Of each model, by the value of --checkpoint (see `source_options`)."""
     free: int
     """Free bytes of the disk."""
 
@@ -33,15 +37,19 @@ class ModelSources(msgspec.Struct, frozen=True, kw_only=True):
 
 def find_model_sources(ws: Workspace) -> ModelSources:
     """Look up the models by their names; nothing is verified."""
-    folder = ws.checkpoints_dir
-    steps = [info.step for info in reversed(list_checkpoints(folder))]
+    found = list(reversed(list_checkpoints(ws.checkpoints_dir)))
+    best = best_checkpoints(ws.checkpoints_dir)
+    steps = [info.step for info in found]
     model = ws.model_dir
+    folders = {str(info.step): info.path for info in found}
+    folders |= {"": model, **({"latest": found[0].path} if found else {})}
+    folders |= {"best": best[-1]} if best else {}
     return ModelSources(
         finished=(model / "config.json").is_file(),
         steps=tuple(steps),
-        best=bool(best_checkpoints(folder)),
+        best=bool(best),
         gguf=tuple(sorted(path.name for path in model.glob("*.gguf"))) if model.is_dir() else (),
-        state=read_state(ws),
+        parameters={value: count_parameters(path) for value, path in folders.items()},
         free=disk_free(ws.root),
     )
 
@@ -55,3 +63,27 @@ def source_options(sources: ModelSources) -> list[tuple[str, str]]:
         options.append(("best checkpoint", "best"))
     options += [(f"checkpoint of step {step:,}", str(step)) for step in sources.steps]
     return options or [("no model yet", "")]
+
+
+_MAX_HEADER = 100 << 20
+"""Bytes of a safetensors header; the length of another file's first bytes is absurd."""
+
+
+def count_parameters(folder: Path) -> int:
+    """Weights in a folder's safetensors files, from their headers; 0 where there are none."""
+    files = [folder / MODEL] if (folder / MODEL).is_file() else sorted(folder.glob("*.safetensors"))
+    try:
+        return sum(_count(path) for path in files)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return 0  # a damaged file: the job says what is wrong with it
+
+
+def _count(path: Path) -> int:
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:
+            raise ValueError("not a safetensors file")
+        header = json.loads(file.read(length))
+    return sum(
+        math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__"
+    )

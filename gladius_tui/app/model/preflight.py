@@ -4,8 +4,9 @@ enough memory and disk. Nothing is written, and torch is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+import shlex
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -15,7 +16,7 @@ from engine.errors import GladiusError
 from engine.events import GpuReading
 from engine.experts.registry import ExpertSpec, expert_status, load_experts
 from engine.hardware import available_ram, disk_free, has_bf16, total_ram
-from engine.preflight import launch_training, stored_config
+from engine.preflight import check_experts, launch_training, stored_config
 from engine.run.state import read_state
 from engine.sizing import parameter_count, training_memory
 from engine.workspace import Workspace
@@ -42,39 +43,43 @@ class Assessment(msgspec.Struct, frozen=True, kw_only=True):
     experts: tuple[str, ...] = ()
     """Names, in the order of their phases."""
     lines: tuple[Line, ...] = ()
+    """About the run of the fields that are valid."""
     problems: tuple[str, ...] = ()
     """What keeps the run from starting; each with its remedy."""
+    bad_fields: tuple[str, ...] = ()
+    """Names of the form's fields that cause them."""
+    fetch: tuple[str, ...] = ()
+    """Experts whose download is all that is missing."""
+    fetch_bytes: int = 0
+    ready: tuple[str, ...] = ()
+    """The run's experts that are on this machine."""
     stored: tuple[int, str] | None = None
     """Step and preset of the unfinished run that `resume` would continue."""
 
 
 def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessment:
-    """Check a form. Reads the text files of the run, which takes a while if they are long."""
+    """Check a form, each field alone: one mistake does not blank what the others say.
+
+    Reads the text files of the run, which takes a while if they are long.
+    """
     stored = stored_config(ws)
     finished = stored is not None and read_state(ws).status == "completed"
     resumable = None if stored is None or finished else (stored[0], stored[1].preset)
-    former_names: list[str] = []
     try:
-        hours = form.max_hours()
-        config = load_config(
-            ws,
-            preset=form.preset,
-            file=form.file.strip() or None,
-            overrides=form.all_overrides(),
-            experts=form.experts,
-            data=form.data_paths(),
-            hours=hours,
-            notes=former_names,
-        )
-    except (GladiusError, ValueError) as error:
+        judged = judge(ws, form)
+    except (GladiusError, ValueError) as error:  # such as an invalid gladius.toml
         return Assessment(form=form, problems=_problems(str(error)), stored=resumable)
-    problems: tuple[str, ...] = ()
+    config, problems = judged.config, judged.problems
     notes: tuple[str, ...] = ()
-    try:
-        notes = launch_training(ws, config).notes
-    except GladiusError as error:
-        problems = _problems(str(error))
+    fetch: tuple[str, ...] = ()
+    if not problems:
+        try:
+            notes = launch_training(ws, config).notes
+        except GladiusError as error:
+            problems = _problems(str(error))
+            fetch = _missing_downloads(ws, config, str(error))
     specs = load_experts(ws)
+    states = {name: expert_status(ws, specs[name]) for name in config.experts.names}
     return Assessment(
         form=form,
         experts=tuple(config.experts.names),
@@ -82,17 +87,108 @@ def assess(ws: Workspace, form: Form, gpus: tuple[GpuReading, ...]) -> Assessmen
             *_student(config),
             *_length(config),
             *_machine(ws, config, specs, gpus),
-            *(Line("note", note, "note") for note in (*former_names, *notes)),
+            *(Line("note", note, "note") for note in (*judged.notes, *notes)),
         ),
         problems=problems,
+        bad_fields=judged.bad_fields,
+        fetch=fetch,
+        fetch_bytes=sum(specs[name].size_bytes for name in fetch),
+        ready=tuple(name for name, status in states.items() if status.state == "ready"),
         stored=resumable,
     )
+
+
+class Judged(msgspec.Struct, frozen=True, kw_only=True):
+    """A form's config, or that of its valid fields, with what is wrong with the others."""
+
+    config: RunConfig
+    problems: tuple[str, ...] = ()
+    bad_fields: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """One line for each former field name."""
+
+
+def judge(ws: Workspace, form: Form) -> Judged:
+    """The config of a form. A field that makes it invalid is left out and reported.
+
+    Raises GladiusError where the preset alone gives no config.
+    """
+    notes: list[str] = []
+    try:
+        return Judged(config=_config(ws, form, notes), notes=tuple(notes))
+    except (GladiusError, ValueError) as error:
+        whole = _problems(str(error))
+    good = Form(preset=form.preset)
+    config = _config(ws, good, [])
+    problems: list[str] = []
+    bad: list[str] = []
+    for name, changed in _single_changes(form):
+        candidate = msgspec.structs.replace(good, **{name: changed(good)})
+        try:
+            config = _config(ws, candidate, [])
+        except (GladiusError, ValueError) as error:
+            problems += _problems(str(error))
+            bad.append(name)
+        else:
+            good = candidate
+    problems += [problem for problem in whole if not bad]  # each is valid, all together are not
+    return Judged(
+        config=config,
+        problems=tuple(dict.fromkeys(problems)),
+        bad_fields=tuple(dict.fromkeys(bad)),
+    )
+
+
+def _single_changes(form: Form) -> Iterator[tuple[str, Callable[[Form], Any]]]:
+    """The fields of a form one at a time, each override of its own: a name, and the new value
+    after those that were accepted so far."""
+    for name in ("file", "experts", "hours", "data", "device"):
+        if getattr(form, name) != getattr(Form(), name):
+            yield name, lambda _, name=name: getattr(form, name)
+    try:
+        words = form.words_of("overrides")
+    except ValueError:
+        yield "overrides", lambda _: form.overrides
+        return
+    for word in words:
+        yield "overrides", lambda good, word=word: f"{good.overrides} {shlex.quote(word)}".strip()
+
+
+def _config(ws: Workspace, form: Form, notes: list[str]) -> RunConfig:
+    return load_config(
+        ws,
+        preset=form.preset,
+        file=form.file.strip() or None,
+        overrides=form.all_overrides(),
+        experts=form.experts,
+        data=form.data_paths(),
+        hours=form.max_hours(),
+        notes=notes,
+    )
+
+
+def _missing_downloads(ws: Workspace, config: RunConfig, problem: str) -> tuple[str, ...]:
+    """The experts to download, if their absence is the problem and nothing else is missing."""
+    try:
+        check_experts(ws, config)
+    except GladiusError as error:
+        if str(error) != problem:
+            return ()
+    else:
+        return ()
+    specs = load_experts(ws)
+    names = [name for name in config.experts.names if name in specs]
+    owner = config.student.tokenizer
+    names += [owner] if owner in specs and owner not in names else []
+    missing = [name for name in names if expert_status(ws, specs[name]).state != "ready"]
+    downloadable = all(specs[name].source in ("hub", "wheel") for name in missing)
+    return tuple(missing) if downloadable else ()
 
 
 def _problems(text: str) -> tuple[str, ...]:
     """The problems in a config's error message: one a line, after a heading."""
     lines = [line.strip() for line in text.splitlines()]
-    return tuple(lines[1:] if len(lines) > 1 else lines)
+    return tuple(lines[1:] if len(lines) > 1 else (line.removeprefix("config: ") for line in lines))
 
 
 def _student(config: RunConfig) -> Iterator[Line]:

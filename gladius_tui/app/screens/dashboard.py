@@ -9,12 +9,13 @@ from textual.content import Content
 
 from gladius_tui.app.screens.chart_keys import ChartKeys
 from gladius_tui.app.screens.run_controls import RunControls
+from gladius_tui.app.screens.run_list_keys import RunListKeys
 from gladius_tui.app.widgets.pane_grid import PaneGrid
 from gladius_tui.app.widgets.pane_tabs import PaneTabs
 from gladius_tui.app.widgets.panes.run import summary_line
 
 
-class DashboardScreen(ChartKeys, RunControls):
+class DashboardScreen(RunListKeys, ChartKeys, RunControls):
     """The training run."""
 
     MODE = "dashboard"

@@ -152,13 +152,15 @@ class DownloadScreen(DownloadProgress):
         return info is not None and info.status == "paused"
 
     def action_mark(self) -> None:
-        name = self.query_one(DownloadQueue).key
+        self._mark(self.query_one(DownloadQueue).key)
+
+    def _mark(self, name: str | None) -> None:
         if name is not None and not self.live:
             self.downloads.selection = (self.downloads.selection or set()) ^ {name}
             self.show()
 
-    def on_data_table_row_selected(self, _: DownloadQueue.RowSelected) -> None:
-        self.action_mark()
+    def on_data_table_row_selected(self, event: DownloadQueue.RowSelected) -> None:
+        self._mark(event.row_key.value)  # the cursor may have moved on
 
     def action_all(self) -> None:
         inventory = self.downloads.inventory

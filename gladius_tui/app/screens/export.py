@@ -26,19 +26,20 @@ class SourcesRead(Message, bubble=False):
     """The models on disk were looked up."""
 
     sources: ModelSources
-    types: list[tuple[str, str]]
-    """(label, name) of the GGUF types."""
+    can_quantize: bool
+    """Whether llama.cpp is here, which makes the types that this program does not write."""
 
 
-def _type_options(parameters: int) -> list[tuple[str, str]]:
+def _type_options(parameters: int, can_quantize: bool) -> list[tuple[str, str]]:
     """(label, name) of the GGUF types, with the estimated size of the file."""
     from engine.gguf_types import GGUF_TYPES, estimated_bytes
 
-    if not parameters:
-        return [(name, name) for name in GGUF_TYPES]
-    return [
-        (f"{name:<8} about {size(estimated_bytes(parameters, name))}", name) for name in GGUF_TYPES
-    ]
+    options = []
+    for name, kind in GGUF_TYPES.items():
+        amount = f"about {size(estimated_bytes(parameters, name))}" if parameters else ""
+        need = "" if kind.own or can_quantize else "needs llama.cpp, which is not here"
+        options.append((f"{name:<8} {amount:<16}{need}".rstrip(), name))
+    return options
 
 
 class ExportForm(JobScreen):
@@ -49,6 +50,7 @@ class ExportForm(JobScreen):
     def __init__(self) -> None:
         super().__init__()
         self.sources: ModelSources | None = None
+        self.can_quantize = True
         self._export = ExportRun()
         self._run_type = ""
         """The type of the shown run, until the form has selected it."""
@@ -77,25 +79,37 @@ class ExportForm(JobScreen):
 
     @work(thread=True, exclusive=True, group="sources", exit_on_error=False)
     def _read_sources(self) -> None:
-        sources = find_model_sources(self.gladius.ws)
-        state = sources.state
-        types = _type_options(state.current_params or state.target_params)
-        self.post_message(SourcesRead(sources, types))
+        from engine.programs import can_quantize
+
+        self.post_message(SourcesRead(find_model_sources(self.gladius.ws), can_quantize()))
 
     def on_sources_read(self, message: SourcesRead) -> None:
         if not self.composed:
             return
-        self.sources = message.sources
-        set_options(self.query_one("#type", Select), message.types)
-        self._select_run_type()
+        self.sources, self.can_quantize = message.sources, message.can_quantize
         set_options(self.query_one("#source", Select), source_options(message.sources))
+        self._set_types()
+        self._select_run_type()
         self.refresh_bindings()
         self.show()
 
     @on(Select.Changed)
     @on(Input.Changed)
-    def _on_field_changed(self) -> None:
+    def _on_field_changed(self, event: Select.Changed | Input.Changed) -> None:
+        if event.control.id == "source":
+            self._set_types()
         self.show()
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the selected model; 0 if there is none."""
+        value = str(self.query_one("#source", Select).value)
+        return 0 if self.sources is None else self.sources.parameters.get(value, 0)
+
+    def _set_types(self) -> None:
+        """Offer the types, with the size that the selected model's file would have."""
+        options = _type_options(self.parameters, self.can_quantize)
+        set_options(self.query_one("#type", Select), options)
 
     def run_begun(self) -> None:
         self._export = ExportRun()
@@ -142,7 +156,7 @@ class ExportForm(JobScreen):
                 ("model", "none yet, and no checkpoint"),
                 ("next", "press 3 to train one"),
             ]
-        parameters = sources.state.current_params
+        parameters = self.parameters
         rows.append(("model", "finished" if sources.finished else "not finished yet"))
         rows += [("parameters", f"{parameters:,}")] if parameters else []
         rows.append(("disk", f"{size(sources.free)} free"))
@@ -162,7 +176,8 @@ class ExportScreen(ExportForm):
 
     def about(self) -> str:
         return (
-            "Writes the trained model as one GGUF file, for llama.cpp and programs built on it. "
+            "Writes the trained model as one GGUF file, for llama.cpp and programs built on it; "
+            "the type is part of the file's name, except for f16. "
             "f32, f16, bf16 and q8_0 need nothing else; the smaller types need llama.cpp's "
             "quantizer. Without a finished model the newest verified checkpoint is used."
         )
@@ -192,6 +207,8 @@ class ExportScreen(ExportForm):
     def action_start(self) -> None:
         if self.sources is not None and not self.sources.any:
             self.notice.show("no model and no checkpoint yet; press 3 to train one", "warning")
+        elif problem := self._missing_tool():
+            self.notice.show(problem, "error")
         elif repo := self._push_repo:
             from gladius_tui.app.dialogs.choice import Choice
 
@@ -204,6 +221,14 @@ class ExportScreen(ExportForm):
             self.app.push_screen(Choice(f"Upload to {repo}", text, answers), self._push)
         else:
             self.start(self.command_line())
+
+    def _missing_tool(self) -> str:
+        """Why the selected type can't be made on this machine; "" if it can."""
+        from engine.gguf_types import gguf_type
+        from engine.programs import quantizer_missing
+
+        kind = gguf_type(str(self.query_one("#type", Select).value))
+        return "" if kind.own or self.can_quantize else quantizer_missing(kind.name)
 
     def _push(self, answer: str | None) -> None:
         words = self.command_line()

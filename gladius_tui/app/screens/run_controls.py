@@ -40,7 +40,8 @@ class RunControls(RunDisplay):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         if action == "resume":
             run = self.run_view
-            return not self.attached_run and run is not None and run.status in ("ended", "failed")
+            can_resume = run is not None and run.status in ("ended", "failed")
+            return can_resume and not self.attached_run and not self.viewed_run
         return super().check_action(action, parameters)
 
     def key_label(self, action: str, label: str) -> str:
@@ -96,7 +97,11 @@ class RunControls(RunDisplay):
         self.app.push_screen(dialog, answered)
 
     def _require_run(self) -> bool:
-        """Whether a run is attached; a notification if not."""
+        """Whether the shown run is attached; a notification if not."""
+        if self.viewed_run:
+            text = "This is an earlier run. Press h and open the newest one."
+            self.notify(text, severity="warning", markup=False)
+            return False
         if not self.attached_run:
             text = "No training run is active. Press 3 to start one."
             self.notify(text, severity="warning", markup=False)

@@ -13,6 +13,7 @@ from engine.events import AnyEvent, RunStarted
 from engine.run.view import Status
 from gladius_tui.app.redraw import Redraw
 from gladius_tui.app.screens.run_follower import RunFollower
+from gladius_tui.app.widgets.advice import Advice
 from gladius_tui.app.widgets.chart_pane import ChartPane
 from gladius_tui.app.widgets.pane import Pane
 from gladius_tui.app.widgets.pane_grid import ALL_CHANGES, PaneGrid
@@ -49,6 +50,7 @@ class RunDisplay(RunFollower):
     def compose_body(self) -> ComposeResult:
         yield Static(id="no-run", markup=False)
         yield PaneGrid()
+        yield Advice()
 
     def on_mount(self) -> None:
         self.set_interval(_AGE_SECONDS, self._refresh_ages)
@@ -132,5 +134,8 @@ class RunDisplay(RunFollower):
         self.query_one(PaneGrid).show(run, changed, wall_clock())
         if changed & {"chart", "step", "eval"} and not self.query_one(ChartPane).draw():
             self.mark_changed("chart")
+        if changed & {"run"}:
+            former = bool(self.viewed_run)
+            self.query_one(Advice).show(run, former=former, width=self.size.width)
         if changed & {"run", "step"} and (self.has_class("-w0") or self.has_class("-h0")):
             self.query_one("#summary", Static).update(self.summary(), layout=False)

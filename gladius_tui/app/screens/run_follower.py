@@ -24,8 +24,12 @@ class RunFollower(GladiusScreen):
         self.run_view: RunView | None = None
         self.attached_run = ""
         """Id of the run that is followed live; empty if none runs."""
+        self.viewed_run = ""
+        """Id of an earlier run that was opened from the list; empty while the newest is shown."""
         self.load_ticket = ""
         """Identifies the reading in progress, so that the answer of an older one is dropped."""
+        self._newest_run = ""
+        """Id of the newest run, once it is known."""
         self._unread: list[AnyEvent] = []
         """Live events that arrived while the history was being read."""
 
@@ -55,11 +59,22 @@ class RunFollower(GladiusScreen):
 
     def on_job_attached(self, message: JobAttached) -> None:
         self.attached_run = message.run_id
+        self.viewed_run = ""
         self._unread = []
         self._load(message.run_id, message.seq)
 
+    def open_run(self, run_id: str) -> None:
+        """Show a run of the history; the running one, and the newest, are followed again."""
+        newest = self.attached_run or self._newest_run
+        self.viewed_run = "" if run_id == newest else run_id
+        self._unread = []
+        self._load(run_id, None)
+
     def on_job_events(self, message: JobEvents) -> None:
         if message.run_id != self.attached_run:
+            return
+        if self.viewed_run:
+            message.take()  # they are read from the history when the run is opened again
             return
         events = message.events
         if self.load_ticket:
@@ -71,7 +86,8 @@ class RunFollower(GladiusScreen):
         if message.run_id != self.attached_run:
             return
         self.attached_run = ""
-        if self.run_view is not None and not self.load_ticket:
+        self._newest_run = message.run_id
+        if self.run_view is not None and not self.load_ticket and not self.viewed_run:
             self.run_view.mark_killed()
         self.runner_exited()
 
@@ -87,7 +103,7 @@ class RunFollower(GladiusScreen):
         from gladius_tui.app.model.past_runs import read_run_view
 
         run = read_run_view(self.gladius.ws, run_id, seq)
-        owner = lock_owner(self.gladius.ws, "train")
+        owner = None if self.viewed_run else lock_owner(self.gladius.ws, "train")
         if run is not None and seq is None and owner is None:
             run.mark_killed()
         elif run is not None and owner is not None:
@@ -101,6 +117,8 @@ class RunFollower(GladiusScreen):
         if run is None and self.attached_run:
             run = RunView(run_id=self.attached_run)  # nothing of it has been written yet
         self.run_view = run
+        if run is not None and not self.viewed_run:
+            self._newest_run = run.run_id
         self.run_loaded()
         if run is not None:
             unread, self._unread = self._unread, []

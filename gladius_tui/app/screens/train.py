@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from rich.text import Text
 from textual import work
@@ -24,6 +24,7 @@ from gladius_tui.app.screens.base import GladiusScreen
 from gladius_tui.app.widgets.notice import Notice
 from gladius_tui.app.widgets.preflight_pane import PreflightPane
 from gladius_tui.app.widgets.train_form import TrainForm
+from gladius_tui.format import size
 from gladius_tui.launch import Ended, job_of
 
 if TYPE_CHECKING:
@@ -138,17 +139,17 @@ class RunForm(GladiusScreen):
     def on_train_form_changed(self, _: TrainForm.Changed) -> None:
         self.assess()
 
-    def assess(self) -> None:
-        """Check the form, once it has not changed for a moment."""
+    def assess(self, after: float = _SETTLE_SECONDS) -> None:
+        """Check the form, once it has not changed for `after` seconds."""
         if self.composed and self.form.ready:
-            self._assess(self.form.value)
+            self._assess(self.form.value, after)
 
     @work(thread=True, exclusive=True, group="assess", exit_on_error=False)
-    def _assess(self, form: Form) -> None:
+    def _assess(self, form: Form, after: float) -> None:
         from gladius_tui.app.model.preflight import assess
 
         worker = get_current_worker()
-        time.sleep(_SETTLE_SECONDS)
+        time.sleep(after)
         if worker.is_cancelled:
             return
         assessment = assess(self.gladius.ws, form, self._gpus)
@@ -160,8 +161,13 @@ class RunForm(GladiusScreen):
             return
         self.assessment = message.assessment
         self.form.set_preset_experts(message.assessment.experts)
+        self.form.mark_bad(message.assessment.bad_fields)
         self.show_assessment()
         self.refresh_bindings()
+        self.assessed(message.assessment)
+
+    def assessed(self, assessment: Assessment) -> None:
+        """The form was assessed."""
 
     def show_assessment(self) -> None:
         """Redraw the preflight checks and the command."""
@@ -178,7 +184,77 @@ class RunForm(GladiusScreen):
             self.query_one("#command", Static).update(Text(command))
 
 
-class TrainScreen(RunForm):
+class RunStarter(RunForm):
+    """Starts the run of the form: once it is assessed as it is now, and its experts are here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._starting: Literal["", "asked", "fetching"] = ""
+        """asked: start as soon as the form is assessed; fetching: once the experts are here."""
+        self._shown_problem = ""
+        """The problem of the form that the notice shows."""
+
+    def action_start(self) -> None:
+        self._starting = "asked"
+        self.assess(after=0)
+
+    def assessed(self, assessment: Assessment) -> None:
+        if self._shown_problem and self._shown_problem not in assessment.problems:
+            if self.notice.text == self._shown_problem:
+                self.notice.clear()
+            self._shown_problem = ""
+        starting, self._starting = self._starting, ""
+        if not starting:
+            return
+        launched = any(job_of(argv) == "download" for argv in self.gladius.launched)
+        downloading = launched or "download" in self.gladius.watcher.jobs
+        if not assessment.problems:
+            self.gladius.launch(self.command_line())
+        elif assessment.fetch and downloading:
+            self._starting = "fetching"
+            self.notice.show("the run starts when the download or verification has ended")
+        elif assessment.fetch and starting == "asked":
+            self._offer_fetch(assessment)
+        else:
+            self._shown_problem = assessment.problems[0]
+            self.notice.show(self._shown_problem, "error")
+
+    def _offer_fetch(self, assessment: Assessment) -> None:
+        """Ask whether the missing experts are fetched, so that the run can start."""
+        from gladius_tui.app.dialogs.choice import Choice
+
+        names = ", ".join(assessment.fetch)
+        amount = f" ({size(assessment.fetch_bytes)})" if assessment.fetch_bytes else ""
+        answers = [("fetch", f"Fetch {names}{amount}, then start")]
+        if assessment.ready:
+            answers.append(("without", f"Train with {', '.join(assessment.ready)} only"))
+        answers.append(("no", "Not now"))
+
+        def answered(answer: str | None) -> None:
+            if answer == "fetch" and self.gladius.launch(["download", *assessment.fetch]):
+                self._starting = "fetching"
+                self.notice.show(f"fetching {names}; the run starts when that has ended")
+            elif answer == "without":
+                self.form.choose_experts(assessment.ready)
+                self.action_start()
+
+        text = f"Not on this machine yet: {names}."
+        self.app.push_screen(Choice("Fetch first", text, answers), answered)
+
+    def download_ended(self, ended: Ended) -> bool:
+        """A download has ended, which the run may wait for; True if its error is shown."""
+        if self._starting != "fetching":
+            return False
+        if ended.error:
+            self._starting = ""
+            self.notice.show(f"nothing was started: {ended.error}", "error")
+        else:
+            self.notice.clear()
+        self.read_options()
+        return bool(ended.error)
+
+
+class TrainScreen(RunStarter):
     """A run as a form, with keys to start it or to resume the unfinished run."""
 
     MODE = "train"
@@ -207,9 +283,9 @@ class TrainScreen(RunForm):
     def about(self) -> str:
         return (
             "A run as a form: a preset, and changes to it. Problems are shown as you type, and "
-            "whether memory and disk are sufficient. The run is a process of its own: it keeps "
-            "running when this app is closed. tab and shift+tab move between fields, space selects "
-            "an expert, enter opens a list."
+            "whether memory and disk are sufficient. An expert that is missing is fetched first if "
+            "you agree. The run is a process of its own: it keeps running when this app is closed. "
+            "tab and shift+tab move between fields, space selects an expert, enter opens a list."
         )
 
     def theme_changed(self) -> None:
@@ -223,12 +299,6 @@ class TrainScreen(RunForm):
     def key_label(self, action: str, label: str) -> str:
         nothing_stored = self.assessment is not None and self.assessment.stored is None
         return "" if action == "resume" and nothing_stored else label
-
-    def action_start(self) -> None:
-        if self.assessment is not None and self.assessment.problems:
-            self.notice.show(self.assessment.problems[0], "error")
-            return
-        self.gladius.launch(self.command_line())
 
     def action_resume(self) -> None:
         self.gladius.launch(["resume"])
@@ -266,6 +336,8 @@ class TrainScreen(RunForm):
         self.read_options()
 
     def launch_ended(self, ended: Ended) -> bool:
+        if ended.job == "download":
+            return self.download_ended(ended)
         if ended.job != "train":
             return False
         self._launching = False

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from gladius_tui.app.model.download_state import DownloadState
 from gladius_tui.app.model.inventory import STATE_MARKS
+from gladius_tui.app.model.job_info import download_stage
 from gladius_tui.app.model.texts import eta, fraction_done, rate
 from gladius_tui.app.widgets.table import Cell, Table, coloured
-from gladius_tui.format import NONE, bar, size
+from gladius_tui.format import NONE, bar, share_of, size
 
 if TYPE_CHECKING:
     from engine.events import Progress
@@ -51,7 +52,7 @@ class DownloadQueue(Table):
         current = progress if state.live else None
         done = current.done if current else status.present_bytes
         total = (current.total if current else 0) or status.expected_bytes
-        amount = size(total) if width < 100 else f"{size(done)} of {size(total)}"
+        amount = size(total) if width < 100 else share_of(done, total)
         row: list[Cell] = [
             "●" if name in (state.selection or ()) else coloured(self.app, "○", "dim"),
             spec.title,
@@ -77,8 +78,9 @@ def _state_mark(
         if progress.finished:
             mark, colour = STATE_MARKS["ready"]
         else:
-            sign = "#" if progress.task.startswith("verify") else "↓"
-            mark, colour = f"{sign} {fraction:.0%}", "primary"
+            stage = download_stage(progress)
+            mark = f"↓ {fraction:.0%}" if stage == "downloading" else f"# {stage}"
+            colour = "primary"
     elif status.state == "partial" and status.expected_bytes:
         fraction = min(0.99, status.present_bytes / status.expected_bytes)
     if status.state != "ready":

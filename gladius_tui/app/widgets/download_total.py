@@ -7,7 +7,7 @@ from textual.widgets import Static
 
 from gladius_tui.app.model.download_state import Totals
 from gladius_tui.app.model.texts import bar
-from gladius_tui.format import NONE, duration, size
+from gladius_tui.format import NONE, duration, share_of, size
 
 
 class DownloadTotal(Static):
@@ -20,7 +20,7 @@ class DownloadTotal(Static):
     def show(self, totals: Totals, width: int) -> None:
         """Show the totals, in a terminal of `width` columns."""
         share = totals.done / totals.total if totals.total else None
-        amount = f"{size(totals.done)} of {size(totals.total)}"
+        amount = share_of(totals.done, totals.total)
         line = Content.assemble(
             bar(share, max(10, min(60, width - 60))),
             f"  {share:.0%}" if share is not None else f"  {NONE}",

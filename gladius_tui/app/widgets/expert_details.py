@@ -8,7 +8,7 @@ from textual.widgets import Static
 
 from gladius_tui.app.model.inventory import STATE_MARKS, Inventory
 from gladius_tui.app.widgets.table import Cell, coloured, facts
-from gladius_tui.format import size
+from gladius_tui.format import share_of, size
 
 
 class ExpertDetails(VerticalScroll):
@@ -42,7 +42,7 @@ class ExpertDetails(VerticalScroll):
             ("parameters", f"{spec.parameters:,}" if spec.parameters else "unknown"),
             ("weight", f"{spec.weight:g} (share of budget and mix)"),
             ("teaches", ", ".join(word.replace("_", " ") for word in spec.capabilities)),
-            ("disk", f"{size(status.present_bytes)} of {size(status.expected_bytes)}"),
+            ("disk", share_of(status.present_bytes, status.expected_bytes)),
         ]
         if inventory.files[name]:
             rows += [("", ""), ("files", "")]

@@ -110,7 +110,6 @@ def _file_rows(exported: Exported, root: Path) -> list[Content | str]:
     rows: list[Content | str] = [
         Content.styled(f"✓ {shown}", "bold"),
         f"  {exported.weights}, {size(exported.bytes)}, from {exported.source}",
-        f"  {exported.parity}",
     ]
     return [*rows, f"  next to it: {', '.join(exported.beside)}"] if exported.beside else rows
 

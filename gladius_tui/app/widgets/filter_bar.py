@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from textual.widgets import Input
+from gladius_tui.app.widgets.line_input import LineInput
 
 
-class FilterBar(Input):
+class FilterBar(LineInput):
     """Shown while it has the focus or holds text."""
 
+    # Not docked: two widgets docked at the bottom cover one another, and the key bar is docked.
     DEFAULT_CSS = """
-    FilterBar { display: none; dock: bottom; margin: 0 1; &.-on { display: block; } }
+    FilterBar { display: none; margin: 0 1; &.-on { display: block; } }
     """
 
     def __init__(self) -> None:

@@ -6,10 +6,12 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.widgets import Input, Label, Select
 
+from gladius_tui.app.widgets.line_input import LineInput
+
 
 def text_input(name: str, placeholder: str) -> Input:
     """A field for a line of text."""
-    return Input(placeholder=placeholder, id=name, compact=True)
+    return LineInput(placeholder=placeholder, id=name, compact=True)
 
 
 def select(name: str, values: list[tuple[str, str]], value: str) -> Select[str]:

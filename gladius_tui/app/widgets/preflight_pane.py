@@ -9,6 +9,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from gladius_tui.app.widgets.table import Cell, coloured, facts
+from gladius_tui.format import size
 
 if TYPE_CHECKING:  # its checks are imported when the form is first assessed
     from gladius_tui.app.model.preflight import Assessment
@@ -34,22 +35,29 @@ class PreflightPane(VerticalScroll):
         yield Static("checking…")
 
     def show(self, assessment: Assessment, training: bool) -> None:
-        """Show an assessment; `training`: whether a run is active."""
+        """Show an assessment; `training`: whether a run is active.
+
+        Whether the run can start comes first: in a small terminal only the first lines are seen.
+        """
         rows: list[tuple[str, Cell]] = []
-        for line in assessment.lines:
-            sign, colour = _VERDICTS[line.verdict]
-            rows.append((line.label, coloured(self.app, sign, colour).append(line.text)))
         if problems := assessment.problems:
-            rows += [("", "")] if rows else []
             title = "problems" if len(problems) > 1 else "problem"
             for n, problem in enumerate(problems):
                 rows.append(("" if n else title, coloured(self.app, f"✗ {problem}", "error")))
         elif not training:
-            rows += [("", ""), ("ready", coloured(self.app, "✓ ^s to start", "success"))]
+            rows.append(("ready", coloured(self.app, "✓ ^s to start", "success")))
+        if assessment.fetch and not training:
+            amount = f" ({size(assessment.fetch_bytes)})" if assessment.fetch_bytes else ""
+            names = ", ".join(assessment.fetch)
+            text = f"^s fetches {names}{amount}, then starts"
+            rows.append(("", coloured(self.app, text, "success")))
         if assessment.stored is not None and not training:
             step, preset = assessment.stored
-            text = f"{preset}, stopped at step {step:,}; ^r to resume"
-            rows += [("", ""), ("unfinished", text)]
+            rows.append(("unfinished", f"{preset}, stopped at step {step:,}; ^r to resume"))
+        rows += [("", "")] if rows and assessment.lines else []
+        for line in assessment.lines:
+            sign, colour = _VERDICTS[line.verdict]
+            rows.append((line.label, coloured(self.app, sign, colour).append(line.text)))
         if rows != self._rows:  # the form is assessed whenever the screen is shown again
             self._rows = rows
             self.query_one(Static).update(facts(rows))

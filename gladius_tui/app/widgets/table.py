@@ -81,6 +81,14 @@ class Table(DataTable[Cell]):
         keys = list(self._cells)
         return keys[self.cursor_row] if 0 <= self.cursor_row < len(keys) else None
 
+    def action_scroll_home(self) -> None:
+        """The first row: the cursor is a row, so there is no first column to go to."""
+        self.action_scroll_top()
+
+    def action_scroll_end(self) -> None:
+        """The last row."""
+        self.action_scroll_bottom()
+
 
 def _justified(cell: Cell, right: bool) -> Text:
     text = cell.copy() if isinstance(cell, Text) else Text(cell)

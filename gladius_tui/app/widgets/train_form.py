@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,11 +97,21 @@ class TrainForm(VerticalScroll):
             self._custom_experts = True
             self.query_one(ExpertList).select(options["experts"].split(","))
 
+    def choose_experts(self, names: Sequence[str]) -> None:
+        """Select these experts, as the user would."""
+        self.query_one(ExpertList).select(names)
+        self._on_selection_changed()
+
     def set_preset_experts(self, names: tuple[str, ...]) -> None:
         """The experts of the config; they are selected unless the user has selected others."""
         if names and not self._custom_experts:
             self._preset_experts = names
             self.query_one(ExpertList).select(names)
+
+    def mark_bad(self, names: Collection[str]) -> None:
+        """Mark the fields that keep the run from starting, and no others."""
+        for name in ("file", "hours", "data", "overrides"):
+            self.query_one(f"#{name}", Input).set_class(name in names, "-bad")
 
     def focus_first(self) -> None:
         """Focus the first field."""

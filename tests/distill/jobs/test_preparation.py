@@ -37,7 +37,7 @@ class Counting(TeacherPool):
     loads = 0
 
     def get(self, spec):
-        if spec.name not in self._loaded:
+        if spec.name not in self.loaded:
             self.loads += 1
         return super().get(spec)
 
