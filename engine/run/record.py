@@ -17,6 +17,7 @@ from engine.events import (
     AnyEvent,
     HardwareRead,
     JobRequest,
+    LayerStats,
     LogLine,
     Progress,
     RunEnded,
@@ -33,6 +34,9 @@ EventHandler = Callable[[AnyEvent], None]
 
 BATCH_SECONDS = 0.1
 BATCH_EVENTS = 200
+
+
+_NOT_URGENT = StepDone | LayerStats | Progress | HardwareRead | LogLine
 
 
 class Recorder:
@@ -80,7 +84,7 @@ class Recorder:
             self._since = time.monotonic()
         stamp = {"time": event.time or time.time(), "step": event.step or self.step}
         self._batch.append(msgspec.structs.replace(event, **stamp))
-        self._urgent |= not isinstance(event, StepDone | Progress | HardwareRead | LogLine)
+        self._urgent |= not isinstance(event, _NOT_URGENT)
 
     def log(self, level: Literal["info", "warning", "error"], text: str) -> None:
         """Add a line for the log."""

@@ -11,19 +11,23 @@ from typing import Literal
 
 import msgspec
 
-from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan
+from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan, describe
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive
 from engine.run.view import RunView
 from engine.workspace import Workspace, write_json
 
-Status = Literal["not_started", "training", "paused", "completed", "failed"]
+Status = Literal["not_started", "training", "paused", "stopped", "completed", "failed"]
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """Summary of the training run; `paused` without a pid is a run that was stopped."""
+    """Summary of the training run."""
 
     status: Status = "not_started"
+    activity: str = ""
+    """The state in words, such as `preparing` or `restarting 1/3`; empty in older files."""
+    work: str = ""
+    """The task in progress with its count and rate, while the run takes no steps."""
     run_id: str = ""
     preset: str = ""
     phase: int = 0
@@ -46,6 +50,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time at which the run began."""
     updated_at: float | None = None
     last_checkpoint: str | None = None
+    """Path of the newest full checkpoint: the one that a resume starts from."""
     last_checkpoint_step: int | None = None
     last_checkpoint_at: float | None = None
     hardware: HardwareRead | None = None
@@ -60,9 +65,11 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
     """The state of a run from its view; `pid` and `identity` are its runner's."""
     ended = view.ended
     completed = ended is not None and ended.status == "completed"
-    saved = view.checkpoint
+    saved = view.resumable
     return RunState(
         status=_status(view),
+        activity=view.state_words if view.status is not None else "",
+        work=next((describe(task) or "" for task in view.work.values()), ""),
         run_id=view.run_id,
         preset=view.preset,
         phase=view.phase or 0,
@@ -95,7 +102,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
 
 def _status(view: RunView) -> Status:
     if view.ended is not None:
-        ends: dict[str, Status] = {"stopped": "paused", "completed": "completed"}
+        ends: dict[str, Status] = {"stopped": "stopped", "completed": "completed"}
         return ends.get(view.ended.status, "failed")
     if view.status is None:
         return "not_started"
@@ -122,7 +129,7 @@ def view_of(state: RunState) -> RunView:
         bits_per_byte=state.bits_per_byte,
     )
     if state.last_checkpoint is not None:
-        view.checkpoint = CheckpointSaved(
+        view.checkpoint = view.resumable = CheckpointSaved(
             step=state.last_checkpoint_step or 0,
             time=state.last_checkpoint_at or 0.0,
             path=state.last_checkpoint,
@@ -147,6 +154,9 @@ def read_state(ws: Workspace) -> RunState:
     except (OSError, msgspec.MsgspecError) as error:
         problem = f"{ws.state_file} can't be read ({error}); the next run replaces it"
         return RunState(last_error=problem)
+    if state.status == "paused" and state.pid is None:
+        # Before version 2.1 a stopped run was `paused` without a pid.
+        return msgspec.structs.replace(state, status="stopped")
     if state.pid is None or is_alive(state.pid, state.identity):
         return state
     return msgspec.structs.replace(
@@ -154,9 +164,11 @@ def read_state(ws: Workspace) -> RunState:
         status="failed",
         pid=None,
         identity="",
+        activity="",
+        work="",
         last_error=(
-            f"the runner (pid {state.pid}) was killed; resume with: gladius_train "
-            f"{JOBS['train'].resume_command}"
+            f"the runner (pid {state.pid}) was killed; {view_of(state).resume_text} with: "
+            f"gladius_train {JOBS['train'].resume_command}"
         ),
     )
 

@@ -20,6 +20,7 @@ from engine.events import (
     EvalDone,
     GuardTripped,
     HardwareRead,
+    LayerStats,
     LogLine,
     PhasePlan,
     PhaseStarted,
@@ -31,13 +32,23 @@ from engine.events import (
     RunStarted,
     SampleDrawn,
     StepDone,
+    StopRequested,
     describe,
 )
+from engine.run.job import MAX_RESTARTS
 
 Status = Literal[
-    "preparing", "training", "paused", "stalled", "stopped", "completed", "ended", "failed"
+    *("preparing", "training", "paused", "stopping", "restarting", "stalled", "stopped"),
+    *("completed", "ended", "failed"),
 ]
 """`stopped`: the worker process is suspended; `ended`: the run was stopped and can be resumed."""
+
+_WORDS: dict[Status, str] = {
+    "stopped": "suspended",
+    "completed": "finished",
+    "ended": "stopped",
+}
+"""The words for users of states that are called otherwise here."""
 
 READINGS = 120
 """Hardware readings that are kept for sparklines."""
@@ -46,6 +57,7 @@ LOG_LINES = 500
 LOGGED = (
     *("RunStarted", "PhaseStarted", "DataReady", "AnswersJudged", "EvalDone", "CheckpointSaved"),
     *("CheckpointRejected", "GuardTripped", "LogLine", "RunPaused", "RunResumed", "RunEnded"),
+    "StopRequested",
 )
 """Names of the events that become lines of the view's log; the others are shown as figures."""
 
@@ -145,8 +157,16 @@ class RunView:
     """The last scores on held-out prompts, of the student and of each expert."""
     best_capabilities: dict[str, float] = field(default_factory=dict)
     """The student's highest share of correct answers so far, by capability."""
+    layers: LayerStats | None = None
     sample: SampleDrawn | None = None
     checkpoint: CheckpointSaved | None = None
+    """The newest one, copies of the best weights included."""
+    resumable: CheckpointSaved | None = None
+    """The newest full checkpoint: the one that a resume starts from."""
+    repeated: int = 0
+    """Steps that are trained again after the last resume."""
+    restarts: int = 0
+    """How often the runner has restarted the worker."""
     checkpoints: int = 0
     """Checkpoints saved, of those seen."""
     work: dict[str, Progress] = field(default_factory=dict)
@@ -170,7 +190,30 @@ class RunView:
     @property
     def alive(self) -> bool:
         """Whether the run is in progress, as far as its events show."""
-        return self.status in ("preparing", "training", "paused", "stalled", "stopped")
+        return self.status not in (None, "completed", "ended", "failed")
+
+    @property
+    def state_words(self) -> str:
+        """The state for users: `preparing`, `restarting 1/3`, `stopped (resumable from step 120)`,
+        ..."""
+        if self.status is None:
+            return "preparing"
+        word = _WORDS.get(self.status, self.status)
+        if self.status == "restarting":
+            return f"{word} {self.restarts}/{MAX_RESTARTS}"
+        if self.status == "ended" and self.resumable is not None:
+            return f"{word} (resumable from step {self.resumable.step:,})"
+        return word
+
+    @property
+    def resume_text(self) -> str:
+        """Where a resume starts, and what it repeats."""
+        if self.resumable is None:
+            return "resume (there is no checkpoint yet: it starts again at step 0)"
+        step = self.resumable.step
+        text = f"resume from step {step:,}"
+        repeated = max(0, (self.step or 0) - step)
+        return f"{text}; {_steps(repeated)} repeated" if repeated else text
 
     @property
     def phase_progress(self) -> float | None:
@@ -238,11 +281,16 @@ class RunView:
                     self.former_probes[key] = previous
                 self.probes[key] = event
                 self.changed |= {"probes"}
+            case LayerStats():
+                self.layers = event
+                self.changed |= {"parameters"}
             case HardwareRead():
                 self.readings.append(event)
                 self.changed |= {"hardware"}
             case CheckpointSaved():
                 self.checkpoint = event
+                if event.reason != "best":
+                    self.resumable = event
                 self.checkpoints += 1
                 self.changed |= {"run"}
             case Progress():
@@ -250,6 +298,13 @@ class RunView:
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
                 self._set_status("paused" if self.paused else "training")
+            case StopRequested():
+                if not event.finish:
+                    self._set_status("stopping")
+            case GuardTripped(guard="worker"):
+                self.restarts = int(event.value or self.restarts + 1)
+                self.work.clear()
+                self._set_status("restarting")
             case GuardTripped(guard="stall"):
                 running: Status = "paused" if self.paused else "training"
                 self._set_status(_STALLS.get(event.action, running))
@@ -261,8 +316,10 @@ class RunView:
         self.changed |= {"run"}
 
     def _begin(self, event: RunStarted) -> None:
+        reached = self.step or 0
         if event.resumed_from is None or event.run_id != self.run_id:
             _forget_steps(self)
+        self.repeated = max(0, reached - (event.resumed_from or reached))
         self.run_id, self.attempt = event.run_id, event.attempt
         self.preset, self.device, self.precision = event.preset, event.device, event.precision
         self.config, self.plan, self.max_steps = event.config, event.phases, event.max_steps
@@ -290,7 +347,7 @@ class RunView:
         self.tokens_seen, self.loss = event.tokens_seen, event.loss
         self.training_seconds = event.training_seconds
         self.skipped += event.skipped
-        if self.status in ("preparing", "stalled", None):
+        if self.status in ("preparing", "stalled", "restarting", None):
             self.status = "training"
         _set_phase_progress(self, event.phase_progress)
         self.work.clear()
@@ -365,9 +422,14 @@ def _level(event: AnyEvent) -> Level:
     return "info"
 
 
+def _steps(count: int) -> str:
+    return f"{count:,} step is" if count == 1 else f"{count:,} steps are"
+
+
 def _forget_steps(view: RunView) -> None:
     """Drop what an earlier attempt trained: the run begins again at step 0."""
-    view.last = view.loss = view.started = view.checkpoint = None
+    view.last = view.loss = view.started = view.checkpoint = view.resumable = None
+    view.layers = None
     view.phase = view.expert = view.bits_per_byte = view.best_bits = view.eval_step = None
     view.phase_name, view.tokens_seen, view.training_seconds = "", 0, 0.0
 

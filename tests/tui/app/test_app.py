@@ -41,16 +41,17 @@ async def test_every_mode_has_a_number_a_function_key_and_a_place_to_click(root)
             await until(pilot, lambda mode=mode: app.current_mode == mode.name)
 
 
-async def test_escape_goes_back_to_the_mode_before(root):
+async def test_escape_at_the_top_level_stays(root):
     async with opened(root, "models") as (app, pilot):
         await pilot.press("4")
         await until(pilot, lambda: app.current_mode == "dashboard")
-        await pilot.press("escape")
-        await until(pilot, lambda: app.current_mode == "models")
+        await pilot.press("escape", "escape")
+        await pilot.pause()
+        assert app.current_mode == "dashboard"
 
 
 @pytest.mark.parametrize("mode", [mode.name for mode in MODES])
-async def test_help_lists_every_key_with_its_tooltip_and_id(root, mode):
+async def test_help_lists_every_key_with_its_tooltip(root, mode):
     async with opened(root, mode) as (app, pilot):
         screen = app.screen
         own = [
@@ -73,7 +74,8 @@ async def test_help_lists_every_key_with_its_tooltip_and_id(root, mode):
         shown = console.export_text()
         for active in own:
             if active.binding.description and not active.binding.system:
-                assert f"[{active.binding.id}]" in shown
+                assert active.binding.description in shown
+                assert active.binding.id not in shown
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is screen)
 
@@ -269,7 +271,7 @@ async def test_quit_can_be_cancelled_or_stop_the_job(root):
             await pilot.press("enter")
             await until(pilot, lambda: app._exit)
             await until(pilot, lambda: running_jobs(root) == [])
-        assert read_state(root).status == "paused"
+        assert read_state(root).status == "stopped"
 
 
 async def test_digits_are_text_where_text_is_typed(root):
