@@ -18,10 +18,10 @@ _STEPS = (1.0, 2.0, 2.5, 5.0)
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
-    """Round numbers from low to high, at least four if `most` allows it and low < high.
+    """At most `most` round numbers from low to high, at least four of them if `most` allows it.
 
-    The largest spacing of 1, 2, 2.5 or 5 times 10^n that gives four; if that gives more than
-    `most`, a spacing that gives at most `most`.
+    The largest spacing of 1, 2, 2.5 or 5 times 10^n that gives four; of more than `most` numbers
+    some are left out evenly.
     """
     span = high - low
     if span <= 0 or not math.isfinite(span):
@@ -32,7 +32,7 @@ def ticks(low: float, high: float, most: int) -> list[float]:
         for factor in reversed(_STEPS):
             step = factor * 10.0**exponent
             finer = _multiples(low, high, step)
-            if len(finer) > most and found:
+            if len(finer) > most and most < LEAST_TICKS and found:
                 return found
             found = finer or found
             if len(found) >= LEAST_TICKS:

@@ -233,6 +233,8 @@ class _Sketcher:
         sparse = is_sparse(line.series.curve.metric)
         for points in self._dots(line.shown, axis):
             few = len(points) * _POINT_SPACING <= self._columns
+            if line.series.run and len(points) > 1:
+                continue  # the signs of the current run stay in sight
             sign = line.series.sign if sparse and not line.series.run else "•"
             if (sparse and few) or len(points) == 1:
                 for point in points:
@@ -304,7 +306,7 @@ class _ValueAxis:
         # The newest value of each curve is always inside.
         ends = [line.shown[-1][1][-1] for line in lines if line.shown]
         self.low, self.high = min(low, *ends, high), max(high, *ends, low)
-        most = min(rows, max(6, (rows + 1) // 2))
+        most = max(8, (rows + 1) // 2)  # of ticks on one row, the first is shown
         if drawing.log:
             shown = log_ticks(self.low, self.high, most)
             positions = [math.log10(value) for value in shown]

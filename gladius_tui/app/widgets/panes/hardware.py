@@ -20,7 +20,7 @@ def hardware_pane(run: RunView, width: int, height: int) -> Content:
     now = run.hardware
     if now is None:
         return Content.styled("no reading yet", MUTED)
-    if not run.alive:
+    if run.status in ("completed", "ended", "failed"):
         return join_lines(_idle_lines(now))
     past = list(run.readings)
     lines: list[Line] = []
@@ -44,11 +44,11 @@ def hardware_pane(run: RunView, width: int, height: int) -> Content:
 
 def _idle_lines(last: HardwareRead) -> list[Line]:
     """The machine while the run is not in progress: the load of its last moment is not shown."""
-    lines: list[Line] = [Content.styled("read while a run is in progress", MUTED)]
+    lines: list[Line] = [Content.styled("no run in progress", MUTED)]
     for gpu in last.gpus:
         lines.append(_item(f"GPU{gpu.index}", f"{gpu.name}, {short_size(gpu.total_bytes)}"))
     lines.append(_item("RAM", short_size(last.ram_total)))
-    lines.append(_item("disk", f"{short_size(last.disk_free)} free at its end"))
+    lines.append(_item("disk", f"{short_size(last.disk_free)} free"))
     return lines
 
 

@@ -113,7 +113,7 @@ def test_ticks_are_few_round_and_inside(low, span, most):
     assert all(low - slack <= tick <= high + slack for tick in found)
 
 
-@given(st.floats(0, 1e6), st.floats(1e-6, 1e9), st.integers(6, 12))
+@given(st.floats(0, 1e6), st.floats(1e-6, 1e9), st.integers(8, 12))
 def test_an_axis_of_values_has_at_least_four_ticks(low, span, most):
     high = low + span
     if high - low > 1e-9 * high:
