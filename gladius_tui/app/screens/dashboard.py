@@ -110,6 +110,10 @@ class DashboardScreen(ChartKeys, RunControls):
         elif bar_shown or not self.chart_pane.hide_cursor():
             super().action_back()
 
+    def focus_main(self) -> None:
+        """Focus the log while it is searched, so that enter enlarges it."""
+        self.set_focus(self.grid.log_pane if self.grid.log_pane.search else None)
+
     def filter_changed(self, text: str) -> None:
         log = self.grid.log_pane
         log.search = text
@@ -117,6 +121,7 @@ class DashboardScreen(ChartKeys, RunControls):
             self.grid.select("log")
             if self.grid.wanted.capabilities:
                 self.grid.toggle_capabilities()
+        log.border_title = f"Log · “{text}”" if text else "Log"
         self.mark_changed("log")
 
     def action_lens(self) -> None:

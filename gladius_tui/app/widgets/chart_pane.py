@@ -64,6 +64,8 @@ class ChartPane(PartialRefresh, Vertical, can_focus=True):
         """Curves of former runs, by run id."""
         self.reading = False
         """Whether curves are being read."""
+        self.enlarged = False
+        """Whether it has the whole screen."""
         self._former_newest = 0
         self._pointing = False
         """Whether the cursor follows the mouse."""
@@ -204,7 +206,8 @@ class ChartPane(PartialRefresh, Vertical, can_focus=True):
         title = PANELS.get(shown[0], shown[0]) if shown else PANELS["loss"]
         subtitle = self.settings.subtitle(self.newest)
         if missing:
-            subtitle = f"enter: {len(missing)} more · {subtitle}"
+            more = f"{len(missing)} more: m" if self.enlarged else f"enter: {len(missing)} more"
+            subtitle = f"{more} · {subtitle}"
         with self.painting(self.edges()):
             if title != self.border_title:
                 self.border_title = title

@@ -93,6 +93,20 @@ class Pane(PartialRefresh, Static, can_focus=True):
         scrolls = len(lines) > height
         self.position = f"{top + 1}–{top + len(shown)} of {len(lines)}" if scrolls else ""
         self._paint(shown)
+        self.show_position()
+
+    def show_position(self) -> None:
+        """Show which lines are in sight, while the pane has the focus and does not show all."""
+        text = self.position if self.has_focus else ""
+        if text != (self.border_subtitle or "") and self.pane_name != "run":
+            with self.painting(self.edges()):
+                self.border_subtitle = text
+
+    def on_focus(self) -> None:
+        self.show_position()
+
+    def on_blur(self) -> None:
+        self.show_position()
 
     def _paint(self, lines: list[Content]) -> None:
         """Repaint the lines that differ. A line of text is one of the screen: none is wrapped."""

@@ -171,6 +171,7 @@ class PaneGrid(Container):
     def enlarge(self, name: str) -> None:
         """Give a pane the whole screen; "" gives every pane its place again."""
         self.log_pane.whole = name == "log"
+        self.query_one(ChartPane).enlarged = name == "chart"
         self._place(enlarged=name)
 
     def on_pane_tabs_selected(self, message: PaneTabs.Selected) -> None:

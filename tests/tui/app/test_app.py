@@ -14,6 +14,7 @@ from textual.widgets import Input, OptionList
 
 from engine.run.control import running_jobs
 from engine.run.state import read_state
+from gladius_tui.app.dialogs.choice import Choice
 from gladius_tui.app.dialogs.help import Help
 from gladius_tui.app.dialogs.leave import Leave
 from gladius_tui.app.exit_summary import exit_summary
@@ -97,6 +98,22 @@ async def test_the_palette_offers_every_screen_and_every_command(root):
         await pilot.pause(0.5)
         await pilot.press("enter")
         await until(pilot, lambda: app.current_mode == "validate")
+
+
+async def test_stop_asks_from_the_palette_too(root):
+    with toy_run(root) as process:
+        async with opened(root, "models") as (app, pilot):
+            await until(pilot, lambda: "train" in app.watcher.jobs)
+            commands = {c.title: c.callback for c in app.get_system_commands(app.screen)}
+            commands["gladius_train stop"]()
+            await until(pilot, lambda: isinstance(app.screen, Choice))
+            await pilot.press("escape")
+            await pilot.pause(0.5)
+            assert process.poll() is None and "train" in app.watcher.jobs
+            commands["gladius_train stop"]()
+            await until(pilot, lambda: isinstance(app.screen, Choice))
+            await pilot.press("enter")
+            await until(pilot, lambda: process.poll() == 0)
 
 
 async def test_a_command_without_a_screen_prints_into_one(root):
