@@ -14,7 +14,7 @@ import msgspec
 from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan, describe
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive
-from engine.run.view import RunView
+from engine.run.view import RunView, resume_text, state_words
 from engine.workspace import Workspace, write_json
 
 Status = Literal["not_started", "training", "paused", "stopped", "completed", "failed"]
@@ -68,7 +68,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
     saved = view.resumable
     return RunState(
         status=_status(view),
-        activity=view.state_words if view.status is not None else "",
+        activity=state_words(view) if view.status is not None else "",
         work=next((describe(task) or "" for task in view.work.values()), ""),
         run_id=view.run_id,
         preset=view.preset,
@@ -167,7 +167,7 @@ def read_state(ws: Workspace) -> RunState:
         activity="",
         work="",
         last_error=(
-            f"the runner (pid {state.pid}) was killed; {view_of(state).resume_text} with: "
+            f"the runner (pid {state.pid}) was killed; {resume_text(view_of(state))} with: "
             f"gladius_train {JOBS['train'].resume_command}"
         ),
     )

@@ -193,29 +193,6 @@ class RunView:
         return self.status not in (None, "completed", "ended", "failed")
 
     @property
-    def state_words(self) -> str:
-        """The state for users: `preparing`, `restarting 1/3`, `stopped (resumable from step 120)`,
-        ..."""
-        if self.status is None:
-            return "preparing"
-        word = _WORDS.get(self.status, self.status)
-        if self.status == "restarting":
-            return f"{word} {self.restarts}/{MAX_RESTARTS}"
-        if self.status == "ended" and self.resumable is not None:
-            return f"{word} (resumable from step {self.resumable.step:,})"
-        return word
-
-    @property
-    def resume_text(self) -> str:
-        """Where a resume starts, and what it repeats."""
-        if self.resumable is None:
-            return "resume (there is no checkpoint yet: it starts again at step 0)"
-        step = self.resumable.step
-        text = f"resume from step {step:,}"
-        repeated = max(0, (self.step or 0) - step)
-        return f"{text}; {_steps(repeated)} repeated" if repeated else text
-
-    @property
     def phase_progress(self) -> float | None:
         """Progress of the current phase, 0 to 1; None where its end is not known."""
         if self.status == "completed":
@@ -384,6 +361,28 @@ class RunView:
         if self.status == "completed":
             _set_phase_progress(self, 1.0)
         self.changed |= {"run", "experts"}
+
+
+def state_words(run: RunView) -> str:
+    """The state for users: `preparing`, `restarting 1/3`, `stopped (resumable from step 120)`."""
+    if run.status is None:
+        return "preparing"
+    word = _WORDS.get(run.status, run.status)
+    if run.status == "restarting":
+        return f"{word} {run.restarts}/{MAX_RESTARTS}"
+    if run.status == "ended" and run.resumable is not None:
+        return f"{word} (resumable from step {run.resumable.step:,})"
+    return word
+
+
+def resume_text(run: RunView) -> str:
+    """Where a resume starts, and what it repeats."""
+    if run.resumable is None:
+        return "resume (there is no checkpoint yet: it starts again at step 0)"
+    step = run.resumable.step
+    text = f"resume from step {step:,}"
+    repeated = max(0, (run.step or 0) - step)
+    return f"{text}; {_steps(repeated)} repeated" if repeated else text
 
 
 def _expert_rows(event: RunStarted, previous: dict[str, ExpertRow]) -> dict[str, ExpertRow]:

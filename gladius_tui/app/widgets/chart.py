@@ -1,27 +1,18 @@
-"""The chart widget: panels of curves, drawn in a thread, with a cursor for the mouse."""
+"""The chart widget: panels of curves, drawn in a thread."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from textual import work
 from textual.color import Color
-from textual.events import (
-    Leave,
-    MouseMove,
-    MouseScrollDown,
-    MouseScrollLeft,
-    MouseScrollRight,
-    MouseScrollUp,
-)
 from textual.geometry import Size
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from gladius_tui.app.model.drawing import Drawing
 from gladius_tui.app.theme import chart_colours, former_run_colours
+from gladius_tui.app.widgets.chart_mouse import ChartMouse
 from gladius_tui.app.widgets.chart_sketch import Palette, Sketch, sketch
 from gladius_tui.app.widgets.partial_refresh import PartialRefresh, changed_lines
 
@@ -29,10 +20,9 @@ LEAST_INTERVAL = 1.0
 """Least seconds between two drawings of a growing chart; a key redraws it at once."""
 MOST_SHARE = 0.03
 """Largest share of the time that drawing may take."""
-_WHEEL_ZOOM, _WHEEL_PAN = 1.25, 0.1
 
 
-class Chart(PartialRefresh, Widget):
+class Chart(PartialRefresh, ChartMouse):
     """Curves over steps.
 
     `show` sets what to draw. One drawing is made at a time, in a thread; the previous one stays
@@ -49,25 +39,6 @@ class Chart(PartialRefresh, Widget):
 
     class Drawn(Message):
         """`Chart.sketch` is new."""
-
-    @dataclass(eq=False)
-    class Pointed(Message):
-        """The mouse is over this step; None: it has left the plot."""
-
-        step: int | None
-
-    @dataclass(eq=False)
-    class Zoomed(Message):
-        """The wheel was turned over a step: show `factor` times as many steps."""
-
-        factor: float
-        step: int
-
-    @dataclass(eq=False)
-    class Panned(Message):
-        """Move the range by this share of it."""
-
-        share: float
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -119,34 +90,6 @@ class Chart(PartialRefresh, Widget):
         return line.apply_style(self.rich_style).adjust_cell_length(
             self.size.width, self.rich_style
         )
-
-    def on_mouse_move(self, event: MouseMove) -> None:
-        self.post_message(self.Pointed(self.step_at(event.x)))
-
-    def on_leave(self, _: Leave) -> None:
-        self.post_message(self.Pointed(None))
-
-    def on_mouse_scroll_up(self, event: MouseScrollUp) -> None:
-        self._wheel(event, 1 / _WHEEL_ZOOM, -_WHEEL_PAN)
-
-    def on_mouse_scroll_down(self, event: MouseScrollDown) -> None:
-        self._wheel(event, _WHEEL_ZOOM, _WHEEL_PAN)
-
-    def on_mouse_scroll_left(self, event: MouseScrollLeft) -> None:
-        event.stop()
-        self.post_message(self.Panned(-_WHEEL_PAN))
-
-    def on_mouse_scroll_right(self, event: MouseScrollRight) -> None:
-        event.stop()
-        self.post_message(self.Panned(_WHEEL_PAN))
-
-    def _wheel(self, event: MouseScrollUp | MouseScrollDown, zoom: float, pan: float) -> None:
-        event.stop()
-        step = self.step_at(event.x)
-        if event.shift or event.ctrl:
-            self.post_message(self.Panned(pan))
-        elif step is not None:
-            self.post_message(self.Zoomed(zoom, step))
 
     def _request(self) -> None:
         self._outdated = True

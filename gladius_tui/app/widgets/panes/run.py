@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from textual.content import Content
 
 from engine.events import Progress
-from engine.run.view import RunView
+from engine.run.view import RunView, resume_text, state_words
 from gladius_tui.app.widgets.panes.text import (
     MUTED,
     STRONG,
@@ -32,6 +32,7 @@ _SIGNS = {
     "failed": ("✗", "$text-error"),
 }
 _TWO_COLUMNS_WIDTH = 64
+_NOT_YET = "not yet"
 _TIME_LEFT = 3
 """Index of the time left among the figures."""
 
@@ -39,7 +40,7 @@ _TIME_LEFT = 3
 def status_part(run: RunView, width: int = 80) -> tuple[str, str]:
     """The status with its sign in at most `width` cells, and its style."""
     sign, style = _SIGNS.get(run.status or "", ("◌", "$accent"))
-    words = run.state_words
+    words = state_words(run)
     if len(words) + 2 > width:
         words = words.partition(" (")[0]
     return f"{sign} {words}", style
@@ -81,7 +82,8 @@ def run_pane(run: RunView, width: int, now: float, mfu: float | None = None) -> 
 
 def _is_known(pair: tuple[Sequence[Part], Sequence[Part]]) -> bool:
     left, right = pair
-    return NONE not in Content.assemble(*left, *right).plain
+    text = Content.assemble(*left, *right).plain
+    return NONE not in text and _NOT_YET not in text
 
 
 def _work_lines(run: RunView, width: int) -> list[Line]:
@@ -110,7 +112,7 @@ def _end_reason(run: RunView) -> str:
     """Why the run ended."""
     if run.ended is not None:
         return run.ended.reason
-    return f"The runner was killed. Press r to {run.resume_text}."
+    return f"The runner was killed. Press r to {resume_text(run)}."
 
 
 def _figures(
@@ -142,7 +144,7 @@ def _figures(
             [("all ", MUTED), duration(remaining.run_eta if remaining else None)],
         ),
         (
-            [("resumable ", MUTED), number(saved.step) if saved else "not yet"],
+            [("resumable ", MUTED), number(saved.step) if saved else _NOT_YET],
             [(age, MUTED)],
         ),
         (
