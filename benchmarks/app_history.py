@@ -60,10 +60,9 @@ def measure(folder: Path) -> dict[str, Figure]:
 
 def _open(ws: Workspace, run_id: str, steps: int) -> float:
     from textual.geometry import Size
-    from textual_plotext import Plot
 
-    from gladius_tui.app.model.drawing import Drawing, Series
-    from gladius_tui.app.widgets.chart_sketch import Sketch
+    from gladius_tui.app.model.drawing import Drawing, Panel, Series
+    from gladius_tui.app.widgets.chart_sketch import Palette, sketch
 
     started = time.perf_counter()
     run = read_run_view(ws, run_id)
@@ -71,11 +70,11 @@ def _open(ws: Workspace, run_id: str, steps: int) -> float:
     metrics = read_metrics(ws, run_id)
     columns = read_curves(ws, run_id, metrics, 0, steps + 1, COLUMNS)
     colours = [(90, 160, 250)] * 5
-    plot = Plot()
+    palette = Palette(colours, colours, (255, 255, 255), (0, 0, 0))
     for metric in metrics:
-        drawing = Drawing([Series(Curve(metric, columns[metric]), 0)], 0, steps + 1, False, 0.98)
-        text = Sketch(plot, drawing, Size(COLUMNS, 20), colours, (0, 0, 0)).text()
-        assert "no value" not in text.plain
+        panel = Panel(metric, metric, [Series(Curve(metric, columns[metric]))])
+        drawing = Drawing([panel], 0, steps + 1, smoothing=0.98)
+        assert "no value" not in sketch(drawing, Size(COLUMNS, 20), palette).text
     return time.perf_counter() - started
 
 

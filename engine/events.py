@@ -241,6 +241,25 @@ class ProbeRead(Event, frozen=True, kw_only=True, tag="ProbeRead"):
     positions: tuple[ProbePosition, ...]
 
 
+class LayerGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """The student's weights of one kind: one value a block, or a single value."""
+
+    kind: Literal["attention", "mlp", "embeddings", "head"]
+    update: tuple[float | None, ...]
+    """Norm of the change over the interval, relative to the norm of the weights; None where it is
+    not finite."""
+    moved: tuple[float | None, ...]
+    """Norm of the change since the random initialisation, relative to the norm of the weights."""
+
+
+class LayerStats(Event, frozen=True, kw_only=True, tag="LayerStats"):
+    """How much the student's layers have changed, at each log interval."""
+
+    interval: int
+    """Steps that `update` covers."""
+    groups: tuple[LayerGroup, ...] = ()
+
+
 class GpuReading(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU: bytes, percent, degrees Celsius, watts."""
 
@@ -375,6 +394,13 @@ class RunResumed(Event, frozen=True, kw_only=True, tag="RunResumed"):
     """The job continues after this step."""
 
 
+class StopRequested(Event, frozen=True, kw_only=True, tag="StopRequested"):
+    """The runner has passed a stop on to the job."""
+
+    finish: bool = False
+    """Whether the run decays the learning rate and saves the model first."""
+
+
 class RunEnded(Event, frozen=True, kw_only=True, tag="RunEnded"):
     """The job is over (or its attempt is, where the run can be resumed)."""
 
@@ -491,6 +517,7 @@ AnyEvent = (
     | CapabilitiesScored
     | SampleDrawn
     | ProbeRead
+    | LayerStats
     | HardwareRead
     | CheckpointSaved
     | CheckpointRejected
@@ -503,6 +530,7 @@ AnyEvent = (
     | RunPaused
     | RunResumed
     | RunEnded
+    | StopRequested
     | TokenizersAudited
     | SpeedMeasured
     | HealthWarning
@@ -616,11 +644,13 @@ _REASONS = {
 def describe(event: AnyEvent) -> str | None:
     """The event in one line of plain text, for logs, terminals and the app.
 
-    None for heartbeats, readings of the hardware and probes, which are only shown as figures.
+    None for heartbeats and for readings (hardware, probes, layers), which are shown as figures.
     """
     match event:
         case RunStarted() | RunPaused() | RunResumed() | RunEnded() | PhaseStarted():
             return _describe_run(event)
+        case StopRequested():
+            return "finish requested" if event.finish else "stop requested"
         case StepDone() | EvalDone() | CapabilitiesScored() | SampleDrawn():
             return _describe_training(event)
         case DataReady() | AnswersJudged() | TokenizersAudited() | SpeedMeasured():
@@ -739,7 +769,8 @@ def _describe_safety(event: CheckpointSaved | CheckpointRejected | GuardTripped)
             if event.best and event.reason != "best":
                 facts.append(_REASONS["best"])
             known = ", ".join(fact for fact in facts if fact)
-            return f"checkpoint of step {event.step:,} saved ({known}): {event.path}"
+            name = event.path.rpartition("/")[2]
+            return f"checkpoint of step {event.step:,} saved ({known}): {name}"
         case CheckpointRejected():
             moved = f"; moved to {event.moved_to}" if event.moved_to else ""
             return f"checkpoint {event.path} is not used: {event.reason}{moved}"

@@ -76,7 +76,9 @@ def axis_number(value: float) -> str:
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if magnitude >= unit:
             return f"{value / unit:.4g}{name}"
-    return f"{value:.0e}".replace("e-0", "e-") if magnitude < 1e-3 else f"{value:.3g}"
+    if magnitude >= 1e-3:
+        return f"{value:.3g}"
+    return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def bar(share: float, width: int = 30) -> str:

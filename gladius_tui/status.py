@@ -31,7 +31,9 @@ def status_lines(
     """The state of the training run in a dozen lines; `now` is Unix time."""
     now = time.time() if now is None else now
     pid = f" (pid {state.pid})" if state.pid is not None else ""
-    lines = [_row("status", f"{state.status}{pid}")]
+    lines = [_row("status", f"{state_words(state)}{pid}")]
+    if state.work and state.pid is not None:
+        lines.append(_row("", state.work))
     if state.last_error:
         lines.append(_row("", state.last_error))
     for warning in state.warnings:
@@ -43,6 +45,15 @@ def status_lines(
     lines.append(_row("experts", _experts(state, experts)))
     lines.append(_row("checkpoint", _checkpoint(state, now)))
     return lines
+
+
+def state_words(state: RunState) -> str:
+    """The state in the words of the app."""
+    if state.activity:
+        return state.activity
+    if state.status == "stopped" and state.last_checkpoint_step is not None:
+        return f"stopped (resumable from step {state.last_checkpoint_step:,})"
+    return "finished" if state.status == "completed" else state.status
 
 
 def _run_lines(state: RunState, now: float) -> list[str]:

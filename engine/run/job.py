@@ -38,6 +38,9 @@ from engine.events import (
 
 _Result = TypeVar("_Result")
 
+MAX_RESTARTS = 3
+"""How often the runner restarts a worker that has died."""
+
 _POLL_SECONDS = 0.1
 _PAUSE_POLL_SECONDS = 0.5
 _RATE_SECONDS = 0.5

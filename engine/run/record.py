@@ -18,6 +18,7 @@ from engine.events import (
     AnyEvent,
     HardwareRead,
     JobRequest,
+    LayerStats,
     LogLine,
     Progress,
     RunEnded,
@@ -48,6 +49,7 @@ _GUARDED = (
     *(("EvalDone", 200), ("StepDone", 300), ("HealthWarning", 200)),
 )
 """Events that the warnings of a resumed run depend on, and how many of each are read."""
+_NOT_URGENT = StepDone | LayerStats | Progress | HardwareRead | LogLine
 
 
 class Recorder:
@@ -113,7 +115,7 @@ class Recorder:
             self._since = time.monotonic()
         stamp = {"time": event.time or time.time(), "step": event.step or self.step}
         self._batch.append(msgspec.structs.replace(event, **stamp))
-        self._urgent |= not isinstance(event, StepDone | Progress | HardwareRead | LogLine)
+        self._urgent |= not isinstance(event, _NOT_URGENT)
 
     def log(self, level: Literal["info", "warning", "error"], text: str) -> None:
         """Add a line for the log."""

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from engine.events import STUDENT, CapabilitiesScored, EvalDone, Event, StepDone
+from engine.events import STUDENT, CapabilitiesScored, EvalDone, Event, LayerStats, StepDone
 
 FACTOR = 64
 LEVELS = 3
@@ -63,6 +63,15 @@ def measurements(event: Event) -> Iterator[tuple[str, float | None]]:
     elif isinstance(event, CapabilitiesScored) and event.who == STUDENT:
         for score in event.scores:
             yield f"able/{score.capability}", score.right / max(1, score.asked)
+    elif isinstance(event, LayerStats):
+        for group in event.groups:
+            yield f"update/{group.kind}", _mean(group.update)
+            yield f"moved/{group.kind}", _mean(group.moved)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 def has_point(db: sqlite3.Connection, run: int, event: Event) -> bool:

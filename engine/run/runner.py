@@ -30,11 +30,12 @@ from engine.events import (
     RunStarted,
     StepDone,
     Stop,
+    StopRequested,
     decode_event,
 )
 from engine.run.extras import RunExtras
 from engine.run.history import History
-from engine.run.job import JOBS
+from engine.run.job import JOBS, MAX_RESTARTS
 from engine.run.liveness import Liveness
 from engine.run.lock import Owner, hold_lock, lock_path, restore_lock
 from engine.run.pending import PendingCommands
@@ -45,7 +46,6 @@ from engine.run.state import read_state
 from engine.run.worker import HUNG
 from engine.workspace import Workspace, runtime_dir
 
-MAX_RESTARTS = 3
 _MAX_EARLY_DEATHS = 2
 """Deaths in a row before any progress, after which a restart is pointless."""
 _HARDWARE_SECONDS = 2.0
@@ -346,7 +346,7 @@ class _Runner:
             f"worker died at step {self._record.step} ({cause}), "
             f"restarting {self._restarts} of {MAX_RESTARTS}"
         )
-        self._record.add(GuardTripped(guard="worker", action=action))
+        self._record.add(GuardTripped(guard="worker", action=action, value=float(self._restarts)))
         self._flush()
         return True
 
@@ -364,11 +364,14 @@ class _Runner:
             self._killed = True
             self._worker.kill()
         else:
+            self._record.add(StopRequested())
             self._worker.signal(signal.SIGCONT)
             self._worker.send(Stop(signal=number))
 
     def _on_command(self, viewer: Viewer, command: AnyCommand) -> None:
         assert self._worker is not None
+        if isinstance(command, Stop):
+            self._record.add(StopRequested(finish=command.finish))
         self._commands.request(viewer, command, self._worker)
 
 

@@ -13,20 +13,31 @@ from typing import Literal
 import msgspec
 
 from engine.checkpoint.layout import list_checkpoints
-from engine.events import AnyEvent, CheckpointSaved, HardwareRead, HealthWarning, PhasePlan
+from engine.events import (
+    AnyEvent,
+    CheckpointSaved,
+    HardwareRead,
+    HealthWarning,
+    PhasePlan,
+    describe,
+)
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive, lock_owner
-from engine.run.view import RunView
+from engine.run.view import RunView, resume_text, state_words
 from engine.small_files import Damaged, read_json
 from engine.workspace import Workspace, write_json
 
-Status = Literal["not_started", "training", "paused", "completed", "failed"]
+Status = Literal["not_started", "training", "paused", "stopped", "completed", "failed"]
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
-    """Summary of the training run; `paused` without a pid is a run that was stopped."""
+    """Summary of the training run."""
 
     status: Status = "not_started"
+    activity: str = ""
+    """The state in words, such as `preparing` or `restarting 1/3`; empty in older files."""
+    work: str = ""
+    """The task in progress with its count and rate, while the run takes no steps."""
     run_id: str = ""
     preset: str = ""
     phase: int = 0
@@ -49,6 +60,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time at which the run began."""
     updated_at: float | None = None
     last_checkpoint: str | None = None
+    """Path of the newest full checkpoint: the one that a resume starts from."""
     last_checkpoint_step: int | None = None
     last_checkpoint_at: float | None = None
     hardware: HardwareRead | None = None
@@ -65,9 +77,11 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
     """The state of a run from its view; `pid` and `identity` are its runner's."""
     ended = view.ended
     completed = ended is not None and ended.status == "completed"
-    saved = view.checkpoint
+    saved = view.resumable
     return RunState(
         status=_status(view),
+        activity=state_words(view) if view.status is not None else "",
+        work=next((describe(task) or "" for task in view.work.values()), ""),
         run_id=view.run_id,
         preset=view.preset,
         phase=view.phase or 0,
@@ -101,7 +115,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
 
 def _status(view: RunView) -> Status:
     if view.ended is not None:
-        ends: dict[str, Status] = {"stopped": "paused", "completed": "completed"}
+        ends: dict[str, Status] = {"stopped": "stopped", "completed": "completed"}
         return ends.get(view.ended.status, "failed")
     if view.status is None:
         return "not_started"
@@ -128,7 +142,7 @@ def view_of(state: RunState) -> RunView:
         bits_per_byte=state.bits_per_byte,
     )
     if state.last_checkpoint is not None:
-        view.checkpoint = CheckpointSaved(
+        view.checkpoint = view.resumable = CheckpointSaved(
             step=state.last_checkpoint_step or 0,
             time=state.last_checkpoint_at or 0.0,
             path=state.last_checkpoint,
@@ -155,14 +169,28 @@ def read_state(ws: Workspace) -> RunState:
         return RunState() if checkpoints is None else _rebuilt_state(ws, "")
     except (OSError, Damaged) as error:
         return _rebuilt_state(ws, f"{error}; the next run replaces it")
+    if state.status == "paused" and state.pid is None:
+        # Before version 2.1 a stopped run was `paused` without a pid.
+        return msgspec.structs.replace(state, status="stopped")
     if state.pid is None or is_alive(state.pid, state.identity):
         return state
     return _killed(state, f"the runner (pid {state.pid}) was killed")
 
 
 def _killed(state: RunState, reason: str) -> RunState:
-    remedy = f"{reason}; resume with: gladius_train {JOBS['train'].resume_command}"
-    return msgspec.structs.replace(state, status="failed", pid=None, identity="", last_error=remedy)
+    remedy = (
+        f"{reason}; {resume_text(view_of(state))} with: "
+        f"gladius_train {JOBS['train'].resume_command}"
+    )
+    return msgspec.structs.replace(
+        state,
+        status="failed",
+        pid=None,
+        identity="",
+        activity="",
+        work="",
+        last_error=remedy,
+    )
 
 
 _STATE_EVENTS = (
@@ -192,7 +220,7 @@ def _rebuilt_state(ws: Workspace, problem: str) -> RunState:
         if newest is None:
             return RunState(last_error=problem)
         return RunState(
-            status="paused",
+            status="stopped",
             step=newest[0],
             last_checkpoint=str(newest[1]),
             last_checkpoint_step=newest[0],

@@ -21,6 +21,7 @@ from engine.events import (
     GuardTripped,
     HardwareRead,
     HealthWarning,
+    LayerStats,
     LogLine,
     PhasePlan,
     PhaseStarted,
@@ -33,13 +34,23 @@ from engine.events import (
     RunStarted,
     SampleDrawn,
     StepDone,
+    StopRequested,
     describe,
 )
+from engine.run.job import MAX_RESTARTS
 
 Status = Literal[
-    "preparing", "training", "paused", "stalled", "stopped", "completed", "ended", "failed"
+    *("preparing", "training", "paused", "stopping", "restarting", "stalled", "stopped"),
+    *("completed", "ended", "failed"),
 ]
 """`stopped`: the worker process is suspended; `ended`: the run was stopped and can be resumed."""
+
+_WORDS: dict[Status, str] = {
+    "stopped": "suspended",
+    "completed": "finished",
+    "ended": "stopped",
+}
+"""The words for users of states that are called otherwise here."""
 
 READINGS = 120
 """Hardware readings that are kept for sparklines."""
@@ -49,6 +60,7 @@ LOGGED = (
     *("RunStarted", "PhaseStarted", "DataReady", "AnswersJudged", "EvalDone", "CheckpointSaved"),
     *("CheckpointRejected", "GuardTripped", "LogLine", "RunPaused", "RunResumed", "RunEnded"),
     "HealthWarning",
+    "StopRequested",
 )
 """Names of the events that become lines of the view's log; the others are shown as figures."""
 
@@ -148,8 +160,16 @@ class RunView:
     """The last scores on held-out prompts, of the student and of each expert."""
     best_capabilities: dict[str, float] = field(default_factory=dict)
     """The student's highest share of correct answers so far, by capability."""
+    layers: LayerStats | None = None
     sample: SampleDrawn | None = None
     checkpoint: CheckpointSaved | None = None
+    """The newest one, copies of the best weights included."""
+    resumable: CheckpointSaved | None = None
+    """The newest full checkpoint: the one that a resume starts from."""
+    repeated: int = 0
+    """Steps that are trained again after the last resume."""
+    restarts: int = 0
+    """How often the runner has restarted the worker."""
     checkpoints: int = 0
     """Checkpoints saved, of those seen."""
     work: dict[str, Progress] = field(default_factory=dict)
@@ -176,7 +196,7 @@ class RunView:
     @property
     def alive(self) -> bool:
         """Whether the run is in progress, as far as its events show."""
-        return self.status in ("preparing", "training", "paused", "stalled", "stopped")
+        return self.status not in (None, "completed", "ended", "failed")
 
     @property
     def phase_progress(self) -> float | None:
@@ -244,11 +264,16 @@ class RunView:
                     self.former_probes[key] = previous
                 self.probes[key] = event
                 self.changed |= {"probes"}
+            case LayerStats():
+                self.layers = event
+                self.changed |= {"parameters"}
             case HardwareRead():
                 self.readings.append(event)
                 self.changed |= {"hardware"}
             case CheckpointSaved():
                 self.checkpoint = event
+                if event.reason != "best":
+                    self.resumable = event
                 self.checkpoints += 1
                 self.changed |= {"run"}
             case Progress():
@@ -261,6 +286,13 @@ class RunView:
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
                 self._set_status("paused" if self.paused else "training")
+            case StopRequested():
+                if not event.finish:
+                    self._set_status("stopping")
+            case GuardTripped(guard="worker"):
+                self.restarts = int(event.value or self.restarts + 1)
+                self.work.clear()
+                self._set_status("restarting")
             case GuardTripped(guard="stall"):
                 running: Status = "paused" if self.paused else "training"
                 self._set_status(_STALLS.get(event.action, running))
@@ -272,8 +304,10 @@ class RunView:
         self.changed |= {"run"}
 
     def _begin(self, event: RunStarted) -> None:
+        reached = self.step or 0
         if event.resumed_from is None or event.run_id != self.run_id:
             _forget_steps(self)
+        self.repeated = max(0, reached - (event.resumed_from or reached))
         self.run_id, self.attempt = event.run_id, event.attempt
         self.preset, self.device, self.precision = event.preset, event.device, event.precision
         self.config, self.plan, self.max_steps = event.config, event.phases, event.max_steps
@@ -301,7 +335,7 @@ class RunView:
         self.tokens_seen, self.loss = event.tokens_seen, event.loss
         self.training_seconds = event.training_seconds
         self.skipped += event.skipped
-        if self.status in ("preparing", "stalled", None):
+        if self.status in ("preparing", "stalled", "restarting", None):
             self.status = "training"
         _set_phase_progress(self, event.phase_progress)
         self.work.clear()
@@ -349,6 +383,28 @@ class RunView:
         self.changed |= {"run", "experts"}
 
 
+def state_words(run: RunView) -> str:
+    """The state for users: `preparing`, `restarting 1/3`, `stopped (resumable from step 120)`."""
+    if run.status is None:
+        return "preparing"
+    word = _WORDS.get(run.status, run.status)
+    if run.status == "restarting":
+        return f"{word} {run.restarts}/{MAX_RESTARTS}"
+    if run.status == "ended" and run.resumable is not None:
+        return f"{word} (resumable from step {run.resumable.step:,})"
+    return word
+
+
+def resume_text(run: RunView) -> str:
+    """Where a resume starts, and what it repeats."""
+    if run.resumable is None:
+        return "resume (there is no checkpoint yet: it starts again at step 0)"
+    step = run.resumable.step
+    text = f"resume from step {step:,}"
+    repeated = max(0, (run.step or 0) - step)
+    return f"{text}; {_steps(repeated)} repeated" if repeated else text
+
+
 def _expert_rows(event: RunStarted, previous: dict[str, ExpertRow]) -> dict[str, ExpertRow]:
     """The run's experts by name; scores of the previous attempt are kept."""
     phase_of = {phase.expert: phase.index for phase in event.phases if phase.expert}
@@ -387,9 +443,14 @@ def _level(event: AnyEvent) -> Level:
     return "info"
 
 
+def _steps(count: int) -> str:
+    return f"{count:,} step is" if count == 1 else f"{count:,} steps are"
+
+
 def _forget_steps(view: RunView) -> None:
     """Drop what an earlier attempt trained: the run begins again at step 0."""
-    view.last = view.loss = view.started = view.checkpoint = None
+    view.last = view.loss = view.started = view.checkpoint = view.resumable = None
+    view.layers = None
     view.phase = view.expert = view.bits_per_byte = view.best_bits = view.eval_step = None
     view.phase_name, view.tokens_seen, view.training_seconds = "", 0, 0.0
     view.warnings.clear()

@@ -56,10 +56,9 @@ def _run_lines(ws: Workspace) -> list[str]:
             f"  {shell_command(ws, 'validate')}  to check it",
             f"  {shell_command(ws, 'export')}  to write it as a GGUF file",
         ]
-    if state.status in ("paused", "failed"):
-        word = "stopped" if state.status == "paused" else "failed"
+    if state.status in ("stopped", "failed"):
         return [
-            f"Training {word} at step {state.step:,}.",
+            f"Training {state.status} at step {state.step:,}.",
             f"  {shell_command(ws, 'resume')}  to resume from its newest checkpoint",
         ]
     return []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import SystemCommand
@@ -62,13 +63,12 @@ class KeysApp(JobsApp):
         commands: Mapping[str, click.Command] = NO_COMMANDS,
     ) -> None:
         super().__init__(ws, launch, commands)
-        self.first_mode = self._previous_mode = mode
+        self.first_mode = mode
         self._delays_updates = True
 
     def action_mode(self, mode: str) -> None:
         """Show a mode."""
         if mode != self.current_mode and not self.screen.is_modal:
-            self._previous_mode = self.current_mode
             self._delays_updates = mode not in self.screens
             self.switch_mode(mode)
             self._delays_updates = True
@@ -78,10 +78,6 @@ class KeysApp(JobsApp):
         screen; a screen that was shown before is complete, and is painted at once."""
         if self._delays_updates:
             super().delay_update(delay)
-
-    def go_back(self) -> None:
-        """Show the previous mode."""
-        self.action_mode(self._previous_mode)
 
     def action_copy_command(self) -> None:
         if isinstance(screen := self.screen, GladiusScreen):
@@ -99,7 +95,8 @@ class KeysApp(JobsApp):
         except OSError as error:
             self.notify(f"can't save the screenshot: {error}", severity="error", markup=False)
             return
-        self.notify(path, title="Screenshot saved", markup=False)
+        shown = Path(path).relative_to(self.ws.root)
+        self.notify(str(shown), title="Screenshot saved", markup=False)
 
     def action_help(self) -> None:
         if isinstance(screen := self.screen, GladiusScreen):

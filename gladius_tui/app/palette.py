@@ -12,6 +12,8 @@ from textual.app import App, SystemCommand
 from textual.dom import DOMNode
 from textual.screen import Screen
 
+from engine.events import Job
+from engine.run.job import JOBS
 from gladius_tui.app.model.modes import MODES
 from gladius_tui.app.screens.base import GladiusScreen
 from gladius_tui.app.services import AppServices
@@ -88,7 +90,7 @@ def _resume(services: AppServices) -> None:
 
 def _send_to_job(app: App, services: AppServices, name: str) -> None:
     """Send a command to the running job, to training if several run."""
-    from engine.events import Checkpoint, Pause, Stop
+    from engine.events import Checkpoint, Pause
 
     jobs = services.watcher.jobs
     if not jobs:
@@ -96,5 +98,22 @@ def _send_to_job(app: App, services: AppServices, name: str) -> None:
         app.notify(text, severity="warning", markup=False)
         return
     job = "train" if "train" in jobs else next(iter(jobs))
-    kinds = {"pause": Pause, "checkpoint": Checkpoint, "stop": Stop}
-    services.send_command(job, kinds[name]())
+    if name == "stop":
+        _ask_to_stop(app, services, job)
+    else:
+        services.send_command(job, Pause() if name == "pause" else Checkpoint())
+
+
+def _ask_to_stop(app: App, services: AppServices, job: Job) -> None:
+    """Stop the job if the user confirms it."""
+    from engine.events import Stop
+    from gladius_tui.app.dialogs.choice import Choice
+
+    def answered(choice: str | None) -> None:
+        if choice == "yes":
+            services.send_command(job, Stop())
+
+    title = JOBS[job].title
+    text = f"The {title} saves its progress and stops. The same command continues it."
+    answers = [("yes", f"Stop the {title}"), ("no", "Keep it running")]
+    app.push_screen(Choice("Stop", text, answers, selected="yes"), answered)

@@ -67,9 +67,6 @@ class AppServices(Protocol):
     def action_mode(self, mode: str) -> None:
         """Show a mode."""
 
-    def go_back(self) -> None:
-        """Show the previous mode."""
-
 
 def services(node: DOMNode) -> AppServices:
     """The app that a screen or widget belongs to."""

@@ -23,7 +23,7 @@ class Settings:
 
     theme: str = ""
     keys: dict[str, str] = field(default_factory=dict)
-    """Keys separated by commas, by binding id. The help of each screen shows the ids."""
+    """Keys separated by commas, by binding id. docs/app.md lists the ids."""
     error: str = ""
 
 

@@ -13,6 +13,10 @@ from textual.theme import Theme
 _SAFE_DARK = ("#56b4e9", "#e69f00", "#f0e442", "#cc79a7", "#009e73")
 _SAFE_LIGHT = ("#0072b2", "#d55e00", "#8a5a83", "#007a5a", "#5a5a5a")
 
+# Paler than the colours of metrics: a former run is recognised by its colour.
+_FORMER_DARK = ("#d9c9a3", "#9fd6ca", "#e6a9c0", "#b7bfe6", "#c7dba0")
+_FORMER_LIGHT = ("#7d6a33", "#2f7468", "#94506b", "#4d568f", "#5c7429")
+
 _DARK = ("#5aa9ff", "#ffa62b", "#4ebf71", "#c08cf0", "#f0716a")
 _LIGHT = ("#0059b3", "#b35900", "#1c7a3e", "#7a3fb0", "#b3261e")
 
@@ -59,3 +63,8 @@ def chart_colours(app: App) -> tuple[str, ...]:
     """The colours of series in charts, as #rrggbb, in the order of their use."""
     variables = app.theme_variables
     return tuple(variables[f"chart-{n}"] for n in range(1, 6))
+
+
+def former_run_colours(app: App) -> tuple[str, ...]:
+    """The colours of former runs in charts, one for each run, as #rrggbb."""
+    return _FORMER_DARK if app.current_theme.dark else _FORMER_LIGHT

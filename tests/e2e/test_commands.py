@@ -127,7 +127,7 @@ def ended(nohup, tmp_path, expert, text) -> Root:
 def test_the_recipe_with_nohup_ends_with_a_checkpoint_and_143(nohup):
     root, output = nohup
     assert "loss" in output and output.splitlines()[-1] == "exit 143"
-    assert root.saved_steps()[-1] >= 10 and root.status() == "paused"
+    assert root.saved_steps()[-1] >= 10 and root.status() == "stopped"
     assert "stopped at step" in (root.path / "log").read_text()
 
 
@@ -136,7 +136,7 @@ def test_sigterm_before_the_first_step_stops_the_run(root):
     until(lambda: any(isinstance(e, RunStarted) for e in running.events()))
     assert running.end(signal.SIGTERM) == 143
     (end,) = [e for e in running.events() if isinstance(e, RunEnded)]
-    assert end.status == "stopped" and root.status() == "paused"
+    assert end.status == "stopped" and root.status() == "stopped"
 
 
 def test_resume_continues_after_the_recipe(ended):

@@ -48,7 +48,7 @@ async def test_a_run_from_its_form_to_its_resumption(root):
         await until(pilot, lambda: app._exit, 60)
         await until(pilot, lambda: running_jobs(root.ws) == [])
     stopped = read_state(root.ws)
-    assert stopped.status == "paused" and stopped.last_checkpoint_step == stopped.step
+    assert stopped.status == "stopped" and stopped.last_checkpoint_step == stopped.step
     async with opened(root.ws, "train") as (app, pilot):
         await until(pilot, lambda: f"step {stopped.step:,}; ^r to resume" in screen_words(app))
         await pilot.press("ctrl+r")

@@ -59,7 +59,7 @@ def test_commands_are_acknowledged_with_the_step(ws, host):
         ended = viewer.send(Stop(), timeout=10)
         assert isinstance(ended, RunEnded) and ended.status == "stopped"
     assert running.end() == 0
-    assert status(ws) == "paused"
+    assert status(ws) == "stopped"
 
 
 def test_a_command_can_come_from_another_process(ws, host):

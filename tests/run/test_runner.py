@@ -126,7 +126,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(ws, host, number, code):
     ended = running.events()[-1]
     assert isinstance(ended, RunEnded) and ended.status == "stopped"
     assert saved.reason == "stop" and saved.step == ended.step
-    assert (status(ws), read_state(ws).pid) == ("paused", None)
+    assert (status(ws), read_state(ws).pid) == ("stopped", None)
     again = host(ToyConfig(steps=ended.step + 5), "--resume")
     assert again.end() == 0
     started = again.events()[0]
@@ -161,7 +161,7 @@ def test_a_second_signal_ends_at_once(ws, host):
     os.kill(running.pid, signal.SIGTERM)
     assert running.end(5) == 143
     assert gone(worker)
-    assert status(ws) == "paused"
+    assert status(ws) == "stopped"
 
 
 def test_sighup_is_ignored(host):

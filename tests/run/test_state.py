@@ -87,7 +87,7 @@ def test_events_fold_into_the_state():
 def test_pauses_and_ends_change_the_status():
     assert fold(started(), RunPaused()).status == "paused"
     assert fold(started(), RunPaused(), RunResumed()).status == "training"
-    assert fold(started(), RunEnded(status="stopped")).status == "paused"
+    assert fold(started(), RunEnded(status="stopped")).status == "stopped"
     failed = fold(started(), RunEnded(status="failed", reason="no"))
     assert (failed.status, failed.last_error, failed.pid) == ("failed", "no", None)
     completed = fold(started(), phase(2, "beta"), RunEnded(status="completed"))

@@ -25,7 +25,6 @@ async def opened_dashboard(
         screen = app.screen
         assert isinstance(screen, DashboardScreen)
         await until(pilot, lambda: screen.composed and not screen.load_ticket)
-        await until(pilot, lambda: screen.chart_pane.chart is not None)
         yield app, pilot, screen
 
 
@@ -38,7 +37,6 @@ async def drawn_chart(pilot: Pilot, screen: DashboardScreen) -> str:
     """The chart's text once it is drawn."""
     pane = screen.chart_pane
     chart = pane.chart
-    assert chart is not None
-    await until(pilot, lambda: not pane.reading and not chart._sketching and chart._text.plain)
+    await until(pilot, lambda: not pane.reading and not chart.sketching and chart.sketch.text)
     await pilot.pause()
-    return chart._text.plain
+    return chart.sketch.text

@@ -195,7 +195,7 @@ def test_commands_act_on_a_running_job_and_are_acknowledged_with_its_step(ws, to
     assert "pid" in error_of(gladius(ws, "resume"), 75)
     assert gladius(ws, "stop").stdout.startswith("stopped at step ")
     assert toy.wait(20) == 0
-    assert gladius(ws, "status").stdout.startswith("status       paused\n")
+    assert gladius(ws, "status").stdout.startswith("status       stopped")
 
 
 def test_follow_prints_events_until_the_run_ends(ws, toy):

@@ -32,6 +32,7 @@ from engine.distill.train.evaluator import EvaluationData, Evaluator
 from engine.distill.train.forward import hidden_states
 from engine.distill.train.guards import Verdict
 from engine.distill.train.journal import Journal, RunPlan
+from engine.distill.train.layer_stats import LayerMonitor
 from engine.distill.train.losses import distillation_loss
 from engine.distill.train.memory_ladder import (
     MemoryLadder,
@@ -119,6 +120,9 @@ class Trainer:
             dtype=parts.dtype,
             ctx=parts.ctx,
         )
+        self._layers = LayerMonitor(
+            parts.session.model, parts.config.schedule.log_interval, parts.ctx
+        )
         self._memory = MemoryLadder.configured(parts.config.optimizer, parts.session.device)
         self._micro_batch_size = parts.config.optimizer.micro_batch_size
         self._micro_batch_seconds = math.inf  # unknown before the first step
@@ -138,6 +142,7 @@ class Trainer:
         self.session.restore(state, rollbacks)
         self.checkpoints.restored(state.step)
         self.batches.reset()
+        self._layers.restored()
 
     def run(self) -> Literal["completed", "stopped"]:
         """Train to the end of the schedule ("completed"), or until a stop ("stopped").
@@ -218,6 +223,7 @@ class Trainer:
             skipped=verdict != "ok",
         )
         self._report_step(step, result)
+        self._layers.step_done(step)
 
     def _forward_backward(self, rows: list[Row], denominator: int) -> Tensor:
         """Add the gradient of one micro-batch; (4,) sums of loss, divergence, CE and weight."""

@@ -15,7 +15,10 @@ class Dialog(ModalScreen[ScreenResultType]):
     CSS_PATH = "dialog.tcss"
     BINDINGS: ClassVar = [
         Binding("escape", "cancel", "Back", tooltip="Close and change nothing", id="dialog.back"),
-    ]
+        # The app's own keys do not work while a dialog is open.
+        Binding("f8", "app.screenshot_svg", "Screenshot", show=False, id="app.picture",
+                tooltip="Save an SVG screenshot"),
+    ]  # fmt: skip
 
     def action_cancel(self) -> None:
         self.dismiss(None)

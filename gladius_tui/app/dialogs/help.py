@@ -20,19 +20,18 @@ from gladius_tui.app.dialogs.dialog import Dialog
 _EVERYWHERE = "Everywhere"
 _THIS_SCREEN = "On this screen"
 _FOOTNOTE = (
-    "Mouse: click a mode, a row or a key of the last line. To remap keys, use the ids in brackets "
-    'in settings.toml: [keys] "app.quit" = "x"'
+    "Mouse: click a mode, a row, a pane or a key of the last line. docs/app.md explains the app, "
+    "and how to remap its keys."
 )
 
 
 @dataclass
 class _Entry:
-    """One action: all its keys and binding ids."""
+    """One action, and all its keys."""
 
     description: str
     tooltip: str
     keys: list[str] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
 
 
 class Help(Dialog[None]):
@@ -76,8 +75,7 @@ class Help(Dialog[None]):
             table.add_column(width=14)
             table.add_column(ratio=1, style="dim")
             for entry in groups[title].values():
-                ids = "".join(f"  [{name}]" for name in entry.ids)
-                cells = (" ".join(entry.keys), entry.description, f"{entry.tooltip}{ids}")
+                cells = (" ".join(entry.keys), entry.description, entry.tooltip)
                 table.add_row(*(Text(cell) for cell in cells))
             yield title, table
 
@@ -92,8 +90,6 @@ class Help(Dialog[None]):
             entry = group.setdefault(
                 binding.action, _Entry(binding.description, active.tooltip or "")
             )
-            if binding.id and binding.id not in entry.ids:
-                entry.ids.append(binding.id)
             key = self.app.get_key_display(binding)
             if key not in entry.keys:
                 entry.keys.append(key)

@@ -61,6 +61,8 @@ class Lens(Dialog[None]):
 
     def on_mount(self) -> None:
         self.refresh_lens()
+        # Its height follows from the text, which is made for a size that is not known before.
+        self.call_after_refresh(self.refresh_lens)
 
     def on_resize(self, _: Resize) -> None:
         self.refresh_lens()
@@ -73,7 +75,7 @@ class Lens(Dialog[None]):
     def refresh_lens(self) -> None:
         """Redraw it."""
         if self.is_mounted:
-            self.query_one("#lens-body", Static).update(self._content())
+            self.query_one("#lens-body", Static).update(self._content(), layout=True)
 
     def _experts(self) -> list[str]:
         return list(dict.fromkeys(name for name, _ in sorted(self._run.probes)))

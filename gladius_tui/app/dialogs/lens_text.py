@@ -92,21 +92,21 @@ def _sign_and_kl(position: ProbePosition) -> Content:
 def bar_lines(position: ProbePosition, width: int, most: int) -> list[Content]:
     """Both distributions as bars that grow from the tokens between them: student left, expert
     right. `▸` marks the actual next token; a top token is bold and starred."""
-    tokens = position.tokens[:most]
+    student_top = max((token.student for token in position.tokens), default=0.0)
+    expert_top = max((token.expert for token in position.tokens), default=0.0)
+    tokens = [position.tokens[n] for n in _shown_tokens(position, most)]
     names = [visible(token.text) for token in tokens]
     middle = max([8, *(len(name) for name in names)])
     middle = min(middle, max(8, width // 3))
     side = max(4, (width - middle - 16) // 2)
     scale = max([0.05, *(max(t.student, t.expert) for t in tokens)])
-    student_top = max((token.student for token in tokens), default=0.0)
-    expert_top = max((token.expert for token in tokens), default=0.0)
     lines = []
-    for n, (token, name) in enumerate(zip(tokens, names, strict=True)):
+    for token, name in zip(tokens, names, strict=True):
         name = name if len(name) <= middle else name[: middle - 1] + "…"
         left, right = _bar(token.student / scale, side), _bar(token.expert / scale, side)
         is_student_top = token.student == student_top > 0
         is_expert_top = token.expert == expert_top > 0
-        is_next = n == position.follows
+        is_next = token is position.tokens[position.follows]
         parts: list[Part] = [
             (f"{_percent(token.student):>5}", "bold" if is_student_top else MUTED),
             "★" if is_student_top else " ",
@@ -120,6 +120,19 @@ def bar_lines(position: ProbePosition, width: int, most: int) -> list[Content]:
         ]
         lines.append(Content.assemble(*parts))
     return lines
+
+
+def _shown_tokens(position: ProbePosition, most: int) -> list[int]:
+    """Indices of the tokens that have room: the top ones of both, the actual next token, then the
+    others; in their order."""
+    tokens = position.tokens
+    first = [
+        max(range(len(tokens)), key=lambda n: tokens[n].student, default=0),
+        max(range(len(tokens)), key=lambda n: tokens[n].expert, default=0),
+        position.follows,
+    ]
+    chosen = list(dict.fromkeys([*first, *range(len(tokens))]))[:most]
+    return sorted(n for n in chosen if n < len(tokens))
 
 
 def _bar(fraction: float, width: int) -> str:

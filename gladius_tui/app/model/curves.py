@@ -1,5 +1,5 @@
-"""Arithmetic of charts: the visible range of steps, curves that grow by live values, smoothing and
-axis ticks. Pure.
+"""Arithmetic of charts: the visible range of steps, curves that grow by live values, smoothing.
+Pure.
 
 `engine.run.rollup` reduces long ranges to columns; `widgets.chart_sketch` draws the result.
 """
@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from engine.run.rollup import STEP_METRICS, Column
+from engine.run.rollup import Column
+from gladius_tui.app.model.metrics import is_sparse
 
 SMOOTHINGS: tuple[float | None, ...] = (0.98, 0.995, None, 0.9)
 """Factors of the moving average, in the order in which the key cycles; None: raw values only."""
@@ -22,33 +23,6 @@ LEAST_SPAN = 16
 
 Segment = tuple[list[float], list[float]]
 """x and y values of a line without gaps."""
-
-TITLES = {
-    "bits_per_byte": "held-out",
-    "grad_norm": "gradient",
-    "tokens_per_sec": "tok/s",
-    "step_seconds": "s/step",
-}
-
-
-def title_of(metric: str) -> str:
-    """The title of a metric: `kl/qwen` becomes `kl qwen`."""
-    name, _, expert = metric.partition("/")
-    title = {"bits_per_byte": "b/B"}.get(name, name) if expert else TITLES.get(name, name)
-    return f"{title} {expert}".strip()
-
-
-def unit_of(metric: str) -> str:
-    """The unit of a metric; metrics of one unit share an axis."""
-    name = metric.partition("/")[0]
-    if name in ("loss", "kl", "ce", "bits_per_byte"):
-        return "nats"  # bits per byte have the same range of values
-    return name
-
-
-def is_sparse(metric: str) -> bool:
-    """Whether a metric is measured only at evaluations; steps without a value are then no gaps."""
-    return metric not in STEP_METRICS
 
 
 @dataclass(frozen=True)
@@ -68,12 +42,16 @@ class View:
         end = max(end, min(self.span, newest))
         return max(0, end + 1 - self.span), end + 1
 
-    def zoomed(self, factor: float, newest: int) -> View:
-        """A range `factor` times as long, ending at the newest step or around the same middle."""
+    def zoomed(self, factor: float, newest: int, at: int | None = None) -> View:
+        """A range `factor` times as long: the step `at` keeps its place; without it, the range ends
+        at the newest step or keeps its middle."""
         lo, hi = self.bounds(newest)
         span = max(LEAST_SPAN, round((hi - lo) * factor))
         if span >= newest:
             return View()
+        if at is not None:
+            share = (at - lo) / max(1, hi - 1 - lo)
+            return View(span, _end(round(at + (1 - share) * (span - 1)), span, newest))
         if self.end is None:
             return View(span)
         return View(span, _end((lo + hi) // 2 + span // 2, span, newest))
@@ -121,18 +99,39 @@ class Curve:
             self.columns[at] = _with(self.columns[at], value)
         return len(self.columns) <= self.most + self.most // 4
 
-    def raw(self) -> list[Segment]:
-        """The values: one point for a column with one value, else its minimum and maximum."""
+    @property
+    def last_value(self) -> float | None:
+        """The newest value."""
+        return next((c.last for c in reversed(self.columns) if c.last is not None), None)
+
+    def value_at(self, step: int) -> float | None:
+        """The value at a step: the mean of the column that has it; of a metric that is measured now
+        and then, the last value up to the step. None where there is none."""
+        at = bisect_right(self.columns, step, key=lambda column: column.start) - 1
+        while at >= 0:
+            column = self.columns[at]
+            if column.count:
+                if is_sparse(self.metric):
+                    return column.last
+                return column.last if column.mean is None else column.mean
+            if not is_sparse(self.metric):
+                return None
+            at -= 1
+        return None
+
+    def raw(self, hi: int | None = None) -> list[Segment]:
+        """The values up to the step before `hi`: one point for a column with one value, else its
+        minimum and maximum."""
         segments: list[Segment] = []
         gap = True
-        for column in self.columns:
+        for column in self._before(hi):
             if not column.count or column.low is None or column.high is None:
                 gap = gap or not is_sparse(self.metric)
                 continue
             if gap:
                 segments.append(([], []))
                 gap = False
-            x = (column.start + column.stop - 1) / 2
+            x = _middle(column, hi)
             ys = [column.low] if column.low == column.high else [column.low, column.high]
             if len(ys) == 2 and (column.first or 0.0) > (column.last or 0.0):
                 ys.reverse()
@@ -140,14 +139,14 @@ class Curve:
             segments[-1][1].extend(ys)
         return segments
 
-    def smooth(self, factor: float) -> list[Segment]:
-        """The exponential moving average over steps, approximated from columns: a column of n
-        values counts as n times its mean. The weights are normalised (as in Adam's bias
-        correction), so the average does not lag at the beginning."""
+    def smooth(self, factor: float, hi: int | None = None) -> list[Segment]:
+        """The exponential moving average over steps up to the one before `hi`, approximated from
+        columns: a column of n values counts as n times its mean. The weights are normalised (as in
+        Adam's bias correction), so the average does not lag at the beginning."""
         segments: list[Segment] = []
         total = weight = 0.0
         gap = True
-        for column in self.columns:
+        for column in self._before(hi):
             if not column.count or column.low is None or column.high is None:
                 gap = gap or not is_sparse(self.metric)
                 continue
@@ -158,9 +157,19 @@ class Curve:
             if gap:
                 segments.append(([], []))
                 gap = False
-            segments[-1][0].append((column.start + column.stop - 1) / 2)
+            segments[-1][0].append(_middle(column, hi))
             segments[-1][1].append(total / weight)
         return segments
+
+    def _before(self, hi: int | None) -> list[Column]:
+        return self.columns if hi is None else [c for c in self.columns if c.start < hi]
+
+
+def _middle(column: Column, hi: int | None) -> float:
+    """The x value of a column. The last one may extend beyond the chart: the newest value must not
+    be drawn outside it."""
+    stop = column.stop if hi is None else min(column.stop, hi)
+    return (column.start + stop - 1) / 2
 
 
 def _with(column: Column, value: float) -> Column:
@@ -194,37 +203,3 @@ def on_log(segments: Sequence[Segment]) -> list[Segment]:
             found[-1][0].append(x)
             found[-1][1].append(math.log10(y))
     return found
-
-
-def ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` (2 or more) round numbers from low to high, spaced by 1, 2 or 5 times 10^n."""
-    span = high - low
-    if span <= 0 or not math.isfinite(span):
-        return [low]
-    step = 10.0 ** math.floor(math.log10(span / most))
-    for factor in (1, 2, 5, 10, 20):
-        first, last = (
-            math.ceil(low / (step * factor) - 1e-9),
-            math.floor(high / (step * factor) + 1e-9),
-        )
-        if last - first + 1 <= most:
-            return [n * step * factor for n in range(first, last + 1)] or [low]
-    return [low, high]
-
-
-def log_ticks(low: float, high: float, most: int) -> list[float]:
-    """At most `most` (2 or more) round values whose log10 is between low and high."""
-    found: list[float] = []
-    for factors in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6, 8)):
-        finer = [
-            factor * 10.0**exponent
-            for exponent in range(math.floor(low), math.ceil(high) + 1)
-            for factor in factors
-            if low - 1e-9 <= math.log10(factor * 10.0**exponent) <= high + 1e-9
-        ]
-        if len(finer) > most and len(found) > 1:
-            break
-        found = finer
-    if len(found) < 2:
-        return [v for v in ticks(10**low, 10**high, most) if v > 0]
-    return found[:: -(-len(found) // most)]

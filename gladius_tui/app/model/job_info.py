@@ -15,6 +15,7 @@ from engine.events import (
     RunResumed,
     RunStarted,
     StepDone,
+    StopRequested,
 )
 
 STAGES = ("verifying", "converting", "installing")
@@ -40,7 +41,11 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
     pid: int
     """Process id of the runner."""
     status: str = "running"
-    """running, paused, stalled, stopped (by SIGSTOP) or ending."""
+    """running, paused, stopping, restarting, stalled or stopped (by SIGSTOP)."""
+    preparing: bool = True
+    """Whether it has taken no step since it was started or resumed."""
+    restarts: int = 0
+    """How often the worker was restarted."""
     preset: str = ""
     phase: int | None = None
     phases: int = 0
@@ -59,7 +64,14 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
         match event:
             case RunStarted():
                 return replace(
-                    self, status="running", preset=event.preset, step=event.resumed_from or 0
+                    self,
+                    status="running",
+                    preparing=True,
+                    preset=event.preset,
+                    step=event.resumed_from or 0,
+                    task_label="",
+                    progress=None,
+                    eta=None,
                 )
             case PhaseStarted():
                 return replace(
@@ -70,15 +82,20 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
                     task_label="",
                 )
             case StepDone():
-                progress = self.progress if event.run_progress is None else event.run_progress
                 return replace(
-                    self, step=event.step, task_label="", progress=progress, eta=event.run_eta
+                    self,
+                    step=event.step,
+                    preparing=False,
+                    task_label="",
+                    progress=event.run_progress,
+                    eta=event.run_eta,
                 )
             case Progress() if event.task.count(":") == 2:
                 return self  # one file of an expert; the expert's own progress is reported too
             case Progress():
                 if event.finished:
-                    return replace(self, task_label="")
+                    # What is left of it is not the progress of what comes next.
+                    return replace(self, task_label="", progress=None, eta=None)
                 fraction = event.done / event.total if event.total else None
                 label = event.label
                 if self.job == "download" and (stage := download_stage(event)) != "downloading":
@@ -93,6 +110,13 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
             case GuardTripped(guard="stall"):
                 known = event.action in ("stopped", "stalled")
                 return replace(self, status=event.action if known else "running")
+            case GuardTripped(guard="worker"):
+                restarts = int(event.value or self.restarts + 1)
+                return replace(
+                    self, status="restarting", restarts=restarts, task_label="", progress=None
+                )
+            case StopRequested():
+                return self if event.finish else replace(self, status="stopping")
             case RunEnded():
-                return replace(self, status="ending")
+                return replace(self, status="stopping")
         return self

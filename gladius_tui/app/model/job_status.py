@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.content import Content
 
 from engine.events import Job
-from engine.run.job import JOBS
+from engine.run.job import JOBS, MAX_RESTARTS
 from gladius_tui.app.model.job_info import STAGES, JobInfo
 
 if TYPE_CHECKING:
@@ -20,21 +20,22 @@ _SIGNS = {
     "paused": ("‖", "$text-warning"),
     "stalled": ("!", "$text-error"),
     "stopped": ("!", "$text-error"),
-    "ending": ("○", "$foreground"),
+    "stopping": ("○", "$text-warning"),
+    "restarting": ("!", "$text-warning"),
 }
-_STATUS = {"stopped": "suspended", "ending": "stopping"}
+_STATUS = {"stopped": "suspended"}
 
 
 def _status_word(info: JobInfo) -> str:
-    if info.job == "train" and not info.preset and not info.step:
-        return "preparing"
     if info.status == "running":
         stage = info.task_label.rpartition(": ")[2]
         if info.job == "download" and stage in STAGES:
             return stage
         # The Dashboard shows which task it is.
-        return "preparing" if info.job == "train" and info.task_label else JOBS[info.job].activity
+        return "preparing" if info.job == "train" and info.preparing else JOBS[info.job].activity
     status = _STATUS.get(info.status, info.status)
+    if info.status == "restarting":
+        status = f"restarting {info.restarts}/{MAX_RESTARTS}"
     return status if info.job == "train" else f"{info.job} {status}"
 
 
@@ -46,7 +47,6 @@ def job_content(info: JobInfo, width: int) -> Content:
         parts.append(f"step {info.step:,}")
     if info.progress is not None:
         parts.append(f"{info.progress:.0%}")
-    parts.append(f"pid {info.pid}")
     while len(parts) > 1 and sum(map(len, parts)) + 2 * len(parts) > width:
         parts.pop()
     return Content.assemble((sign, colour), " ", "  ".join(parts))
@@ -60,7 +60,7 @@ def idle_content(state: RunState | None, width: int) -> Content:
         return Content.assemble(("○", "$foreground 60%"), " no run yet")
     if state.status == "completed":
         return Content.assemble(("✓", "$text-success"), f" finished at step {state.step:,}")
-    if state.status == "paused":
+    if state.status == "stopped":
         resumable = state.last_checkpoint_step
         texts = [f"stopped at step {state.step:,}", "stopped"]
         if resumable is not None:

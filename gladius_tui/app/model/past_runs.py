@@ -15,7 +15,7 @@ from engine.workspace import Workspace
 
 _NEWEST = (
     *("RunStarted", "PhaseStarted", "StepDone", "SampleDrawn", "CapabilitiesScored"),
-    *("RunPaused", "RunResumed"),
+    *("RunPaused", "RunResumed", "LayerStats"),
 )
 _MOST_PROBES = 64
 _MOST_SCORED = 3000
@@ -95,6 +95,16 @@ def read_curves(
     history = History(ws.history_file)
     try:
         return {m: history.series(run_id, m, lo, hi, columns) for m in metrics}
+    finally:
+        history.close()
+
+
+def last_step(ws: Workspace, run_id: str) -> int:
+    """The newest step of a run; 0 where it has none."""
+    history = History(ws.history_file)
+    try:
+        event = history.last(run_id, "StepDone")
+        return 0 if event is None else event.step
     finally:
         history.close()
 

@@ -22,7 +22,7 @@ from gladius_tui.app.widgets.top_bar import TopBar
 
 
 class FilterKeys(ScreenHooks):
-    """The keys `/` and escape: filter what is shown, leave the filter, a field or the screen."""
+    """The keys `/` and escape: filter what is shown, leave the filter or a field."""
 
     BINDINGS: ClassVar = [
         Binding(
@@ -31,12 +31,17 @@ class FilterKeys(ScreenHooks):
         ),
         Binding(
             "escape", "back", "Back", show=False, id="app.back",
-            tooltip="Leave the filter, the field, or this screen for the previous one",
+            tooltip="Leave the filter or the field",
         ),
     ]  # fmt: skip
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         return self.FILTERS if action == "filter" else True
+
+    @property
+    def filter_shown(self) -> bool:
+        """Whether the filter's field is shown."""
+        return self.FILTERS and self.query_one(FilterBar).has_class("-on")
 
     def action_filter(self) -> None:
         bar = self.query_one(FilterBar)
@@ -55,14 +60,13 @@ class FilterKeys(ScreenHooks):
             self.focus_main()
 
     def action_back(self) -> None:
-        if self.FILTERS and (bar := self.query_one(FilterBar)).has_class("-on"):
+        if self.filter_shown:
+            bar = self.query_one(FilterBar)
             bar.value = ""
             bar.remove_class("-on")
             self.focus_main()
-        elif isinstance(self.focused, Input):
-            self.focus_main()
         else:
-            services(self).go_back()
+            self.focus_main()
 
 
 class GladiusScreen(FilterKeys):

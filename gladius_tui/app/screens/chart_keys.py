@@ -9,7 +9,8 @@ from typing import ClassVar
 from textual import work
 from textual.binding import Binding
 
-from gladius_tui.app.model.curves import View, title_of
+from gladius_tui.app.model.curves import View
+from gladius_tui.app.model.metrics import choice_of, in_order
 from gladius_tui.app.screens.run_display import RunDisplay
 from gladius_tui.app.widgets.chart_pane import ChartPane
 
@@ -31,8 +32,14 @@ class ChartKeys(RunDisplay):
                 tooltip="Later steps; at the newest step the chart follows the run"),
         Binding("0", "whole", "Whole run", show=False, id="chart.whole",
                 tooltip="Show the whole run"),
+        Binding("left_square_bracket", "cursor(-1)", "Cursor", show=False, id="chart.cursor_left",
+                tooltip="Read all curves at an earlier step"),
+        Binding("right_square_bracket", "cursor(1)", "Cursor", show=False, id="chart.cursor_right",
+                tooltip="Read all curves at a later step; esc shows the newest values"),
+        Binding("x", "clip", "All values", show=False, id="chart.clip",
+                tooltip="Show all values, or leave out the smallest and the largest 1%"),
         Binding("m", "metrics", "Metrics", id="chart.metrics",
-                tooltip="Choose the metrics that the chart shows"),
+                tooltip="Choose the metrics; each unit has a panel"),
         Binding("o", "overlay", "Former runs", show=False, id="chart.overlay",
                 tooltip="Lay former runs over this one"),
     ]  # fmt: skip
@@ -52,9 +59,18 @@ class ChartKeys(RunDisplay):
         pane.settings.next_smoothing(pane.newest)
         pane.draw(now=True)
 
+    def action_clip(self) -> None:
+        pane = self.chart_pane
+        pane.settings.clip = not pane.settings.clip
+        pane.draw(now=True)
+
+    def action_cursor(self, direction: int) -> None:
+        if self.run_view is not None:
+            self.chart_pane.move_cursor(direction)
+
     def action_zoom(self, factor: float) -> None:
         pane = self.chart_pane
-        pane.show_range(pane.settings.view.zoomed(factor, pane.newest))
+        pane.show_range(pane.settings.view.zoomed(factor, pane.newest, pane.settings.cursor))
 
     def action_pan(self, share: float) -> None:
         pane = self.chart_pane
@@ -73,8 +89,8 @@ class ChartKeys(RunDisplay):
             return
         pane = self.chart_pane
         known = await asyncio.to_thread(read_metrics, self.gladius.ws, self.run_view.run_id)
-        items = [(metric, title_of(metric)) for metric in known]
-        text = "Metrics with the unit of the first one use the left axis, others the right."
+        items = [(metric, choice_of(metric)) for metric in in_order(known)]
+        text = "Metrics of one unit share a panel; the panels share the axis of steps."
         chosen = await self.app.push_screen_wait(
             Pick("Metrics", text, items, pane.settings.metrics)
         )
@@ -99,7 +115,7 @@ class ChartKeys(RunDisplay):
             run_id: f"{time.strftime('%d %b %H:%M', time.localtime(started))} {preset}".strip()
             for run_id, preset, started in found
         }
-        text = "They are drawn fainter, over the same steps."
+        text = "Each has its own colour: the first metric of each panel, to the run's end."
         chosen = await self.app.push_screen_wait(
             Pick("Former runs", text, list(titles.items()), list(pane.settings.overlaid))
         )

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from textual.binding import Binding
 
 from engine.events import AnyCommand, Checkpoint, Pause, Resume, Stop
-from engine.run.view import LogEntry
+from engine.run.view import LogEntry, resume_text
 from gladius_tui.app.job_messages import CommandAnswered
 from gladius_tui.app.screens.run_display import RunDisplay, wall_clock
 from gladius_tui.app.widgets.pane import Pane
@@ -62,9 +62,11 @@ class RunControls(RunDisplay):
             self._send(Pause(), "pause")
 
     def action_resume(self) -> None:
+        run = self.run_view
         self.gladius.launch(["resume"])
-        text = "Training continues when its libraries and models are loaded"
-        self.notify(text, title="Resume", markup=False)
+        if run is not None:
+            text = f"When libraries and models are loaded: {resume_text(run)}"
+            self.notify(text, title="Resume", markup=False)
 
     def action_checkpoint(self) -> None:
         self._send(Checkpoint(), "checkpoint")

@@ -56,10 +56,9 @@ class RunDisplay(RunFollower):
         self.set_interval(_AGE_SECONDS, self._refresh_ages)
         self.call_after_refresh(self._begin)
 
-    async def _begin(self) -> None:
+    def _begin(self) -> None:
         """Do what would delay the first paint."""
         self.load_last_run()
-        await self.query_one(ChartPane).make_chart()
 
     def on_screen_resume(self) -> None:
         # The last drawing is shown at once, then what has changed since.

@@ -27,6 +27,12 @@ class PaneTabs(Static):
     def on_mount(self) -> None:
         self.select(self.selected)
 
+    def set_names(self, names: list[str]) -> None:
+        """Show these names."""
+        if names != self.names:
+            self.names = names
+            self.select(self.selected)
+
     def select(self, name: str) -> None:
         """Select a name."""
         self.selected = name
@@ -38,6 +44,8 @@ class PaneTabs(Static):
 
     def neighbour(self, offset: int) -> str:
         """The name `offset` positions after the selected one."""
+        if self.selected not in self.names:
+            return self.names[0]
         return self.names[(self.names.index(self.selected) + offset) % len(self.names)]
 
     def on_click(self, event: Click) -> None:

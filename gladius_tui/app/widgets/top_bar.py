@@ -14,7 +14,7 @@ _TITLES_WIDTH = 100
 
 
 class TopBar(ClickableLine):
-    """` GLADIUS   1 Models ... [4 Dashboard] ...   ● training  step 12,480  pid 4127`."""
+    """` GLADIUS   1 Models ... [4 Dashboard] ...   ● training  step 12,480  61%`."""
 
     def __init__(self, mode: str) -> None:
         super().__init__()

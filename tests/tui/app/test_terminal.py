@@ -102,7 +102,7 @@ def test_ctrl_c_twice_stops_the_job_with_a_checkpoint(ws, job, terminal):
     assert app.end() == 0
     assert app.is_sane() and running_jobs(ws) == []
     state = read_state(ws)
-    assert state.status == "paused" and state.last_checkpoint_step == state.step > 0
+    assert state.status == "stopped" and state.last_checkpoint_step == state.step > 0
 
 
 def test_ctrl_c_without_a_job_quits(ws, terminal):

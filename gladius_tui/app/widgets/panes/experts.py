@@ -28,7 +28,7 @@ class _Layout:
     @classmethod
     def fit(cls, rows: list[ExpertRow], width: int) -> _Layout:
         """The layout for a pane of `width` columns."""
-        forgot = width >= 48
+        forgot = width >= 56
         numbers = _KL + _AGREE + (_FORGOT if forgot else 0)
         longest = max(len(row.title) for row in rows)
         names = max(6, min(longest, width - _MARK - _SHARE - numbers - 12))

@@ -20,6 +20,8 @@ def hardware_pane(run: RunView, width: int, height: int) -> Content:
     now = run.hardware
     if now is None:
         return Content.styled("no reading yet", MUTED)
+    if run.status in ("completed", "ended", "failed"):
+        return join_lines(_idle_lines(now))
     past = list(run.readings)
     lines: list[Line] = []
     for gpu in now.gpus:
@@ -38,6 +40,16 @@ def hardware_pane(run: RunView, width: int, height: int) -> Content:
         top = max(1e6, *series)
         lines.append(_spark_line(name, f"{short_size(value)}/s", series, top, width))
     return join_lines(lines[: max(height, 1)])
+
+
+def _idle_lines(last: HardwareRead) -> list[Line]:
+    """The machine while the run is not in progress: the load of its last moment is not shown."""
+    lines: list[Line] = [Content.styled("no run in progress", MUTED)]
+    for gpu in last.gpus:
+        lines.append(_item(f"GPU{gpu.index}", f"{gpu.name}, {short_size(gpu.total_bytes)}"))
+    lines.append(_item("RAM", short_size(last.ram_total)))
+    lines.append(_item("disk", f"{short_size(last.disk_free)} free"))
+    return lines
 
 
 def _gpu_lines(gpu: GpuReading, past: Sequence[HardwareRead], width: int) -> list[Content]:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
-from engine.checkpoint.layout import is_full_checkpoint
 from engine.events import Progress
-from engine.run.view import RunView
+from engine.run.view import RunView, resume_text, state_words
 from gladius_tui.app.widgets.panes.text import (
     MUTED,
     STRONG,
@@ -18,39 +17,33 @@ from gladius_tui.app.widgets.panes.text import (
     left_right,
     progress_bar,
 )
-from gladius_tui.format import NONE, duration, number, percent, time_ago
+from gladius_tui.format import NONE, duration, number, percent, short_size, time_ago
 
-_STATUS = {
-    "preparing": ("◌", "preparing", "$accent"),
-    "training": ("●", "training", "$text-success"),
-    "paused": ("‖", "paused", "$text-warning"),
-    "stalled": ("!", "stalled", "$text-error"),
-    "stopped": ("!", "suspended", "$text-error"),
-    "completed": ("✓", "finished", "$text-success"),
-    "ended": ("■", "stopped", "$text-warning"),
-    "failed": ("✗", "failed", "$text-error"),
+_SIGNS = {
+    "preparing": ("◌", "$accent"),
+    "training": ("●", "$text-success"),
+    "paused": ("‖", "$text-warning"),
+    "stopping": ("○", "$text-warning"),
+    "restarting": ("!", "$text-warning"),
+    "stalled": ("!", "$text-error"),
+    "stopped": ("!", "$text-error"),
+    "completed": ("✓", "$text-success"),
+    "ended": ("■", "$text-warning"),
+    "failed": ("✗", "$text-error"),
 }
 _TWO_COLUMNS_WIDTH = 64
+_NOT_YET = "not yet"
 _TIME_LEFT = 3
 """Index of the time left among the figures."""
 
 
 def status_part(run: RunView, width: int = 80) -> tuple[str, str]:
     """The status with its sign in at most `width` cells, and its style."""
-    sign, word, style = _STATUS.get(run.status or "", ("◌", "preparing", "$accent"))
-    step = resumable_step(run)
-    if run.status == "ended" and step is not None:
-        full = f"{word} (resumable from step {step:,})"
-        word = full if len(full) + 2 <= width else word
-    return f"{sign} {word}", style
-
-
-def resumable_step(run: RunView) -> int | None:
-    """The step that `resume` starts from; None if it is not known."""
-    saved = run.checkpoint
-    # Copies of the best weights are no full checkpoints.
-    full = saved is not None and is_full_checkpoint(saved.path)
-    return saved.step if saved is not None and full else None
+    sign, style = _SIGNS.get(run.status or "", ("◌", "$accent"))
+    words = state_words(run)
+    if len(words) + 2 > width:
+        words = words.partition(" (")[0]
+    return f"{sign} {words}", style
 
 
 def run_pane(run: RunView, width: int, now: float, mfu: float | None = None) -> Content:
@@ -63,25 +56,21 @@ def run_pane(run: RunView, width: int, now: float, mfu: float | None = None) -> 
     status, style = status_part(run, width)
     phase = NONE if run.phase is None else f"{run.phase}/{run.phases}"
     lines: list[Line] = [left_right([(status, f"{style} bold")], [(run.preset, MUTED)], width)]
-    if run.status is None:
-        lines.append([("loading the training libraries"[:width], MUTED)])
     if run.status in ("failed", "ended"):
         lines.append(
             Content.styled(_end_reason(run), "$text-error" if run.status == "failed" else MUTED)
         )
-    room = max(0, width - 8 - len(phase))
-    lines.append([("phase ", MUTED), (phase, STRONG), f"  {run.phase_name[:room]}"])
-    task = next(iter(run.work.values()), None)
-    if task is not None and run.status in ("preparing", "paused"):
-        lines += _task_lines(task, width)
-    else:
-        total = f" of {run.max_steps:,}" if run.max_steps else ""
-        step = [("step ", MUTED), (number(run.step), STRONG), (total, MUTED)]
-        lines.append(left_right(step, [(percent(run.phase_progress), MUTED)], width))
-        lines.append(progress_bar(run.phase_progress, width))
+    if run.phase is not None:
+        room = max(0, width - 8 - len(phase))
+        lines.append([("phase ", MUTED), (phase, STRONG), f"  {run.phase_name[:room]}"])
+    lines += _work_lines(run, width)
+    if run.last is None and run.step is None:
+        return join_lines(lines)  # nothing is known yet
     figures = _figures(run, now, mfu)
     if run.status in ("completed", "ended", "failed"):
         del figures[_TIME_LEFT]
+    if run.last is None:
+        figures = [pair for pair in figures if _is_known(pair)]
     if width < _TWO_COLUMNS_WIDTH:
         return join_lines([*lines, *(left_right(left, right, width) for left, right in figures)])
     half = width // 2 - 2
@@ -91,20 +80,46 @@ def run_pane(run: RunView, width: int, now: float, mfu: float | None = None) -> 
     return join_lines(lines)
 
 
+def _is_known(pair: tuple[Sequence[Part], Sequence[Part]]) -> bool:
+    left, right = pair
+    text = Content.assemble(*left, *right).plain
+    return NONE not in text and _NOT_YET not in text
+
+
+def _work_lines(run: RunView, width: int) -> list[Line]:
+    """What the run does at this moment: the task of the preparation, or its step."""
+    task = next(iter(run.work.values()), None)
+    if task is not None and run.status in ("preparing", "paused", "stopping"):
+        return _task_lines(task, width)
+    if run.status in (None, "restarting"):
+        return [[("loading the training libraries"[:width], MUTED)]]
+    if run.status == "preparing" and run.last is None and not run.step:
+        return [[("loading models and text"[:width], MUTED)]]
+    total = f" of {run.max_steps:,}" if run.max_steps else ""
+    step = [("step ", MUTED), (number(run.step), STRONG), (total, MUTED)]
+    lines: list[Line] = [
+        left_right(step, [(percent(run.phase_progress), MUTED)], width),
+        progress_bar(run.phase_progress, width),
+    ]
+    if run.status == "preparing" and run.repeated:
+        plural = "step is" if run.repeated == 1 else "steps are"
+        text = f"resuming from step {run.step or 0:,}; {run.repeated:,} {plural} repeated"
+        lines.append(Content.styled(text, MUTED))
+    return lines
+
+
 def _end_reason(run: RunView) -> str:
     """Why the run ended."""
     if run.ended is not None:
         return run.ended.reason
-    step = resumable_step(run)
-    resume = "resume" if step is None else f"resume from step {step:,}"
-    return f"The runner was killed. Press r to {resume}."
+    return f"The runner was killed. Press r to {resume_text(run)}."
 
 
 def _figures(
     run: RunView, now: float, mfu: float | None
 ) -> list[tuple[Sequence[Part], Sequence[Part]]]:
     """The figures in pairs, the most important first."""
-    last, saved = run.last, run.checkpoint
+    last, saved = run.last, run.resumable
     lr = number(last.lr if last else None, "{:.1e}").replace("e-0", "e-")
     remaining = last if run.alive else None
     age = "" if saved is None else time_ago(max(0.0, now - saved.time))
@@ -129,7 +144,7 @@ def _figures(
             [("all ", MUTED), duration(remaining.run_eta if remaining else None)],
         ),
         (
-            [("checkpoint ", MUTED), number(saved.step if saved else None)],
+            [("resumable ", MUTED), number(saved.step) if saved else _NOT_YET],
             [(age, MUTED)],
         ),
         (
@@ -140,9 +155,24 @@ def _figures(
 
 
 def _task_lines(task: Progress, width: int) -> list[Line]:
+    """A task's label, its bar, and its count, rate and time left."""
     fraction = task.done / task.total if task.total else None
-    suffix = percent(fraction) + (f"  {duration(task.eta)}" if task.eta is not None else "")
-    return [task.label[:width], progress_bar(fraction, width - len(suffix) - 1, suffix)]
+    is_bytes = task.unit in ("B", "bytes")
+
+    def amount(value: float) -> str:
+        return short_size(value) if is_bytes else f"{value:,.0f}"
+
+    unit = "" if is_bytes else f" {task.unit}".rstrip()
+    count = amount(task.done) + (f" of {amount(task.total)}" if task.total else "")
+    lines: list[Line] = [
+        task.label[:width],
+        progress_bar(fraction, width - 5, percent(fraction)) if task.total else "",
+        Content.styled(f"{count}{unit}"[:width], MUTED),
+    ]
+    facts = [f"{amount(task.rate)}{unit}/s"] if task.rate else []
+    facts += [f"eta {duration(task.eta)}"] if task.eta is not None else []
+    lines.append(Content.styled("  ".join(facts)[:width], MUTED))
+    return [line for line in lines if line != "" and str(line)]
 
 
 def summary_line(run: RunView | None) -> str:

@@ -46,6 +46,18 @@ def test_agreement_has_a_sign():
     assert [agrees(p) for p in (SAME, NEAR, FAR, NO_TARGET)] == [True, False, False, None]
 
 
+def test_the_top_tokens_are_shown_and_starred_where_few_have_room():
+    tokens = [(f"t{n}", 0.01, 0.09 - n / 100) for n in range(8)]
+    tokens[6] = ("best", 0.7, 0.001)
+    crowded = position(*tokens, follows=7)
+    lines = [line.plain for line in bar_lines(crowded, 53, 4)]
+    assert len(lines) == 4
+    (student,) = (line for line in lines if "70%★" in line)
+    assert "best" in student
+    (expert,) = (line for line in lines if "★9.0%" in line.replace(" ", ""))
+    assert "t0" in expert and any("▸" in line for line in lines)
+
+
 def test_bars_grow_from_the_middle_and_first_choices_are_starred():
     lines = [line.plain for line in bar_lines(NEAR, 80, 9)]
     assert len({len(line) for line in lines}) == 1

@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.events import EvalDone, StepDone
+from engine.events import StepDone
 from engine.run import rollup
 from engine.run.rollup import Column, SeriesWriter, read_columns
-from gladius_tui.app.model.curves import Curve, View, log_ticks, on_log, ticks, unit_of
+from gladius_tui.app.model.axes import log_ticks, step_label, step_ticks, ticks, value_range
+from gladius_tui.app.model.curves import Curve, View, on_log
+from gladius_tui.app.model.metrics import PANELS, panel_of, style_of
 from gladius_tui.format import axis_number
 
 
@@ -111,6 +113,31 @@ def test_ticks_are_few_round_and_inside(low, span, most):
     assert all(low - slack <= tick <= high + slack for tick in found)
 
 
+@given(st.floats(0, 1e6), st.floats(1e-6, 1e9), st.integers(8, 12))
+def test_an_axis_of_values_has_at_least_four_ticks(low, span, most):
+    high = low + span
+    if high - low > 1e-9 * high:
+        assert len(ticks(low, high, most)) >= 4
+
+
+@given(st.integers(0, 10**6), st.integers(1, 10**6), st.integers(2, 12))
+def test_the_axis_of_steps_has_whole_steps_only(lo, span, most):
+    found = step_ticks(lo, lo + span, most)
+    assert found and all(isinstance(step, int) and lo <= step <= lo + span for step in found)
+    spacing = found[1] - found[0] if len(found) > 1 else span
+    labels = [step_label(step, spacing) for step in found]
+    assert len(set(labels)) == len(labels)
+
+
+def test_outliers_are_clipped_and_a_wide_range_is_not():
+    values = [2.0 + n % 10 / 10 for n in range(200)]
+    assert value_range([*values, 90.0], clip=True)[1] < 4  # type: ignore[index]
+    assert value_range([*values, 90.0], clip=False)[1] > 90  # type: ignore[index]
+    assert value_range([*values, 3.0], clip=True) == value_range([*values, 3.0], clip=False)
+    assert value_range([1.0, 100.0], clip=True)[1] > 100  # type: ignore[index]
+    assert value_range([], clip=True) is None
+
+
 @given(st.floats(-6, 4), st.floats(0.05, 6), st.integers(2, 12))
 def test_ticks_of_a_log_axis_are_few_and_inside(low, span, most):
     found = log_ticks(low, low + span, most)
@@ -119,8 +146,9 @@ def test_ticks_of_a_log_axis_are_few_and_inside(low, span, most):
 
 
 def test_numbers_are_short():
-    values = (0, 12_000, 2.5, 0.0003, 1e6, 0.25)
-    assert [axis_number(v) for v in values] == ["0", "12k", "2.5", "3e-4", "1M", "0.25"]
+    values = (0, 12_000, 2.5, 0.0003, 0.00025, 1e6, 0.25)
+    shown = ["0", "12k", "2.5", "3e-4", "2.5e-4", "1M", "0.25"]
+    assert [axis_number(v) for v in values] == shown
 
 
 views = st.lists(
@@ -150,8 +178,17 @@ def test_zoomed_in_it_follows_the_run_until_it_is_panned_back():
     assert forth.zoomed(2.0, 1000).bounds(1000) == (0, 1001)
 
 
-def test_metrics_of_one_unit_share_an_axis():
-    assert unit_of("kl/qwen") == unit_of("loss") == unit_of("bits_per_byte")
-    assert unit_of("agreement/qwen") == unit_of("agreement/phi") != unit_of("lr")
-    event = EvalDone(bits_per_byte=1.0)
-    assert {unit_of(metric) for metric, _ in rollup.measurements(event)} == {"nats"}
+def test_metrics_of_one_unit_share_a_panel_and_bits_are_never_on_the_axis_of_nats():
+    assert panel_of("kl") == panel_of("loss") == panel_of("ce")
+    assert panel_of("bits_per_byte") == panel_of("bits_per_byte/qwen") != panel_of("loss")
+    assert panel_of("agreement/qwen") == panel_of("agreement/phi") != panel_of("lr")
+    for metric in (*rollup.STEP_METRICS, "bits_per_byte", "kl/qwen", "update/mlp", "able/json"):
+        assert panel_of(metric) in PANELS
+
+
+def test_a_metric_has_one_colour_and_mark_whatever_else_is_shown():
+    experts = ["qwen", "llama"]
+    inside = [style_of(metric, experts) for metric in ("loss", "kl", "ce")]
+    assert len(set(inside)) == 3 and len({mark for _, mark in inside}) == 3
+    of_experts = [style_of(f"bits_per_byte/{name}", experts) for name in experts]
+    assert len({style_of("bits_per_byte", experts), *of_experts}) == 3

@@ -22,15 +22,20 @@ from engine.events import (
     RunResumed,
     RunStarted,
     StepDone,
+    StopRequested,
 )
 from engine.run.state import state_of
 from engine.run.view import RunView
 from engine.workspace import Workspace
+from gladius_tui.app.model.job_info import JobInfo
+from gladius_tui.app.model.job_status import idle_content, job_content
 from gladius_tui.app.model.past_runs import fold_run, former_runs, read_metrics, read_run_view
 from gladius_tui.app.widgets.panes.experts import experts_pane
-from gladius_tui.app.widgets.panes.log import log_pane
+from gladius_tui.app.widgets.panes.hardware import hardware_pane
+from gladius_tui.app.widgets.panes.log import entry_lines
 from gladius_tui.app.widgets.panes.run import run_pane, summary_line
 from gladius_tui.headless import Renderer
+from gladius_tui.status import status_lines
 from tests.support.recording import recorded, write_run
 
 EVENTS = recorded()
@@ -87,7 +92,7 @@ def test_headless_and_app_show_the_same_for_one_stream():
         state = state_of(run)
         text = " ".join(line.strip() for line in lines)
         pane = run_pane(run, 60, event.time).plain
-        log = log_pane(run, 200, 3).plain
+        log = "\n".join(entry_lines(e, 200)[0].plain for e in list(run.log)[-3:])
         match event:
             case StepDone():
                 assert (run.step, run.phase) == (state.step, state.phase)
@@ -113,9 +118,10 @@ def test_headless_and_app_show_the_same_for_one_stream():
                 checkpoints += 1
                 found = re.search(r"step ([\d,]+) saved \(([\d.]+ \w+)", text)
                 assert found and f"checkpoint of step {found[1]} saved ({found[2]}" in log
-                assert f"checkpoint {found[1]}" in pane
-                assert run.checkpoint is not None
-                assert run.checkpoint.path == state.last_checkpoint
+                if event.reason != "best":
+                    assert f"resumable {found[1]}" in pane
+                    assert state.last_checkpoint == event.path
+                assert run.checkpoint == event
                 assert run.checkpoints == checkpoints
             case PhaseStarted():
                 found = re.search(r"phase (\d/\d): (.+?) · step", text)
@@ -235,6 +241,82 @@ def test_a_resumed_run_continues_from_its_checkpoint():
     assert (run.status, run.step, run.ended) == ("preparing", 88, None)
     run.take([step(89)])
     assert run.status == "training" and "step 89" in summary_line(run)
+
+
+def saved(step: int, reason: str) -> CheckpointSaved:
+    name = "best" if reason == "best" else "step"
+    return CheckpointSaved(
+        step=step, path=f"/c/{name}-{step:09d}", bytes=1, seconds=1.0, reason=reason
+    )
+
+
+def test_a_copy_of_the_best_weights_is_not_resumable():
+    run = folded([*EVENTS[:100], saved(40, "interval"), saved(60, "best"), step(65)])
+    assert "resumable 40" in run_pane(run, 60, 0.0).plain
+    assert state_of(run).last_checkpoint_step == 40
+    run.mark_killed()
+    text = " ".join(run_pane(run, 60, 0.0).plain.split())
+    assert "Press r to resume from step 40; 25 steps are repeated." in text
+    without = folded([EVENTS[0], EVENTS[1], saved(60, "best"), step(61)])
+    without.mark_killed()
+    assert "starts again at step 0" in run_pane(without, 60, 0.0).plain
+
+
+def test_a_resumed_run_shows_what_it_repeats():
+    started = next(e for e in EVENTS if isinstance(e, RunStarted))
+    run = folded([*EVENTS[:250], step(95)])
+    run.take([msgspec.structs.replace(started, seq=0, attempt=2, resumed_from=90)])
+    text = run_pane(run, 60, 0.0).plain
+    assert "resuming from step 90; 5 steps are repeated" in text
+
+
+def test_states_have_the_same_words_in_the_pane_in_status_and_in_the_top_bar():
+    started = next(e for e in EVENTS if isinstance(e, RunStarted))
+    started = msgspec.structs.replace(started, seq=0)
+    died = GuardTripped(guard="worker", action="worker died at step 5", value=1.0)
+    steps = [started, step(5)]
+    for events, words in (
+        ([started], "preparing"),
+        (steps, "training"),
+        ([*steps, RunPaused(step=5)], "paused"),
+        ([*steps, StopRequested(step=5)], "stopping"),
+        ([*steps, died], "restarting 1/3"),
+        ([*steps, died, started], "preparing"),
+        ([*steps, died, started, step(6)], "training"),
+        ([*steps, StopRequested(finish=True)], "training"),
+    ):
+        run, info = folded(events), JobInfo(job="train", run_id="r", pid=1)
+        for event in events:
+            info = info.after(event)
+        state = state_of(run, pid=7)
+        assert words in run_pane(run, 60, 0.0).plain.splitlines()[0]
+        assert status_lines(state, {})[0] == f"status       {words} (pid 7)"
+        assert words in job_content(info, 60).plain
+    ended = folded([*steps, saved(4, "stop"), RunEnded(status="stopped", step=5)])
+    words = "stopped (resumable from step 4)"
+    assert (
+        words in run_pane(ended, 60, 0.0).plain and words in idle_content(state_of(ended), 60).plain
+    )
+    assert status_lines(state_of(ended), {})[0].endswith(words)
+
+
+def test_the_share_of_a_finished_task_is_not_the_progress_of_the_run():
+    info = JobInfo(job="train", run_id="r", pid=1)
+    task = Progress(task="score:a", label="A scores", done=87, total=100)
+    for event in (
+        next(e for e in EVENTS if isinstance(e, RunStarted)),
+        task,
+        msgspec.structs.replace(task, finished=True),
+        PhaseStarted(phase=1, phases=3, name="A"),
+    ):
+        info = info.after(event)
+    assert "87%" not in job_content(info, 60).plain and "preparing" in job_content(info, 60).plain
+
+
+def test_the_load_of_the_last_moment_is_not_shown_after_the_end():
+    run = folded(EVENTS)
+    text = hardware_pane(run, 40, 9).plain
+    assert "%" not in text and "RAM" in text
 
 
 def test_a_task_is_shown_while_it_is_in_progress():

@@ -56,9 +56,9 @@ async def still(pilot) -> None:
         if not isinstance(screen, DashboardScreen) or not screen.composed:
             continue
         pane = screen.chart_pane
-        drawing = pane.reading or (pane.chart is not None and pane.chart._sketching)
+        drawing = pane.reading or pane.chart.sketching
         busy = screen.load_ticket or screen.redraw.scheduled or drawing
-        if not busy and pane.chart and pane.chart._text.plain.strip():
+        if not busy and pane.chart.sketch.plot[1]:
             break
     await pilot.pause(0.3)
 

@@ -20,7 +20,7 @@ from gladius_tui.app.model.mfu import mfu
 from gladius_tui.app.widgets.panes.capabilities import capabilities_pane
 from gladius_tui.app.widgets.panes.experts import experts_pane
 from gladius_tui.app.widgets.panes.hardware import hardware_pane
-from gladius_tui.app.widgets.panes.log import log_pane
+from gladius_tui.app.widgets.panes.log import entry_lines
 from gladius_tui.app.widgets.panes.parameters import parameters_pane
 from gladius_tui.app.widgets.panes.run import run_pane, summary_line
 from gladius_tui.app.widgets.panes.sample import sample_pane
@@ -41,9 +41,10 @@ def run_after(count: int = len(EVENTS)) -> RunView:
 def test_no_line_is_wider_than_its_pane(width, count):
     run = run_after(count)
     texts = [
-        run_pane(run, width, 1795477000.0),
+        run_pane(run, width, 1795477000.0).fold(width)[0],
         hardware_pane(run, width, 9),
-        log_pane(run, width, 9),
+        *(line for entry in run.log for line in entry_lines(entry, width)),
+        *(line for entry in run.log for line in entry_lines(entry, width, "step", whole=True)),
     ]
     if width >= 29:  # the least that these get
         texts.append(parameters_pane(run, width))
@@ -56,9 +57,7 @@ def test_no_line_is_wider_than_its_pane(width, count):
 def test_an_unknown_value_is_a_dash():
     empty = RunView()
     text = run_pane(empty, 40, 0.0).plain
-    for name in ("phase", "step", "loss", "lr", "held-out", "best", "checkpoint", "all", "MFU"):
-        assert f"{name} {NONE}" in text, text
-    assert "0" not in text
+    assert "preparing" in text and NONE not in text, "what is not known yet has no row"
     assert NONE in parameters_pane(empty, 40).plain
     assert "no reading" in hardware_pane(empty, 30, 5).plain
     assert summary_line(None).startswith("no run yet")
