@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import Input, Label, Static
 
+from engine.foreign_text import shown
 from gladius_tui.app.dialogs.dialog import Dialog
 
 
@@ -25,11 +27,11 @@ class TextInput(Dialog[list[str] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = self._title
+            dialog.border_title = Content(shown(self._title))
             dialog.border_subtitle = "tab next · enter · esc"
             yield Static(self._text, markup=False)
             for label, placeholder in self._fields:
-                yield Label(label, classes="dim")
+                yield Label(label, classes="dim", markup=False)
                 yield Input(placeholder=placeholder, compact=True)
 
     def on_mount(self) -> None:

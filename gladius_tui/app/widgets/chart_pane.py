@@ -195,7 +195,7 @@ class ChartPane(PartialRefresh, Vertical):
         text = title.markup
         with self.painting(self.edges()):
             if text != self.border_title:
-                self.border_title = text
+                self.border_title = title
             if subtitle != self.border_subtitle:
                 self.border_subtitle = subtitle
 
