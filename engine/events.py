@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from engine.foreign_text import shown_values
 from engine.units import duration, size
 
 Job = Literal["download", "train", "export", "validate", "audit", "data", "ask"]
@@ -607,7 +608,10 @@ _command_decoder = msgspec.json.Decoder(AnyCommand)
 
 def encode(message: Event | Command) -> bytes:
     """The message as one line of JSON without the newline (NaN and infinities become null)."""
-    return _encoder.encode(message)
+    try:
+        return _encoder.encode(message)
+    except UnicodeEncodeError:  # the name of a file that is not UTF-8
+        return _encoder.encode(shown_values(message))
 
 
 def decode_event(data: bytes | str) -> AnyEvent:

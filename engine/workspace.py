@@ -31,7 +31,9 @@ class Workspace:
         """The workspace at `root`, absolute and with links followed; nothing is created."""
         chosen = root or os.environ.get("GLADIUS_ROOT") or "."
         try:
-            return cls(Path(chosen).expanduser().resolve())
+            path = Path(chosen).expanduser().resolve()
+            str(path).encode()  # it is stored as UTF-8 in configs and histories
+            return cls(path)
         except (ValueError, OSError, RuntimeError) as error:
             raise UsageError(f"{str(chosen)!r} can't be a root folder: {error}") from error
 

@@ -7,7 +7,8 @@ import sys
 import click
 
 import gladius_tui.commands  # noqa: F401  (registers every command)
-from engine.errors import ExitCode, GladiusError
+from engine.errors import ExitCode, GladiusError, UsageError
+from engine.foreign_text import LINES, shown
 from engine.workspace import Workspace
 from gladius_tui.shell import app, print_stderr
 
@@ -20,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [*global_options, *command_words]
     debug = "--debug" in arguments
     try:
+        _check_encoding(command_words)
         result = app(
             args=arguments,
             obj=tuple(command_words),
@@ -53,6 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
         return ExitCode.FAILED
 
 
+def _check_encoding(words: list[str]) -> None:
+    """Refuse arguments that aren't text: names are stored as UTF-8 in configs and histories."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UsageError(
+                f"the argument {shown(word)} is not UTF-8; rename what it names"
+            ) from None
+
+
 def _split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
     """Split into the global options, wherever they are, and the command with its own options."""
     global_options: list[str] = []
@@ -78,7 +91,7 @@ def _split_options(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _print_traceback() -> None:
     import traceback
 
-    traceback.print_exc()
+    print_stderr(traceback.format_exc())
 
 
 def _log_traceback(arguments: list[str]) -> None:
@@ -89,7 +102,8 @@ def _log_traceback(arguments: list[str]) -> None:
     try:
         log = Workspace.find(arguments[index] if index else None).log_file()
         with open(log, "a", encoding="utf-8") as file:
-            file.write(f"gladius_train {' '.join(arguments)}\n{traceback.format_exc()}")
+            text = f"gladius_train {' '.join(arguments)}\n{traceback.format_exc()}"
+            file.write(shown(text, keep=LINES))
     except (OSError, GladiusError):
         pass  # no root yet, or no disk space: the line on standard error must do
 

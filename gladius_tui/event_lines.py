@@ -82,7 +82,8 @@ def message_lines(event: AnyEvent, layout: Layout) -> list[str]:
         return []
     if isinstance(event, AnswersJudged | CapabilitiesScored):
         return layout.wrapped(text)
-    return [layout.style(f"  {text}", _message_style(event))]
+    # No line of the text looks like one of ours.
+    return [layout.style("  " + text.replace("\n", "\n  "), _message_style(event))]
 
 
 def _message_style(event: AnyEvent) -> str:

@@ -23,6 +23,7 @@ from engine.events import (
     StepDone,
     encode,
 )
+from engine.foreign_text import shown_values
 from gladius_tui.answer_lines import answer_lines
 from gladius_tui.event_lines import Layout, ProgressLines, message_lines
 from gladius_tui.report_lines import ReportLines
@@ -44,6 +45,7 @@ class Renderer:
 
     def lines(self, event: AnyEvent) -> list[str]:
         """The lines for `event`; none for events that are not printed."""
+        event = shown_values(event)
         match event:
             case RunEnded(reason=reason) if reason and reason == self._verdict:
                 # The verdict was printed with the report.
@@ -89,7 +91,7 @@ class Printer:
         else:
             lines = self._renderer.lines(event)
         if lines:
-            self._broken = not print_lines(lines, self._stream)
+            self._broken = not print_lines(lines, self._stream, painted=not self._as_json)
 
     def remember(self, event: AnyEvent) -> None:
         """Process an event that later lines refer to, without printing it."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from engine.events import CheckDone, Exported, ReportDone, describe
 from gladius_tui.event_lines import Layout, short_path
-from gladius_tui.terminal import printable
 
 _VERDICTS = {
     "pass": ("✓", "green"),
@@ -55,7 +54,7 @@ class ReportLines:
         if event.detail and event.verdict != "skip":
             width = layout.width - len(_DETAIL_INDENT)
             for line in event.detail.splitlines():
-                wrapped = textwrap.wrap(printable(line), width)
+                wrapped = textwrap.wrap(line, width)
                 lines += [_DETAIL_INDENT + part for part in wrapped]
         return lines
 

@@ -17,7 +17,6 @@ from engine.events import (
 )
 from gladius_tui.event_lines import Layout, short_path
 from gladius_tui.format import duration
-from gladius_tui.terminal import printable
 
 RunEvent = RunStarted | PhaseStarted | StepDone | EvalDone | SampleDrawn | RunEnded
 
@@ -109,9 +108,8 @@ class RunLines:
 
     def _sample_drawn(self, event: SampleDrawn) -> list[str]:
         width = self._layout.width - 4
-        prompt = textwrap.shorten(printable(event.prompt), width - 9, placeholder=" …")
-        # An untrained student writes control characters too.
-        text = printable(" ".join(event.text.split()))
+        prompt = textwrap.shorten(event.prompt, width - 9, placeholder=" …")
+        text = " ".join(event.text.split())
         wrapped = textwrap.wrap(text, width, max_lines=_SAMPLE_LINES, placeholder=" …")
         quoted = self._layout.style(f"  sample > {prompt}", "dim")
         return [quoted, *(f"    {line}" for line in wrapped)]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from engine.events import HardwareRead
 from engine.experts.registry import ExpertSpec, ExpertStatus
+from engine.foreign_text import shown, shown_values
 from engine.run.state import RunState
 from gladius_tui.format import MILESTONES, NONE, bar, duration, number, percent, size, sparkline
 
@@ -22,7 +23,7 @@ MARKS = {"ready": "✓ Ready", "partial": "◐ Partial", "missing": "○ Missing
 
 
 def _row(label: str, text: str) -> str:
-    return f"{label:<12} {text}"
+    return f"{shown(label):<12} {shown(text)}"
 
 
 def status_lines(
@@ -125,11 +126,11 @@ def models_lines(specs: Sequence[ExpertSpec], statuses: Mapping[str, ExpertStatu
     """The experts as a table, with totals."""
     header = ("model", "repository", "size", "weight", "", "state")
     rows: list[tuple[str, ...]] = [header]
-    for spec in specs:
+    for spec in map(shown_values, specs):
         status = statuses[spec.name]
         state = MARKS[status.state]
         if status.state != "ready":
-            state += f": {_remedy(spec, status)}"
+            state += f": {shown(_remedy(spec, status))}"
         rows.append(
             (
                 spec.name,

@@ -16,6 +16,7 @@ from engine.doctor import experts as expert_checks
 from engine.doctor import machine, text
 from engine.doctor.check import Check
 from engine.experts.registry import ExpertSpec, expert_status
+from engine.prompts import sandbox
 from engine.sizing import checkpoint_bytes
 from engine.workspace import Workspace
 
@@ -45,6 +46,7 @@ def examine(
     checks.append(machine.check_disk(config, fetched, free, scored))
     report("measuring the disk")
     checks.append(_measured_grace(ws, config))
+    checks.append(machine.check_sandbox(sandbox.isolation()))
     missing = [spec for spec in specs if spec.source == "hub" and not states[spec.name].usable]
     checks.append(expert_checks.check_token(missing))
     if missing:

@@ -255,6 +255,20 @@ def grace_seconds(config: RunConfig, speed: float) -> float:
     return max(1.0, 3 * checkpoint_bytes(config.student) / max(speed, 1.0))
 
 
+def check_sandbox(isolation: str) -> Check:
+    """How the code in answers is isolated; `isolation`: see `engine.prompts.sandbox`."""
+    if isolation == "none":
+        return Check(
+            topic="sandbox",
+            status="warn",
+            figure="none: code in answers is not run, and those answers are dropped",
+            remedy="allow user namespaces (sysctl user.max_user_namespaces), or use a Linux kernel "
+            "with seccomp filters",
+        )
+    how = {"namespaces": "namespaces", "filter": "a filter of system calls"}[isolation]
+    return Check(topic="sandbox", status="ok", figure=f"code in answers runs isolated by {how}")
+
+
 # Optional tools
 
 

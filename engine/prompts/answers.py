@@ -140,7 +140,8 @@ class AnswerFile:
                 heartbeat()
                 found.append(reason_of(answer))
             reasons = tuple(found)
-            append_line(self.verdicts_path, _encode(Verdicts(batch.key, checks, reasons)))
+            if "code_not_run" not in reasons:  # another system may be able to run it
+                append_line(self.verdicts_path, _encode(Verdicts(batch.key, checks, reasons)))
             known[batch.key, checks] = reasons
         return reasons
 

@@ -24,7 +24,7 @@ from engine.prompts.prompt import (
 from engine.prompts.structured_checks import check_code, check_json, check_tools
 from engine.prompts.text_checks import check_mention, check_number, without_quotes
 
-VERSION = 3
+VERSION = 4
 """Increases when a rule changes: answers with verdicts of another version are judged again."""
 
 REASONS = {
@@ -47,6 +47,7 @@ REASONS = {
     "no_code": "contains no code",
     "code_fails": "the code fails its tests",
     "code_stopped": "the code exceeded its limits",
+    "code_not_run": "needs its code run, which this system can't isolate (see doctor)",
     "refused": "refuses where it should help",
     "not_refused": "helps where it should refuse",
     "format": "does not follow the requested format",

@@ -1,4 +1,4 @@
-"""The script that runs inside the sandbox process: isolate itself, then run code and tests.
+"""The script that runs inside the sandbox process: isolate itself, then run code and report values.
 
 It imports only Python's standard library. `sandbox` starts it.
 """
@@ -66,40 +66,125 @@ _FORBIDDEN = (
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 
+_MAX_VALUE_BYTES = 32 << 10
+"""Longest report of one value."""
+_PRELOADED = (
+    "abc array base64 bisect calendar cmath collections collections.abc contextlib copy "
+    "dataclasses datetime decimal enum fractions functools hashlib heapq io itertools json math "
+    "numbers operator random re secrets statistics string struct textwrap time types typing "
+    "unicodedata"
+)
+"""Modules that code can use where it may open no file."""
+
+
 def main() -> None:
     if sys.argv[1] == "probe":
-        _enter_namespaces()
+        if sys.argv[2] == "namespaces":
+            _enter_namespaces()
+        else:
+            _confine()
         os._exit(0)
     report = int(sys.argv[1])
     task = json.loads(sys.stdin.buffer.read())
+    _die_with_parent(task["parent"])
     if task["namespaces"]:
         _enter_namespaces()
     _set_limits(task["cpu"], task["memory"])
     sys.setrecursionlimit(2000)
     sys.stdin = open(os.devnull)  # noqa: SIM115 (for the rest of the process)
-    secret = task["secret"]
-
-    def write_report(text: str) -> None:
-        os.write(report, f"{secret} {' '.join(text.split())[:300]}\n".encode())
-
+    if task["filter"]:
+        _confine()
     if task["hook"]:
         sys.addaudithook(_audit_hook)
-    _run(task["code"], task["tests"], write_report)
+    _run(task["code"], task["steps"], report)
     os._exit(0)
 
 
-def _run(code: str, tests: list[str], write_report) -> None:
+def _die_with_parent(parent: int) -> None:
+    """End when the process that wants the result ends."""
+    if sys.platform.startswith("linux"):
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(3)
+
+
+def _confine() -> None:
+    """Filter system calls; exits with code 3 if the system can't."""
+    import importlib.util
+    from pathlib import Path
+
+    path = Path(__file__).with_name("sandbox_filter.py")
+    spec = importlib.util.spec_from_file_location("sandbox_filter", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    try:
+        if not module.landlock_version():
+            for name in _PRELOADED.split():
+                importlib.import_module(name)
+        module.confine(module.readable_paths())
+    except OSError:
+        os._exit(3)
+
+
+def _run(code: str, steps: list[tuple[str, str]], report: int) -> None:
+    """Run the code, then the steps; report the value of each expression, a line for each.
+
+    The code can write to `report` too: all that it can gain is to return other values.
+    """
     namespace: dict[str, object] = {"__name__": "answer"}
     try:
         exec(compile(code, "answer", "exec"), namespace)
-        for test in tests:
-            exec(compile(test, "test", "exec"), namespace)
+        _write(report, "ran", "")
+        for kind, text in steps:
+            step = compile(text, "test", kind)
+            if kind == "exec":
+                exec(step, namespace)
+            else:
+                _write(report, "value", json.dumps(_plain(eval(step, namespace))))
+        _write(report, "done", "")
     except MemoryError:
-        write_report("stopped out of memory")
+        _write(report, "stopped", "out of memory")
     except BaseException as error:
-        write_report(f"failed {type(error).__name__}: {error}")
-    else:
-        write_report("passed")
+        _write(report, "failed", f"{type(error).__name__}: {error}"[:300])
+
+
+def _write(report: int, kind: str, text: str) -> None:
+    line = f"{kind} {' '.join(text.split())}".encode("utf-8", "backslashreplace")
+    if len(line) > _MAX_VALUE_BYTES:
+        line = b"failed the value is too long"
+    os.write(report, line + b"\n")
+
+
+def _plain(value: object, depth: int = 0) -> object:
+    """The value as JSON with the types that JSON lacks; raises TypeError for other objects."""
+    if depth > 50:
+        raise TypeError("the value is nested too deeply")
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, (bytes, bytearray)):
+        return {"bytes": list(value)}
+    if isinstance(value, range):
+        return {"range": [value.start, value.stop, value.step]}
+    if isinstance(value, dict):
+        pairs = [[_plain(k, depth + 1), _plain(v, depth + 1)] for k, v in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, list):
+        return [_plain(item, depth + 1) for item in value]
+    for container in (tuple, set, frozenset):
+        if isinstance(value, container):
+            return {container.__name__: [_plain(item, depth + 1) for item in value]}
+    if hasattr(value, "__next__"):
+        items = [_plain(item, depth + 1) for _, item in zip(range(10_000), value)]  # noqa: B905
+        return {"iterator": items}
+    raise TypeError(f"the code returned a {type(value).__name__}")
 
 
 def _audit_hook(event: str, arguments: tuple) -> None:

@@ -162,10 +162,11 @@ def code_in(text: str) -> str:
 def check_code(check: CodeCheck, text: str) -> str:
     """Run the answer's code and its tests in the sandbox.
 
-    Returns "no_code", "code_fails", "code_stopped" or "".
+    Returns "no_code", "code_fails", "code_stopped", "code_not_run" or "".
     """
     code = code_in(text)
     if not code:
         return "no_code"
     outcome = sandbox.run(code, check.tests)
-    return {"passed": "", "failed": "code_fails"}.get(outcome.result, "code_stopped")
+    reasons = {"passed": "", "failed": "code_fails", "not_run": "code_not_run"}
+    return reasons.get(outcome.result, "code_stopped")

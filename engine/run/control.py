@@ -53,7 +53,7 @@ class _Connection:
 
     def receive(self, deadline: float | None) -> AnyEvent | Hello | Answer:
         """The next message. Raises TimeoutError after `deadline` (monotonic; None: never), and
-        EOFError when the runner closed the connection."""
+        EOFError when the runner closed the connection, GladiusError for what isn't a message."""
         while not self._messages:
             remaining = None if deadline is None else max(deadline - time.monotonic(), 0.001)
             self._socket.settimeout(remaining)
@@ -66,7 +66,13 @@ class _Connection:
             if not data:
                 raise EOFError
             *lines, self._rest = (self._rest + data).split(b"\n")
-            self._messages = [_decoder.decode(line) for line in lines]
+            try:
+                self._messages = [_decoder.decode(line) for line in lines]
+            except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+                raise GladiusError(
+                    f"the runner sent what this version can't read ({error}); watch it with the "
+                    "version that started it"
+                ) from error
             self._messages.reverse()
         return self._messages.pop()
 

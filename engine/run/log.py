@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 
 from engine.events import AnyEvent, Job, Progress, StepDone, describe
+from engine.foreign_text import shown
 from engine.workspace import Workspace
 
 _SECONDS_BETWEEN_STEPS = 10.0
@@ -39,7 +40,7 @@ class TextLog:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S")
         try:
             with open(self._ws.log_file(), "ab", buffering=0) as file:
-                line = f"{stamp} {self._job}: {' '.join(text.splitlines())}\n"
-                file.write(line.encode("utf-8", "backslashreplace"))
+                line = f"{stamp} {self._job}: {shown(' '.join(text.splitlines()))}\n"
+                file.write(line.encode())
         except OSError:
             pass

@@ -276,7 +276,7 @@ class _Runner:
         self._liveness.message_received()
         try:
             event = decode_event(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
             self._record.log("warning", f"an event of the worker can't be decoded: {error}")
             return
         match event:

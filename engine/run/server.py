@@ -1,8 +1,8 @@
 """The control socket of a runner: viewers attach to it, receive events and send commands.
 
 The protocol is newline-delimited JSON of event and command structs and the messages below. A
-viewer receives every event after the `seq` of its Hello. A viewer that does not keep up is
-disconnected, so that it never slows the runner, and continues from the history.
+viewer receives every event after the `seq` of its Hello. A viewer that does not keep up, or that
+sends anything else, is disconnected: the former continues from the history.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from engine.events import AnyCommand, AnyEvent, Job
 
 _MAX_QUEUED_BYTES = 4 << 20
 _MAX_REQUEST_BYTES = 64 << 10
+_MAX_UNANSWERED = 256
+"""Commands of one viewer that wait for their acknowledgement."""
 
 
 class Watch(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", tag="watch"):
@@ -76,6 +78,7 @@ class Viewer:
         self.incoming = b""
         self.outgoing: deque[bytes] = deque()
         self.queued = 0
+        self.unanswered = 0
 
 
 class ControlServer:
@@ -135,6 +138,7 @@ class ControlServer:
         """Send the acknowledgement of a command; ignored if the viewer has disconnected."""
         with self._lock:
             if viewer in self._viewers:
+                viewer.unanswered -= 1
                 self._queue(viewer, _encoder.encode(Answer(event=event)) + b"\n")
         self._wake()
 
@@ -174,15 +178,23 @@ class ControlServer:
                 elif key.fileobj is self._wake_receiver:
                     with contextlib.suppress(OSError):
                         self._wake_receiver.recv(4096)
-                else:
-                    self._receive(key.data)
+                elif key.data in self._viewers:
+                    self._attend(key.data, self._receive)
             for viewer in list(self._viewers):
-                self._send(viewer)
+                self._attend(viewer, self._send)
         for viewer in list(self._viewers):
             self._drop(viewer)
         for end in (self._listener, self._wake_sender, self._wake_receiver):
             end.close()
         self._selector.close()
+
+    def _attend(self, viewer: Viewer, act: Callable[[Viewer], None]) -> None:
+        """Drop a viewer that sends what is not a request, whatever it is: not UTF-8, nested too
+        deeply, of other types. No input ends this thread."""
+        try:
+            act(viewer)
+        except Exception:
+            self._drop(viewer)
 
     def _accept(self) -> None:
         try:
@@ -212,15 +224,15 @@ class ControlServer:
             return
         *lines, viewer.incoming = viewer.incoming.split(b"\n")
         for line in lines:
-            try:
-                request = _request_decoder.decode(line)
-            except msgspec.MsgspecError:
+            request = _request_decoder.decode(line)
+            if isinstance(request, Watch):
+                self._welcome(viewer)
+                continue
+            viewer.unanswered += 1
+            if viewer.unanswered > _MAX_UNANSWERED:
                 self._drop(viewer)
                 return
-            if isinstance(request, Ask):
-                self._on_command(viewer, request.command)
-            else:
-                self._welcome(viewer)
+            self._on_command(viewer, request.command)
 
     def _welcome(self, viewer: Viewer) -> None:
         # Under the same lock as broadcast: no event falls between the Hello and what follows.

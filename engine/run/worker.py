@@ -34,6 +34,7 @@ from engine.events import (
     decode_command,
     encode,
 )
+from engine.foreign_text import LINES, shown
 from engine.run.job import JOBS, JobContext
 
 HUNG = 70
@@ -172,7 +173,7 @@ class WorkerLink:
                 continue
             try:
                 self._commands.put(decode_command(data))
-            except msgspec.MsgspecError as error:
+            except Exception as error:
                 self.emit(LogLine(level="warning", text=f"a command can't be decoded: {error}"))
 
     def _watch(self) -> None:
@@ -250,6 +251,14 @@ class _UnfailingFile(io.FileIO):
             return len(data)
 
 
+class _ShownText(io.TextIOWrapper):
+    """A stream that escapes control characters: tracebacks quote what others wrote."""
+
+    def write(self, s: str, /) -> int:
+        super().write(shown(s.replace("\r", "\n"), keep=LINES))
+        return len(s)
+
+
 def _redirect_streams(log_path: Path) -> None:
     """Append standard output and error, also those of C libraries, to the log."""
     try:
@@ -259,7 +268,7 @@ def _redirect_streams(log_path: Path) -> None:
     for descriptor in (1, 2):
         os.dup2(log, descriptor)
     os.close(log)
-    stream = io.TextIOWrapper(
+    stream = _ShownText(
         io.BufferedWriter(_UnfailingFile(2, "w", closefd=False)),
         encoding="utf-8",
         errors="backslashreplace",

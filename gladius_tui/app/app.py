@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
 from textual import work
+from textual.filter import LineFilter
 from textual.screen import Screen
 from textual.theme import Theme
 
@@ -21,6 +22,7 @@ from engine.workspace import Workspace
 from gladius_tui.app.exit_summary import exit_summary
 from gladius_tui.app.jobs import NO_COMMANDS
 from gladius_tui.app.keys import KeysApp
+from gladius_tui.app.line_filter import PrintableLines
 from gladius_tui.app.model.modes import MODES, Mode
 from gladius_tui.app.screens.cover import Cover
 from gladius_tui.app.settings import load_settings, save_theme
@@ -59,6 +61,7 @@ class GladiusApp(KeysApp):
         commands: Mapping[str, click.Command] = NO_COMMANDS,
     ) -> None:
         self._settings = load_settings()
+        self._printable_lines = PrintableLines()
         super().__init__(ws, mode, launch, commands)
         self._terminal_guard = TerminalGuard(self)
         for theme in THEMES:
@@ -69,6 +72,13 @@ class GladiusApp(KeysApp):
 
     def get_theme_variable_defaults(self) -> dict[str, str]:
         return chart_defaults(self.current_theme.dark)
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        return [*super().get_line_filters(), self._printable_lines]
+
+    def _fatal_error(self) -> None:
+        """End after an exception without printing it: `run_app` raises it again."""
+        self._close_messages_no_wait()
 
     def get_default_screen(self) -> Screen:
         return Cover(self.first_mode)
@@ -108,7 +118,8 @@ def run_app(
 ) -> int:
     """Run the app in this terminal; returns the exit code.
 
-    Without a mode it opens at the Dashboard if the root has a run, else at Models.
+    Without a mode it opens at the Dashboard if the root has a run, else at Models. An exception
+    that ended the app is raised once the terminal is restored.
     """
     if not mode:
         mode = "dashboard" if ws.state_file.exists() or ws.history_file.exists() else "models"
@@ -116,7 +127,9 @@ def run_app(
     # wait five milliseconds each time the screen's thread wants its turn.
     sys.setswitchinterval(0.0005)
     app = GladiusApp(ws, mode, launch, commands)
-    code = app.run() or 0
+    code = app.run() or app.return_code or 0
+    if app._exception is not None:
+        raise app._exception
     if code != HUNG_UP:
         from gladius_tui.terminal import print_lines
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from engine.errors import UsageError
+from engine.foreign_text import shown
 from engine.prompts.answers import (
     AnswerFile,
     Head,
@@ -22,7 +23,6 @@ from engine.prompts.answers import (
 from engine.prompts.checkers import REASONS
 from engine.workspace import Workspace
 from gladius_tui.format import NONE
-from gladius_tui.terminal import printable
 
 _WIDTH = 96
 _ROLE_WIDTH = 12
@@ -161,7 +161,7 @@ def _sample_lines(judged: JudgedAnswer) -> list[str]:
         wrapped = [
             part
             for line in text.splitlines() or [""]
-            for part in (textwrap.wrap(printable(line), _WIDTH - _ROLE_WIDTH - 2) or [""])
+            for part in (textwrap.wrap(shown(line), _WIDTH - _ROLE_WIDTH - 2) or [""])
         ]
         if role == "system" and len(wrapped) > _SYSTEM_LINES + 1:
             rest = len(wrapped) - _SYSTEM_LINES

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from engine.doctor.check import Check
 from engine.doctor.experts import alignment_quality
 from engine.events import TokenizersAudited
+from engine.foreign_text import shown, shown_values
 from gladius_tui.format import number, percent
 from gladius_tui.terminal import paint, print_lines, use_colour
 
@@ -49,7 +50,8 @@ def print_report(
             "" if quiet else problem,
             width=width,
             colour=use_colour(sys.stdout),
-        )
+        ),
+        painted=True,
     )
 
 
@@ -63,7 +65,8 @@ def report_lines(
     colour: bool = False,
 ) -> list[str]:
     """The report as lines of at most `width` columns."""
-    lines = [line for check in checks for line in _check_lines(check, width, colour)]
+    lines = [line for check in checks for line in _check_lines(shown_values(check), width, colour)]
+    audits, problem = shown_values(audits), shown(problem)
     if audits or problem:
         lines += ["", *_tokenizer_lines(audits, problem, width, colour)]
     return [*lines, "", *_verdict_lines(preset, checks, width, colour)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -226,3 +227,70 @@ def test_a_blocked_output_does_not_block_the_run(ws):
     until(lambda: control.running_jobs(ws) == [])
     os.close(reading)
     process.wait(20)
+
+
+MALFORMED = {
+    "not UTF-8": b'{"type":"watch\xff\xfe"}\n',
+    "a surrogate": b'{"type":"ask","command":{"command":"\\ud800"}}\n',
+    "deep nesting": b'{"type":"ask","command":' + b"[" * 30_000 + b"]" * 30_000 + b"}\n",
+    "of other types": b'{"type":"ask","command":7}\n[]\nnull\n"watch"\n',
+    "an unknown command": b'{"type":"ask","command":{"command":"format"}}\n',
+    "a number out of range": b'{"type":"ask","command":{"command":"stop","signal":1e999}}\n',
+    "a huge line": b"x" * 200_000,
+    "many requests": b'{"type":"ask","command":{"command":"checkpoint"}}\n' * 1000,
+    "half a line": b'{"type":"wa',
+    "empty lines": b"\n\n\n",
+    "zeros": b"\0" * 1000 + b"\n",
+}
+
+
+def test_no_input_on_the_socket_ends_the_control_thread(ws, host):
+    """Nor what hypothesis makes up; the job can be paused afterwards."""
+    from hypothesis import HealthCheck, given, settings
+    from hypothesis import strategies as st
+
+    running = host()
+    running.wait_for(StepDone, 1)
+    path = lock_owner(ws, "train").socket
+
+    def send(data: bytes) -> None:
+        with socket.socket(socket.AF_UNIX) as peer:
+            peer.settimeout(5)
+            peer.connect(path)
+            with contextlib.suppress(OSError):  # it may be dropped while it still sends
+                peer.sendall(data)
+                peer.shutdown(socket.SHUT_WR)
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.binary(max_size=300), st.sampled_from([b"", b'{"type":"ask","command":', b"{"]))
+    def fuzz(data: bytes, head: bytes) -> None:
+        send(head + data + b"\n")
+
+    for data in MALFORMED.values():
+        send(data)
+    fuzz()
+    with running.attach() as viewer:
+        assert isinstance(viewer.send(Pause(), timeout=10), RunPaused)
+        assert isinstance(viewer.send(Resume(), timeout=10), RunResumed)
+
+
+def test_a_runner_that_sends_no_messages_is_reported(ws, tmp_path):
+    """Such as one of another version: a viewer gets a line, not a traceback."""
+    from engine.run.lock import hold_lock
+
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            connection.recv(1000)
+            connection.sendall(b'{"type":"hello\xff"}\n')
+            connection.close()
+
+        ws.create()
+        with hold_lock(ws, "train", str(path)):
+            threading.Thread(target=answer, daemon=True).start()
+            with pytest.raises(GladiusError, match="this version can't read"):
+                control.attach(ws)

@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.events import Key
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
+from engine.foreign_text import shown
 from gladius_tui.app.dialogs.dialog import Dialog
 
 
@@ -39,10 +41,11 @@ class Choice(Dialog[str | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = self._title
+            dialog.border_title = Content(shown(self._title))
             dialog.border_subtitle = "↑↓ choose · enter · esc"
             yield Static(self._text, markup=False)
-            yield OptionList(*(Option(label, id=name) for name, label in self._answers))
+            options = (Option(label, id=name) for name, label in self._answers)
+            yield OptionList(*options, markup=False)
 
     def on_mount(self) -> None:
         answers = self.query_one(OptionList)

@@ -9,8 +9,10 @@ from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
 from textual.widgets import Static
 
+from engine.foreign_text import shown
 from gladius_tui.app.dialogs.dialog import Dialog
 
 
@@ -27,7 +29,7 @@ class CommandOutput(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = f"gladius_train {' '.join(self._argv)}"
+            dialog.border_title = Content(shown(f"gladius_train {' '.join(self._argv)}"))
             dialog.border_subtitle = "↑↓ scroll · esc"
             with VerticalScroll():
                 yield Static("…", markup=False)

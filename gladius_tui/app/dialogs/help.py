@@ -11,6 +11,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import ActiveBinding, Binding
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
@@ -55,12 +56,12 @@ class Help(Dialog[None]):
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(classes="dialog") as dialog:
-            dialog.border_title = f"Help: {self._of.title}"
+            dialog.border_title = Content(f"Help: {self._of.title}")
             dialog.border_subtitle = "↑↓ scroll · esc"
             yield Static(self._about, classes="about", markup=False)
             for title, table in self.tables():
                 yield Static(title, classes="group", markup=False)
-                yield Static(table)
+                yield Static(table, markup=False)
             yield Static(_FOOTNOTE, classes="dim group", markup=False)
 
     def on_mount(self) -> None:

@@ -14,6 +14,7 @@ from textual.events import Resize
 from textual.widgets import Static
 
 from engine.events import ProbeRead
+from engine.foreign_text import shown
 from engine.run.view import RunView
 from gladius_tui.app.dialogs.dialog import Dialog
 from gladius_tui.app.dialogs.lens_text import (
@@ -107,8 +108,8 @@ class Lens(Dialog[None]):
             dialog.border_title = "Lens"
             return Content.styled(_NO_READINGS, MUTED)
         row = self._run.experts.get(reading.expert)
-        title = row.title if row is not None else reading.expert
-        dialog.border_title = (
+        title = shown(row.title if row is not None else reading.expert)
+        dialog.border_title = Content(
             f"Lens · student and {title} · step {reading.step:,} · "
             f"sentence {reading.probe + 1}/{reading.probes}"
         )

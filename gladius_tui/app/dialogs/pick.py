@@ -8,9 +8,11 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import OptionList, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
+from engine.foreign_text import shown
 from gladius_tui.app.dialogs.dialog import Dialog
 
 
@@ -46,11 +48,14 @@ class Pick(Dialog[list[str] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = self._title
+            dialog.border_title = Content(shown(self._title))
             dialog.border_subtitle = "space select · enter accept · esc"
             yield Static(self._text, markup=False)
             yield _Items(
-                *(Selection(label, name, name in self._selected) for name, label in self._items)
+                *(
+                    Selection(Content(shown(label)), name, name in self._selected)
+                    for name, label in self._items
+                )
             )
 
     def on_mount(self) -> None:

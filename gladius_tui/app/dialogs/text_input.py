@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.content import Content
 from textual.widgets import Input, Label, Static
 
+from engine.foreign_text import shown
 from gladius_tui.app.dialogs.dialog import Dialog
 from gladius_tui.app.widgets.line_input import LineInput
 
@@ -40,12 +42,12 @@ class TextInput(Dialog[list[str] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
-            dialog.border_title = self._title
+            dialog.border_title = Content(shown(self._title))
             dialog.border_subtitle = "tab next · enter · esc"
             yield Static(self._text, markup=False)
             yield Static(markup=False, id="input-error", classes="error")
             for (label, placeholder), value in zip(self._fields, self._values, strict=True):
-                yield Label(label, classes="dim")
+                yield Label(label, classes="dim", markup=False)
                 yield LineInput(value, placeholder=placeholder, compact=True)
 
     def on_mount(self) -> None:

@@ -63,7 +63,7 @@ class ExportForm(JobScreen):
                 yield from form_row("from", select("source", [("…", "?")], "?"))
                 yield from form_row("output", text_input("output", "in the model's folder"))
                 yield from form_row("push", text_input("push", "owner/name on the Hub"))
-                yield Static(id="facts")
+                yield Static(id="facts", markup=False)
             yield ExportStages()
         yield self.notice
 

@@ -61,7 +61,7 @@ class ValidationReport(JobScreen):
         with Horizontal(id="checks"):
             yield CheckTable()
             yield CheckDetails()
-        verdict = Static(id="verdict", classes="pane")
+        verdict = Static(id="verdict", classes="pane", markup=False)
         verdict.border_title = "Verdict"
         yield verdict
         yield self.notice

@@ -20,7 +20,7 @@ class CheckDetails(VerticalScroll):
         self.border_title = "Details"
 
     def compose(self) -> ComposeResult:
-        yield Static(id="details-text")
+        yield Static(id="details-text", markup=False)
 
     def show(self, check: CheckDone | None) -> None:
         """Show a check; None: nothing."""

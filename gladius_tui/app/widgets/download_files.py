@@ -22,7 +22,7 @@ class DownloadFiles(VerticalScroll):
         self.border_title = "Files"
 
     def compose(self) -> ComposeResult:
-        yield Static(id="files-text")
+        yield Static(id="files-text", markup=False)
 
     def show(self, files: Sequence[Progress]) -> None:
         """Show these files."""

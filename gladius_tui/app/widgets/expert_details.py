@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
+from textual.content import Content
 from textual.widgets import Static
 
+from engine.foreign_text import shown
 from gladius_tui.app.model.inventory import STATE_MARKS, Inventory
 from gladius_tui.app.widgets.table import Cell, coloured, facts
 from gladius_tui.format import share_of, size
@@ -19,7 +21,7 @@ class ExpertDetails(VerticalScroll):
         self.border_title = "Details"
 
     def compose(self) -> ComposeResult:
-        yield Static("loading…", id="detail-text")
+        yield Static("loading…", id="detail-text", markup=False)
 
     def show_text(self, text: str) -> None:
         """Show a text instead of an expert."""
@@ -28,7 +30,7 @@ class ExpertDetails(VerticalScroll):
     def show(self, inventory: Inventory, name: str) -> None:
         """Show an expert."""
         spec, status = inventory.specs[name], inventory.statuses[name]
-        self.border_title = spec.title
+        self.border_title = Content(shown(spec.title))
         mark, colour = STATE_MARKS[status.state]
         gated = "yes: accept its licence on its page, set HF_TOKEN" if spec.gated else "no"
         revision = f" @ {spec.revision}" if spec.source == "hub" else ""

@@ -54,7 +54,7 @@ class ExportStages(VerticalScroll):
         self.border_title = "Stages"
 
     def compose(self) -> ComposeResult:
-        yield Static(id="stages")
+        yield Static(id="stages", markup=False)
 
     def show_text(self, text: str) -> None:
         """Show a text while there are no stages."""

@@ -22,7 +22,7 @@ def select(name: str, values: list[tuple[str, str]], value: str) -> Select[str]:
 def form_row(label: str, widget: Input | Select[str]) -> ComposeResult:
     """A row with a label and a field."""
     with Horizontal(classes="field"):
-        yield Label(label)
+        yield Label(label, markup=False)
         yield widget
 
 

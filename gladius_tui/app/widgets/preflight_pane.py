@@ -32,7 +32,7 @@ class PreflightPane(VerticalScroll):
         self._rows: list[tuple[str, Cell]] | None = None
 
     def compose(self) -> ComposeResult:
-        yield Static("checking…")
+        yield Static("checking…", markup=False)
 
     def show(self, assessment: Assessment, training: bool) -> None:
         """Show an assessment; `training`: whether a run is active.

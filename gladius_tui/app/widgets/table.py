@@ -13,13 +13,16 @@ from textual.app import App
 from textual.binding import Binding
 from textual.widgets import DataTable
 
+from engine.foreign_text import shown
+
 Cell = str | Text
 
 
 def coloured(app: App, text: str, colour: str) -> Text:
     """Text in a colour of the theme, such as "success"; "dim" is a paler foreground."""
     if colour == "dim":
-        return Text(text, style="dim")
+        return Text(shown(text, keep="\n"), style="dim")
+    text = shown(text, keep="\n")
     return Text(text, style=app.theme_variables.get(f"text-{colour}", "") if colour else "")
 
 
@@ -173,7 +176,7 @@ def _with_sign(name: str, sign: str) -> str:
 
 
 def _justified(cell: Cell, right: bool) -> Text:
-    text = cell.copy() if isinstance(cell, Text) else Text(cell)
+    text = cell.copy() if isinstance(cell, Text) else Text(shown(cell))
     text.justify = "right" if right else "left"
     return text
 
@@ -184,5 +187,6 @@ def facts(rows: Sequence[tuple[str, Cell]], width: int = 11) -> Grid:
     grid.add_column(width=width, no_wrap=True, style="dim")
     grid.add_column(ratio=1)
     for label, value in rows:
-        grid.add_row(Text(label), value if isinstance(value, Text) else Text(value))
+        text = value if isinstance(value, Text) else Text(shown(value, keep="\n"))
+        grid.add_row(Text(label), text)
     return grid

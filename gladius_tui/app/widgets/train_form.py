@@ -43,7 +43,7 @@ class TrainForm(VerticalScroll):
         presets = [(_DEFAULT_PRESET, _DEFAULT_PRESET)]
         yield from form_row("preset", select("preset", presets, _DEFAULT_PRESET))
         with Vertical(classes="field", id="experts-field"):
-            yield Label("experts")
+            yield Label("experts", markup=False)
             yield ExpertList()
         yield from form_row("hours", text_input("hours", "no limit"))
         yield from form_row("data", text_input("data", "files, folders or hf:org/name"))

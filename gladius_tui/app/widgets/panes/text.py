@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from textual.content import Content
 
+from engine.foreign_text import shown
+
 MUTED = "$foreground 60%"
 STRONG = "bold"
 
@@ -44,5 +46,5 @@ def progress_bar(fraction: float | None, width: int, suffix: str = "") -> Conten
 
 
 def printable(text: str) -> str:
-    """The text without control characters: an untrained student generates them too."""
-    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+    """The text with escapes for control characters: an untrained student writes them too."""
+    return shown(text, keep="\n")
