@@ -5,15 +5,15 @@ from __future__ import annotations
 import textwrap
 
 from engine.events import QuestionAnswered
+from engine.foreign_text import shown
 from gladius_tui.event_lines import Layout
-from gladius_tui.terminal import printable
 
 _INDENT = "    "
 
 
 def answer_lines(event: QuestionAnswered, layout: Layout) -> list[str]:
     """The prompt and every answer in full; line breaks of an answer are kept."""
-    prompt = textwrap.shorten(printable(event.prompt), layout.width - 4, placeholder=" …")
+    prompt = textwrap.shorten(shown(event.prompt), layout.width - 4, placeholder=" …")
     lines = [layout.style(f"  > {prompt}", "dim")]
     for answer in event.answers:
         cut = "" if answer.complete else " (cut at the token limit)"
@@ -27,7 +27,7 @@ def text_lines(text: str, width: int) -> list[str]:
     lines: list[str] = []
     for paragraph in text.splitlines():
         wrapped = textwrap.wrap(
-            printable(paragraph), width, drop_whitespace=False, break_on_hyphens=False
+            shown(paragraph), width, drop_whitespace=False, break_on_hyphens=False
         )
         lines += [f"{_INDENT}{line}" for line in wrapped or [""]]
     return lines

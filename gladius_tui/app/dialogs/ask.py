@@ -16,11 +16,11 @@ from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
 from engine.events import Question, QuestionAnswered, decode_event
+from engine.foreign_text import LINES, shown
 from gladius_tui.app.dialogs.dialog import Dialog
 from gladius_tui.app.job_messages import CommandAnswered
 from gladius_tui.app.services import services
 from gladius_tui.app.widgets.line_input import LineInput
-from gladius_tui.terminal import printable
 
 _SIDE_BY_SIDE = 80
 """Columns of the terminal from which on the answers stand side by side."""
@@ -121,7 +121,7 @@ class Ask(Dialog[None]):
 
 def _answered(event: QuestionAnswered, wide: bool) -> RenderableType:
     """A question and its answers: in columns if there is room for them."""
-    parts: list[RenderableType] = [Text(f"> {printable(event.prompt)}", style="dim")]
+    parts: list[RenderableType] = [Text(f"> {shown(event.prompt)}", style="dim")]
     if event.answers:
         columns = len(event.answers) if wide else 1
         grid = Grid.grid(padding=(0, 2, 0, 0), expand=True)
@@ -139,8 +139,8 @@ def _answered(event: QuestionAnswered, wide: bool) -> RenderableType:
 
 
 def _shown(text: str, complete: bool) -> str:
-    shown = "\n".join(printable(line) for line in text.splitlines()) or "(an empty answer)"
-    return shown if complete else f"{shown} …"
+    answer = shown(text, keep=LINES) or "(an empty answer)"
+    return answer if complete else f"{answer} …"
 
 
 def _answer_in(text: str) -> QuestionAnswered | None:
