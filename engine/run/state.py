@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan
+from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan, TextsRead
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive
 from engine.run.view import RunView
@@ -54,6 +54,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     identity: str = ""
     """Distinguishes the process from a later one with the same pid, see `identity_of`."""
     last_error: str = ""
+    texts: tuple[TextsRead, ...] = ()
+    """What became of the texts: of the run, then where an expert's or a stream's differ."""
 
 
 def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunState:
@@ -90,6 +92,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
         pid=pid if ended is None else None,
         identity=identity if ended is None else "",
         last_error=ended.reason if ended is not None and ended.status == "failed" else "",
+        texts=tuple(view.texts.values()),
     )
 
 
@@ -120,6 +123,7 @@ def view_of(state: RunState) -> RunView:
         loss=state.loss,
         training_seconds=state.training_hours * 3600,
         bits_per_byte=state.bits_per_byte,
+        texts={(table.expert, table.source): table for table in state.texts},
     )
     if state.last_checkpoint is not None:
         view.checkpoint = CheckpointSaved(

@@ -31,6 +31,7 @@ from engine.events import (
     RunStarted,
     SampleDrawn,
     StepDone,
+    TextsRead,
     describe,
 )
 
@@ -45,6 +46,7 @@ LOG_LINES = 500
 
 LOGGED = (
     *("RunStarted", "PhaseStarted", "DataReady", "AnswersJudged", "EvalDone", "CheckpointSaved"),
+    "TextsRead",
     *("CheckpointRejected", "GuardTripped", "LogLine", "RunPaused", "RunResumed", "RunEnded"),
 )
 """Names of the events that become lines of the view's log; the others are shown as figures."""
@@ -141,6 +143,8 @@ class RunView:
     eval_step: int | None = None
     experts: dict[str, ExpertRow] = field(default_factory=dict)
     data: dict[str, DataReady] = field(default_factory=dict)
+    texts: dict[tuple[str, str], TextsRead] = field(default_factory=dict)
+    """What became of the texts, by expert and stream; ("", "") is the whole run."""
     capabilities: dict[str, CapabilitiesScored] = field(default_factory=dict)
     """The last scores on held-out prompts, of the student and of each expert."""
     best_capabilities: dict[str, float] = field(default_factory=dict)
@@ -229,6 +233,9 @@ class RunView:
             case DataReady():
                 self.data[event.expert] = event
                 self.changed |= {"experts"}
+            case TextsRead():
+                self.texts[event.expert, event.source] = event
+                self.changed |= {"experts"}
             case SampleDrawn():
                 self.sample = event
                 self.changed |= {"sample"}
@@ -273,6 +280,7 @@ class RunView:
         self.step = event.resumed_from or 0
         self.status, self.ended, self.paused = "preparing", None, False
         self.work.clear()
+        self.texts.clear()
         self.experts = _expert_rows(event, self.experts)
         _set_phase_progress(self, None)
         self.changed |= {"run", "experts", "parameters"}
@@ -357,6 +365,8 @@ def _level(event: AnyEvent) -> Level:
         case CheckpointSaved() | RunEnded(status="completed"):
             return "good"
         case CheckpointRejected() | GuardTripped():
+            return "warning"
+        case TextsRead() if event.reasons:
             return "warning"
         case LogLine():
             return event.level

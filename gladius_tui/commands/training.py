@@ -12,9 +12,11 @@ from gladius_tui.commands.run_options import (
     data_option,
     experts_option,
     hours_option,
+    lenient_option,
     overrides_option,
     preset_option,
     split_names,
+    with_lenient,
 )
 from gladius_tui.shell import (
     Options,
@@ -61,6 +63,7 @@ def status(options: Options) -> None:
 @experts_option
 @hours_option
 @data_option
+@lenient_option
 @click.option("--fresh", is_flag=True, help="Start from step 0; a previous run is moved aside.")
 @overrides_option
 @click.pass_obj
@@ -71,6 +74,7 @@ def train(
     experts: str | None,
     hours: float | None,
     data: tuple[str, ...],
+    data_lenient: bool,
     fresh: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -90,7 +94,7 @@ def train(
         ws,
         preset=preset,
         file=config,
-        overrides=overrides,
+        overrides=with_lenient(overrides, data_lenient),
         experts=split_names(experts),
         data=data,
         hours=hours,
@@ -106,11 +110,16 @@ def train(
 @click.option(
     "--hours", type=float, help="Hours of the whole run, past training and save included."
 )
+@lenient_option
 @overrides_option
 @job_option
 @click.pass_obj
 def resume(
-    options: Options, hours: float | None, overrides: tuple[str, ...], job: Job | None
+    options: Options,
+    hours: float | None,
+    data_lenient: bool,
+    overrides: tuple[str, ...],
+    job: Job | None,
 ) -> None:
     """Resume a paused or stopped run.
 
@@ -122,6 +131,7 @@ def resume(
     from engine.run.state import read_state
 
     ws = options.workspace
+    overrides = with_lenient(overrides, data_lenient)
     if job not in (None, "train"):
         if hours is not None or overrides:
             raise UsageError(f"--hours and --set apply to training only, not to {job}")
