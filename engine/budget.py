@@ -11,13 +11,9 @@ from dataclasses import dataclass
 from engine.config import CorpusConfig, DataConfig, RunConfig
 from engine.errors import UsageError
 from engine.experts.registry import ExpertSpec
-from engine.text.sources import (
-    HUB,
-    check_source,
-    need_datasets,
-    parse_hub,
-    source_bytes,
-)
+from engine.text.sources import HUB, check_hub, need_datasets, parse_hub, source_bytes
+from engine.text.survey import Survey, survey
+from engine.text.tally import require_learnable
 from engine.workspace import assets_dir
 
 BYTES_PER_TOKEN = 4.0
@@ -54,13 +50,30 @@ def scores_online(config: RunConfig) -> bool:
     return source == "online" or (source == "auto" and streams_text(config))
 
 
-def check_text(config: RunConfig) -> None:
-    """Check the beginning of each text of a run, before it starts; this is quick.
+def survey_text(data: DataConfig) -> list[Survey]:
+    """What `data.files` hold that can be learnt: read completely, or sampled where it is streamed.
 
-    Raises UsageError with file and line; MissingError with what is missing and the remedy.
+    Data sets on the Hub are not read. Raises UsageError where a path has no text.
+    """
+    local = [source for source in data.files if not source.startswith(HUB)]
+    large = [source for source in streamed_files(data) if not source.startswith(HUB)]
+    small = [source for source in local if source not in large]
+    parts = ((small, False), (large, True))
+    return [survey(sources, is_large=is_large) for sources, is_large in parts if sources]
+
+
+def check_text(config: RunConfig) -> list[Survey]:
+    """Check the text of a run before it starts: small text completely, large text by a sample.
+
+    Raises UsageError where it can't be read, or more than a tenth of it can't be learnt (unless
+    `data.lenient`); MissingError with what is missing and the remedy.
     """
     for source in config.data.files:
-        check_source(source)
+        if source.startswith(HUB):
+            check_hub(source)
+    surveys = survey_text(config.data)
+    for found in surveys:
+        require_learnable(found.table, lenient=config.data.lenient, is_sample=found.is_sample)
     corpora = corpora_in_use(config.data)
     for corpus in corpora:
         parse_hub(corpus.source)
@@ -75,6 +88,7 @@ def check_text(config: RunConfig) -> None:
             f"targets.source=cached would score all of {source} before the first step; set "
             "targets.source=auto, or data.max_teacher_tokens=N"
         )
+    return surveys
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class TokenBudget:
     answers: float
     """In the experts' answers to the prompts."""
     files: float | None
-    """In `data.files`; None if the size of a data set is not known."""
+    """In `data.files`, of what can be learnt; None if the size of a data set is not known."""
     corpora: float | None
     """In the public corpora; None if the size of one is not known."""
     planned: float | None
@@ -143,11 +157,12 @@ def token_budget(
         tokens_per_sec: a measured training speed, used with `schedule.hours`.
         prompts: prompts of each capability; None: those that come with the program.
 
-    Raises UsageError if a file or folder of `data.files` has no text. Lists the files.
+    Raises UsageError if a file or folder of `data.files` has no text. Reads the files.
     """
     data = config.data
-    sizes = [source_bytes(source) for source in data.files]
-    files = None if None in sizes else sum(s or 0 for s in sizes) / BYTES_PER_TOKEN
+    files = None
+    if not any(source.startswith(HUB) for source in data.files):
+        files = sum(found.bytes for found in survey_text(data)) / BYTES_PER_TOKEN
     counts = [corpus.tokens for corpus in corpora_in_use(data)]
     corpora = None if None in counts else float(sum(t or 0 for t in counts))
     return TokenBudget(

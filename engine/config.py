@@ -83,8 +83,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """The training text."""
 
     files: list[str] = []
-    """JSON Lines files with {"messages": [...]} or {"text": "..."}, plain text (.txt, .md),
-    Parquet, folders of these, or hf:DATASET[:SPLIT[:COLUMN]]."""
+    """Files of rows with messages, text, instructions and other forms (JSON Lines, JSON, Parquet),
+    plain text (.txt, .md), folders of these, or hf:DATASET[:SPLIT[:COLUMN]]; see docs/data.md."""
     corpora: list[CorpusConfig] = []
     """Public text that is streamed as well, if `generate` is true (else only `files` are used)."""
     stream_above: PositiveFloat = 8.0
@@ -117,6 +117,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """Held-out blocks of each expert's streamed text."""
     max_teacher_tokens: Positive | None = None
     """Tokens that each expert scores before the first step, at most; None: all its text."""
+    lenient: Annotated[bool, Meta(extra=_MUTABLE)] = False
+    """Train even if more than a tenth of the texts can't be learnt."""
 
 
 class TargetsConfig(Section, frozen=True, kw_only=True):

@@ -119,6 +119,43 @@ class DataReady(Event, frozen=True, kw_only=True, tag="DataReady"):
     mean_residual: float
 
 
+class TextReason(msgspec.Struct, frozen=True, kw_only=True):
+    """Why texts (or files of a folder) are not learnt, or only in part."""
+
+    outcome: Literal["left_out", "cut", "file"]
+    """file: a file of a folder that is not read; it is no text."""
+    reason: str
+    """In a few words: `repeated`, `no assistant turn`."""
+    count: int
+    where: str = ""
+    """FILE, line N of the first."""
+    detail: str = ""
+    """What exactly is wrong with the first."""
+
+
+class TextsRead(Event, frozen=True, kw_only=True, tag="TextsRead"):
+    """What became of the texts: of the whole run when they are read, then of each expert's, and of
+    streamed text as it is read.
+
+    `texts` = `learnt` + `left_out` + `unused`; a long document is one text.
+    """
+
+    expert: str = ""
+    """"" for all texts of the run, as they were read."""
+    source: str = ""
+    """Name of the streamed text; "" for text in memory."""
+    texts: int = 0
+    learnt: int = 0
+    """Including those that are held out, and those that are cut."""
+    held_out: int = 0
+    cut: int = 0
+    """Learnt in part."""
+    left_out: int = 0
+    unused: int = 0
+    """Beyond data.max_teacher_tokens or data.max_held_out_blocks."""
+    reasons: tuple[TextReason, ...] = ()
+
+
 class StepDone(Event, frozen=True, kw_only=True, tag="StepDone"):
     """An optimizer step was taken (or skipped by a guard)."""
 
@@ -512,6 +549,7 @@ AnyEvent = (
     RunStarted
     | PhaseStarted
     | DataReady
+    | TextsRead
     | StepDone
     | EvalDone
     | AnswersJudged
@@ -659,6 +697,8 @@ def describe(event: AnyEvent) -> str | None:
             return _describe_training(event)
         case DataReady() | AnswersJudged() | TokenizersAudited() | SpeedMeasured():
             return _describe_data(event)
+        case TextsRead():
+            return describe_texts(event)
         case CheckpointSaved() | CheckpointRejected() | GuardTripped():
             return _describe_safety(event)
         case Progress():
@@ -763,6 +803,34 @@ def _describe_data(
             )
         case SpeedMeasured():
             return f"{event.device} {event.precision}: {event.flops / 1e12:.2f} TFLOPS"
+
+
+REPEATED = "repeated"
+"""Reason of a text that has come before: it is learnt once."""
+
+
+def describe_texts(event: TextsRead) -> str:
+    """What became of the texts, in one line."""
+    whose = ": ".join(part for part in (event.expert, event.source) if part)
+    parts = [f"{event.texts:,} read", f"{event.learnt:,} learnt"]
+    if event.held_out:
+        parts[1] += f" ({event.held_out:,} of them held out)"
+    if event.cut:
+        parts.append(f"{event.cut:,} cut")
+    if event.left_out:
+        parts.append(f"{event.left_out:,} left out")
+    if event.unused:
+        parts.append(f"{event.unused:,} not needed")
+    text = f"{whose or 'texts'}: {', '.join(parts)}"
+    reasons = "; ".join(describe_reason(reason) for reason in event.reasons)
+    return f"{text}: {reasons}" if reasons else text
+
+
+def describe_reason(reason: TextReason) -> str:
+    """A reason with its count and its first example, in one line."""
+    words = {"left_out": "", "cut": "cut, ", "file": "file not read, "}[reason.outcome]
+    where = f" (first: {reason.where})" if reason.where else ""
+    return f"{words}{reason.reason} {reason.count:,}{where}"
 
 
 def _describe_safety(event: CheckpointSaved | CheckpointRejected | GuardTripped) -> str:

@@ -15,6 +15,7 @@ from engine.checkpoint.manifest import Broken, read_manifest, read_small_file
 from engine.checkpoint.seal import decode_seal, read_seal
 from engine.config import RunConfig, change_config, changed_fields, from_json, move_paths
 from engine.errors import LockedError, MissingError, UsageError
+from engine.events import describe_texts
 from engine.experts.registry import (
     ExpertSpec,
     ExpertStatus,
@@ -25,6 +26,7 @@ from engine.experts.registry import (
 from engine.run.lock import lock_owner
 from engine.run.state import read_state
 from engine.small_files import Damaged, read_bytes
+from engine.text.survey import Survey
 from engine.workspace import Workspace
 
 
@@ -47,20 +49,22 @@ def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = Fa
     if an expert is not ready, LockedError if a training job is running.
     """
     _refuse_while_running(workspace)
-    check_text(config)
+    text_notes = _text_notes(check_text(config))
     check_experts(workspace, config)
     stored = stored_config(workspace)
     if stored is None:
-        return Launch(config=config)
+        return Launch(config=config, notes=text_notes)
     step, old = stored
     if fresh or read_state(workspace).status == "completed":
         which = "previous" if fresh else "finished"
         note = f"the {which} run (step {step:,}) is moved aside in {workspace.checkpoints_dir}"
-        return Launch(config=config, fresh=True, notes=(note,))
+        return Launch(config=config, fresh=True, notes=(note, *text_notes))
     changes = changed_fields(old, config)
     fixed = [change for change in changes if not change[3]]
     if fixed and step == 0:
-        return Launch(config=config)  # stopped before its first step: nothing is lost
+        return Launch(
+            config=config, notes=text_notes
+        )  # stopped before its first step: nothing is lost
     if fixed:
         raise UsageError(
             f"an unfinished run (step {step:,}) has another config: {_differences(fixed)}; "
@@ -68,7 +72,8 @@ def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = Fa
             "aside) with: gladius_train train --fresh"
         )
     note = f"resuming the unfinished run of this config from step {step:,}"
-    return Launch(config=config, resume=True, notes=(note, *_change_notes(changes)))
+    notes = (note, *_change_notes(changes), *text_notes)
+    return Launch(config=config, resume=True, notes=notes)
 
 
 def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float | None) -> Launch:
@@ -100,9 +105,9 @@ def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float |
             f"the run is complete at step {step:,}; train longer with: gladius_train resume "
             "--hours N (or --set schedule.max_steps=N)"
         )
-    check_text(config)
+    text_notes = _text_notes(check_text(config))
     check_experts(workspace, config)
-    notes += [f"resuming from step {step:,}", *_change_notes(changes)]
+    notes += [f"resuming from step {step:,}", *_change_notes(changes), *text_notes]
     return Launch(config=config, resume=True, notes=tuple(notes))
 
 
@@ -196,6 +201,15 @@ def _refuse_while_running(workspace: Workspace) -> None:
             f"training is already running here (pid {owner.pid}); watch it with: gladius_train "
             "dashboard --follow; stop it with: gladius_train stop"
         )
+
+
+def _text_notes(surveys: Sequence[Survey]) -> tuple[str, ...]:
+    """What of the text can't be learnt, a line for each part of it."""
+    return tuple(
+        describe_texts(found.table) + (" (a sample)" if found.is_sample else "")
+        for found in surveys
+        if found.table.reasons
+    )
 
 
 def _differences(changes: Sequence[tuple[str, Any, Any, bool]]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.events import HardwareRead
+from engine.events import HardwareRead, describe_texts
 from engine.experts.registry import ExpertSpec, ExpertStatus
 from engine.foreign_text import shown, shown_values
 from engine.run.state import RunState
@@ -71,6 +71,8 @@ def _run_lines(state: RunState, now: float) -> list[str]:
     parameters = f"{state.current_params:,} of {state.target_params:,} ({share:.0%})"
     lines.append(_row("parameters", parameters))
     lines.append(_row("tokens", f"{state.tokens_seen:,}"))
+    tables = [describe_texts(table).removeprefix("texts: ") for table in state.texts]
+    lines += [_row("" if row else "texts", text) for row, text in enumerate(tables)]
     lines.append(_row("hours", f"{state.training_hours:.2f}"))
     if state.started_at is not None:
         lines.append(_row("started", f"{duration(now - state.started_at)} ago"))

@@ -11,6 +11,7 @@ from engine.budget import check_text as check_run_text
 from engine.config import RunConfig
 from engine.doctor.check import Check
 from engine.errors import GladiusError
+from engine.events import describe_texts
 from engine.experts.registry import ExpertSpec
 from engine.sizing import parameter_count
 
@@ -20,13 +21,19 @@ LONG_DAYS = 60.0
 def check_text(budget: TokenBudget, config: RunConfig) -> Check:
     """Whether there is enough text for the run's length, and whether it can be read."""
     try:
-        check_run_text(config)
+        surveys = check_run_text(config)
     except GladiusError as error:
         figure, _, remedy = " ".join(str(error).split()).partition(";")
         return Check(topic="text", status="fail", figure=figure, remedy=remedy.strip())
     figure, _, remedy = budget.sentence().removeprefix("text: ").partition(" (")
+    tables = [found.table for found in surveys if found.table.reasons]
+    if tables:
+        figure += "; " + "; ".join(describe_texts(table) for table in tables)
     if budget.too_many_epochs:
         return Check(topic="text", status="warn", figure=figure, remedy=remedy.rstrip(")"))
+    if any(table.left_out or table.cut for table in tables):
+        remedy = "correct the texts that are left out, or accept it: they are not learnt"
+        return Check(topic="text", status="warn", figure=figure, remedy=remedy)
     return Check(topic="text", status="ok", figure=figure)
 
 

@@ -19,6 +19,7 @@ from engine.events import (
     HardwareRead,
     HealthWarning,
     PhasePlan,
+    TextsRead,
     describe,
 )
 from engine.run.job import JOBS
@@ -71,6 +72,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     last_error: str = ""
     warnings: tuple[HealthWarning, ...] = ()
     """The warnings that hold, each with what to do."""
+    texts: tuple[TextsRead, ...] = ()
+    """What became of the texts: of the run, then where an expert's or a stream's differ."""
 
 
 def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunState:
@@ -110,6 +113,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
         identity=identity if ended is None else "",
         last_error=ended.reason if ended is not None and ended.status == "failed" else "",
         warnings=tuple(view.warnings.values()),
+        texts=tuple(view.texts.values()),
     )
 
 
@@ -140,6 +144,7 @@ def view_of(state: RunState) -> RunView:
         loss=state.loss,
         training_seconds=state.training_hours * 3600,
         bits_per_byte=state.bits_per_byte,
+        texts={(table.expert, table.source): table for table in state.texts},
     )
     if state.last_checkpoint is not None:
         view.checkpoint = view.resumable = CheckpointSaved(

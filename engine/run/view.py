@@ -35,6 +35,7 @@ from engine.events import (
     SampleDrawn,
     StepDone,
     StopRequested,
+    TextsRead,
     describe,
 )
 from engine.run.job import MAX_RESTARTS
@@ -58,6 +59,7 @@ LOG_LINES = 500
 
 LOGGED = (
     *("RunStarted", "PhaseStarted", "DataReady", "AnswersJudged", "EvalDone", "CheckpointSaved"),
+    "TextsRead",
     *("CheckpointRejected", "GuardTripped", "LogLine", "RunPaused", "RunResumed", "RunEnded"),
     "HealthWarning",
     "StopRequested",
@@ -156,6 +158,8 @@ class RunView:
     eval_step: int | None = None
     experts: dict[str, ExpertRow] = field(default_factory=dict)
     data: dict[str, DataReady] = field(default_factory=dict)
+    texts: dict[tuple[str, str], TextsRead] = field(default_factory=dict)
+    """What became of the texts, by expert and stream; ("", "") is the whole run."""
     capabilities: dict[str, CapabilitiesScored] = field(default_factory=dict)
     """The last scores on held-out prompts, of the student and of each expert."""
     best_capabilities: dict[str, float] = field(default_factory=dict)
@@ -255,6 +259,9 @@ class RunView:
             case DataReady():
                 self.data[event.expert] = event
                 self.changed |= {"experts"}
+            case TextsRead():
+                self.texts[event.expert, event.source] = event
+                self.changed |= {"experts"}
             case SampleDrawn():
                 self.sample = event
                 self.changed |= {"sample"}
@@ -318,6 +325,7 @@ class RunView:
         self.step = event.resumed_from or 0
         self.status, self.ended, self.paused = "preparing", None, False
         self.work.clear()
+        self.texts.clear()
         self.experts = _expert_rows(event, self.experts)
         _set_phase_progress(self, None)
         self.changed |= {"run", "experts", "parameters"}
@@ -436,6 +444,8 @@ def _level(event: AnyEvent) -> Level:
             return "warning"
         case HealthWarning():
             return "warning" if event.active else "info"
+        case TextsRead() if event.reasons:
+            return "warning"
         case LogLine():
             return event.level
         case RunEnded(status="failed"):

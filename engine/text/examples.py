@@ -6,7 +6,7 @@ a model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,6 +97,10 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
     """What exactly is wrong with this text."""
     is_file: bool = False
     """Whether it is a file of a folder; such files are no texts."""
+    passage: int = 0
+    """Number, from 0, of the passage of a long document that is left out."""
+    complete: bool = True
+    """False if further passages of the document follow."""
 
     def sentence(self) -> str:
         """Where, and what is wrong, in one line."""
@@ -154,26 +158,3 @@ def read_data_file(path: str | Path) -> Iterator[Example]:
             raise UsageError(f"{path}: {error.strerror or error}") from error
     if not found:
         raise UsageError(f"{path} is empty; write at least one example into it")
-
-
-OPTIONAL = ("capability", "expert", "family", "complete")
-"""Optional keys of a line, and optional columns of a table."""
-
-
-def example_of(values: Mapping[str, Any], column: str) -> Example:
-    """The example of a table row: `column` holds a conversation (a list of turns) or a text.
-
-    Raises ValueError if it is not valid.
-    """
-    content = values.get(column)
-    fields = {k: values[k] for k in OPTIONAL if values.get(k) is not None}
-    if isinstance(content, list):
-        # In a table every turn has all the keys that any turn has; keep only ours.
-        turns = [{"role": t.get("role"), "content": t.get("content")} for t in content]
-        fields["messages"] = turns
-    else:
-        fields["text"] = content
-    try:
-        return msgspec.convert(fields, Example)
-    except msgspec.MsgspecError as error:
-        raise ValueError(str(error)) from error

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import GladiusError, MissingError, UsageError
-from engine.text.examples import Example
-from engine.text.parquet import Warn, example_or_warning, text_column
+from engine.text.examples import LeftOut
+from engine.text.forms import KEYS, read_table_row
+from engine.text.parquet import text_column
+from engine.text.pieces import Item
 from engine.text.sources import HubText, need_datasets
 
 _REMEDY = (
@@ -34,15 +36,13 @@ class HubPieces:
         need_datasets(title)
         self.title = title
         self.size: int | None = None
-        self._dataset, column, files = _open(text, title, cache_dir)
-        self._column = column
+        self.files_left_out: tuple[LeftOut, ...] = ()
+        self._dataset, self._column, name, files = _open(text, title, cache_dir)
         self.pieces: int = self._dataset.num_shards
         # File names without the commit: an edit of the data set's card leaves the text as it is.
-        self.fingerprint = f"{text} {column} {re.sub('@[0-9a-f]{40}', '', files)}"
+        self.fingerprint = f"{text} {name} {re.sub('@[0-9a-f]{40}', '', files)}"
 
-    def read(
-        self, piece: int, part: int, passed: int, warn: Warn
-    ) -> Iterator[tuple[int, Example | None]]:
+    def read(self, piece: int, part: int, passed: int) -> Iterator[tuple[int, Item]]:
         """See `TextPieces.read`."""
         try:
             shard = self._dataset.shard(self.pieces, piece)
@@ -54,7 +54,7 @@ class HubPieces:
                 rows = parts.shard(parts.num_shards, number)
                 for row, values in enumerate(rows.skip(skip) if skip else rows, start=skip + 1):
                     source = f"{self.title}, file {piece}, part {number}, row {row}"
-                    yield number, example_or_warning(values, self._column, source, warn)
+                    yield number, read_table_row(values, self._column, source)
         except GladiusError:
             raise
         except Exception as error:  # any error of fsspec, httpx and pyarrow over a network
@@ -64,8 +64,8 @@ class HubPieces:
             ) from error
 
 
-def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
-    """(streaming data set, text column, names of its files)"""
+def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str | None, str, str]:
+    """(streaming data set, chosen column, name of the column or form, names of its files)"""
     from importlib import import_module
 
     datasets: Any = import_module("datasets")
@@ -75,9 +75,9 @@ def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
     options["cache_dir"] = str(cache_dir / "datasets")
     try:
         builder = datasets.load_dataset_builder(text.dataset, **options)
-        if builder.name == "parquet" and text.column:
-            # Only this column goes over the network.
-            builder = datasets.load_dataset_builder(text.dataset, columns=[text.column], **options)
+        if builder.name == "parquet" and (columns := _needed_columns(builder, text.column)):
+            # Only these columns go over the network.
+            builder = datasets.load_dataset_builder(text.dataset, columns=columns, **options)
         splits = builder.as_streaming_dataset()
         names = list(splits)
         if text.split not in splits:
@@ -94,7 +94,18 @@ def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str, str]:
     except Exception as error:  # any error of the network and its libraries
         raise MissingError(f"{title} can't be reached ({_line(error)}); {_REMEDY}") from error
     files = (builder.config.data_files or {}).get(text.split, [])
-    return dataset, text_column(columns, text.column, title), str(list(files))
+    chosen = text_column(columns, text.column, title)
+    name = chosen or next((key for key in ("messages", "text") if key in columns), "form")
+    return dataset, chosen, name, str(list(files))
+
+
+def _needed_columns(builder: Any, column: str | None) -> list[str]:
+    """The columns that are read, as far as they are known without reading; empty for all."""
+    known = list(builder.info.features or ())
+    if column is not None and (column in ("text", "content") or not known):
+        return [column] if column in ("text", "content") else []
+    needed = [key for key in (column, *dict.fromkeys(KEYS)) if key in known]
+    return needed if column is None or column in known else []
 
 
 def _line(error: BaseException) -> str:

@@ -5,17 +5,15 @@ pyarrow is imported on first use: it belongs to the optional extra `data`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from engine.errors import MissingError, UsageError
-from engine.text.examples import OPTIONAL, Example, example_of
+from engine.text.examples import Example, LeftOut
+from engine.text.forms import KEYS, has_form, read_table_row
 
 INSTALL = "install them with: pip install 'gladius[data]'"
-
-Warn = Callable[[str], None]
-"""Receives one message for each example that cannot be read."""
 
 
 def open_parquet(file: Path) -> Any:
@@ -36,48 +34,35 @@ def open_parquet(file: Path) -> Any:
         raise UsageError(f"{file} is not a readable Parquet file ({reason})") from error
 
 
-def parquet_column(opened: Any, file: Path) -> str:
-    """The text column of an opened file; raises UsageError if it has none."""
-    return text_column(list(opened.schema_arrow.names), None, str(file))
+def check_columns(opened: Any, file: Path) -> None:
+    """Raises UsageError, with the columns that exist, if none of them is read."""
+    text_column(list(opened.schema_arrow.names), None, str(file))
 
 
-def text_column(columns: Sequence[str], chosen: str | None, source: str) -> str:
-    """The column to train on: `chosen`, else `messages` or `text`.
+def text_column(columns: Sequence[str], chosen: str | None, source: str) -> str | None:
+    """The column to train on: `chosen`; None where the rows have a form that is read.
 
     Raises UsageError, with the columns that exist, if there is no such column.
     """
-    found = [name for name in ((chosen,) if chosen else ("messages", "text")) if name in columns]
-    if not found:
-        lacks = f"column {chosen}" if chosen else "column `messages` or `text`"
-        raise UsageError(
-            f"{source} has no {lacks}, only {', '.join(columns)}; name one: hf:DATASET:SPLIT:COLUMN"
-        )
-    return found[0]
+    if chosen in columns if chosen else has_form(columns):
+        return chosen
+    lacks = f"column {chosen}" if chosen else "columns of a form that is read (messages, text, ...)"
+    raise UsageError(
+        f"{source} has no {lacks}, only {', '.join(columns)}; name one: hf:DATASET:SPLIT:COLUMN"
+    )
 
 
-def parquet_rows(file: Path, group: int, skip: int, warn: Warn) -> Iterator[Example | None]:
-    """The examples of one row group after its first `skip` rows; None for an unreadable row."""
+def parquet_rows(file: Path, group: int, skip: int) -> Iterator[Example | LeftOut]:
+    """The examples of one row group after its first `skip` rows."""
     opened = open_parquet(file)
-    column = parquet_column(opened, file)
-    extra = [n for n in OPTIONAL if n in opened.schema_arrow.names]
+    check_columns(opened, file)
+    columns = [name for name in dict.fromkeys(KEYS) if name in opened.schema_arrow.names]
     row = 0
-    for batch in opened.iter_batches(64, row_groups=[group], columns=[column, *extra]):
+    for batch in opened.iter_batches(64, row_groups=[group], columns=columns):
         if row + len(batch) <= skip:
             row += len(batch)
             continue
         for values in batch.to_pylist():
             row += 1
             if row > skip:
-                source = f"{file}, row {row} of group {group}"
-                yield example_or_warning(values, column, source, warn)
-
-
-def example_or_warning(
-    values: dict[str, Any], column: str, source: str, warn: Warn
-) -> Example | None:
-    """A table row as an example; None, after a warning, if it is not a valid one."""
-    try:
-        return example_of(values, column)
-    except ValueError as error:
-        warn(f"{source}: {' '.join(str(error).split())}")
-        return None
+                yield read_table_row(values, None, f"{file}, row {row} of group {group}")

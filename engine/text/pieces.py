@@ -1,34 +1,45 @@
 """Cut text files into pieces that can be read in any order and resumed from any position.
 
-A piece is about 1 MiB of JSON Lines or plain text, several small files, or one row group of
-Parquet. `distill.data.streams` decides the order of the pieces.
+A piece is about 1 MiB of JSON Lines or plain text, several small files, one row group of Parquet,
+or a whole file that can only be read from its beginning (compressed, UTF-16, a list of JSON).
+`distill.data.streams` decides the order of the pieces.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from gzip import BadGzipFile
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import BinaryIO, Protocol
 
 from engine.errors import GladiusError, UsageError
-from engine.text.examples import Example, decode_example
-from engine.text.parquet import Warn, open_parquet, parquet_rows
+from engine.text.examples import Example, LeftOut
+from engine.text.files import BrokenFile, format_of, is_whole, open_text, text_bytes
+from engine.text.forms import PASSAGE_BYTES, passage_end, passages, read_line
+from engine.text.jsonfiles import json_rows
+from engine.text.parquet import check_columns, open_parquet, parquet_rows
+from engine.text.turns import Unreadable
 
 PIECE_BYTES = 1 << 20
 """Bytes of a piece, about; smaller files share one."""
-PASSAGE_BYTES = 1 << 15
-"""A longer plain-text file is read in passages of at most this size, all but its last marked as
-cut (`Example.complete` is False)."""
+BROKEN = "broken file"
+"""Reason of a file that can't be read, or not to its end."""
+NOT_UTF8 = "not UTF-8"
 
-LINES, PLAIN, PARQUET = (".jsonl",), (".txt", ".md"), (".parquet",)
-SUFFIXES = (*LINES, *PLAIN, *PARQUET)
+_BOM = b"\xef\xbb\xbf"
+
+Item = Example | LeftOut
+"""A text, or why one is not learnt."""
 
 
 class TextPieces(Protocol):
-    """Text cut into pieces. A position inside a piece is (part, examples of that part read)."""
+    """Text cut into pieces. A position inside a piece is (part, items of that part read)."""
 
     @property
     def title(self) -> str: ...
@@ -47,54 +58,72 @@ class TextPieces(Protocol):
         """Identifies the pieces: a saved position is valid only for the same fingerprint."""
         ...
 
-    def read(
-        self, piece: int, part: int, passed: int, warn: Warn
-    ) -> Iterator[tuple[int, Example | None]]:
-        """(part, example) from a position on; None for an example that cannot be read.
+    @property
+    def files_left_out(self) -> Sequence[LeftOut]:
+        """Files that are not read, or of which none can be."""
+        ...
 
-        `warn` receives one message for each of those, with file and line.
-        """
+    def read(self, piece: int, part: int, passed: int) -> Iterator[tuple[int, Item]]:
+        """(part, item) from a position on."""
         ...
 
 
 @dataclass(frozen=True)
 class _Segment:
-    """A range of a file: `start` to `stop` in bytes, or in row groups of Parquet."""
+    """A range of a file: `start` to `stop` in bytes, or in row groups of Parquet.
+
+    `stop` is None where the whole file is read.
+    """
 
     file: Path
     start: int
-    stop: int
+    stop: int | None
 
 
 class FilePieces:
-    """Text of JSON Lines, plain text and Parquet files.
+    """Text of files, in all formats of `engine.text.files`.
 
-    Files are opened when a piece is read; only the footers of Parquet files are read before.
+    Files are opened when a piece is read; before, only the footers of Parquet files and the
+    beginnings of large files are.
     """
 
     def __init__(
-        self, files: Sequence[Path], title: str = "", original: Callable[[Path], str] = str
+        self,
+        files: Sequence[Path],
+        title: str = "",
+        left_out: Sequence[LeftOut] = (),
+        original: Callable[[Path], str] = str,
     ) -> None:
-        """original: the path of a file in the fingerprint; a moved root has its former paths."""
+        """
+        Args:
+            left_out: files beside them that are not read.
+            original: the path of a file in the fingerprint; a moved root has its former paths.
+
+        Raises MissingError where pyarrow is missing.
+        """
         self.title = title or (str(files[0]) if len(files) == 1 else f"{len(files)} files")
         self.size = 0
+        self.files_left_out = list(left_out)
         digest = hashlib.sha256()
         self._pieces: list[list[_Segment]] = []
         space = 0  # bytes left in the last piece for further small files
         for file in files:
-            size = file.stat().st_size
+            size = text_bytes(file)
             self.size += size
-            digest.update(f"{original(file)}\0{size}\n".encode())
-            if file.suffix in PARQUET:
-                groups = open_parquet(file).metadata.num_row_groups
-                self._pieces += [[_Segment(file, n, n + 1)] for n in range(groups)]
+            record = f"{original(file)}\0{file.stat().st_size}\n"
+            digest.update(record.encode(errors="surrogateescape"))
+            if not size:
+                left = LeftOut(reason="empty file", where=str(file), is_file=True)
+                self.files_left_out.append(left)
+            elif format_of(file) == "parquet":
+                self._pieces += [[segment] for segment in self._row_groups(file)]
                 space = 0
             elif size <= space:
-                self._pieces[-1].append(_Segment(file, 0, size))
+                self._pieces[-1].append(_Segment(file, 0, None))
                 space -= size
             else:
-                starts = range(0, size, PIECE_BYTES)
-                self._pieces += [[_Segment(file, s, min(s + PIECE_BYTES, size))] for s in starts]
+                segments = _segments(file, size)
+                self._pieces += [[segment] for segment in segments]
                 space = -size % PIECE_BYTES if size < PIECE_BYTES else 0
         self.fingerprint = digest.hexdigest()
 
@@ -102,53 +131,138 @@ class FilePieces:
     def pieces(self) -> int:
         return len(self._pieces)
 
-    def read(
-        self, piece: int, part: int, passed: int, warn: Warn
-    ) -> Iterator[tuple[int, Example | None]]:
+    def reads_list(self, piece: int, files: Collection[str]) -> bool:
+        """Whether the piece is one of these files, read as a whole."""
+        return any(s.stop is None and str(s.file) in files for s in self._pieces[piece])
+
+    def read(self, piece: int, part: int, passed: int) -> Iterator[tuple[int, Item]]:
         """See `TextPieces.read`."""
         for number, segment in enumerate(self._pieces[piece]):
             if number < part:
                 continue
             skip = passed if number == part else 0
-            for count, example in enumerate(_read_segment(segment, skip, warn)):
-                if segment.file.suffix in PARQUET or count >= skip:
-                    yield number, example
+            if format_of(segment.file) == "parquet":
+                items = _row_items(segment, skip)
+            else:
+                items = islice(_items(segment), skip, None)
+            for item in items:
+                yield number, item
+
+    def _row_groups(self, file: Path) -> list[_Segment]:
+        try:
+            opened = open_parquet(file)
+            check_columns(opened, file)
+        except UsageError as error:
+            self.files_left_out.append(_broken(file, str(error).removeprefix(f"{file} ")))
+            return []
+        return [_Segment(file, n, n + 1) for n in range(opened.metadata.num_row_groups)]
 
 
-def _read_segment(segment: _Segment, skip: int, warn: Warn) -> Iterator[Example | None]:
-    """The examples of a segment. Only Parquet skips the first `skip`; the caller skips others."""
+def _segments(file: Path, size: int) -> list[_Segment]:
+    if size <= PIECE_BYTES or is_whole(file):
+        return [_Segment(file, 0, None)]
+    starts = range(0, size, PIECE_BYTES)
+    return [_Segment(file, start, min(start + PIECE_BYTES, size)) for start in starts]
+
+
+def _broken(file: Path, detail: str) -> LeftOut:
+    return LeftOut(reason=BROKEN, where=str(file), detail=detail, is_file=True)
+
+
+def _row_items(segment: _Segment, skip: int) -> Iterator[Item]:
     try:
-        if segment.file.suffix in PARQUET:
-            yield from parquet_rows(segment.file, segment.start, skip, warn)
-        elif segment.file.suffix in PLAIN:
-            yield from _passages(segment, warn)
+        yield from parquet_rows(segment.file, segment.start, skip)
+    except (OSError, ValueError) as error:  # pyarrow's errors are both
+        raise _gone(segment.file, error) from error
+
+
+def _gone(file: Path, error: Exception) -> GladiusError:
+    reason = error.strerror if isinstance(error, OSError) else None
+    return GladiusError(f"{file}: {reason or error}; restore the file, then resume")
+
+
+def _items(segment: _Segment) -> Iterator[Item]:
+    """The items of a segment; what can't be read any further ends it with one for the file."""
+    file = segment.file
+    try:
+        if segment.stop is None:
+            opened = open_text(file)
         else:
-            yield from _lines(segment, warn)
+            opened = open(file, "rb")  # noqa: SIM115 (closed below)
+        found = False
+        with opened:
+            for item in _items_of(segment, opened):
+                found = True
+                yield item
+        if not found and segment.stop is None:
+            yield LeftOut(reason="empty file", where=str(file), is_file=True)
+    except BrokenFile as error:
+        yield _broken(file, str(error))
+    except (EOFError, zlib.error, BadGzipFile) as error:
+        yield _broken(file, f"damaged compression ({error})")
     except OSError as error:
-        raise GladiusError(
-            f"{segment.file}: {error.strerror or error}; restore the file, then resume"
-        ) from error
+        raise _gone(file, error) from error
 
 
-def _lines(segment: _Segment, warn: Warn) -> Iterator[Example | None]:
-    """The examples of the JSON lines that begin in the segment."""
-    with open(segment.file, "rb") as file:
-        at = segment.start
-        if at:
-            # A line that begins before this segment belongs to the previous one.
-            file.seek(at - 1)
-            at += len(file.readline()) - 1
-        while at < segment.stop and (line := file.readline()):
-            begin, at = at, at + len(line)
-            line = line.removeprefix(b"\xef\xbb\xbf") if begin == 0 else line
-            if not line.strip():
-                continue
-            try:
-                yield decode_example(line)
-            except ValueError as error:
-                number = _line_number(segment.file, begin)
-                warn(f"{segment.file}, line {number}: {' '.join(str(error).split())}")
-                yield None
+def _items_of(segment: _Segment, opened: BinaryIO) -> Iterator[Item]:
+    file, start, stop = segment.file, segment.start, segment.stop
+    if format_of(file) == "plain":
+        yield from _documents(file, opened, start, stop)
+    elif format_of(file) == "json" and stop is None:
+        yield from _rows(file, json_rows(opened.read()))
+    elif start:
+        yield from _later_lines(file, opened, start, stop)
+    else:
+        yield from _rows(file, _first_lines(opened, stop))
+
+
+def _rows(file: Path, rows: Iterator[tuple[int, bytes]]) -> Iterator[Item]:
+    """The items of (line number, JSON)."""
+    for number, row in rows:
+        yield from _row(row, f"{file}, line {number}")
+
+
+def _row(row: bytes, where: str) -> Iterator[Item]:
+    try:
+        example = read_line(row, where)
+    except Unreadable as error:
+        yield LeftOut(reason=error.reason, where=where, detail=error.detail)
+        return
+    yield from passages(example)
+
+
+def _first_lines(opened: BinaryIO, stop: int | None) -> Iterator[tuple[int, bytes]]:
+    """(number, line) of the lines that begin before `stop`; blank lines are skipped."""
+    at = 0
+    for number, line in enumerate(opened, start=1):
+        if stop is not None and at >= stop:
+            return
+        at += len(line)
+        # Some editors write a byte-order mark at the start.
+        line = line.removeprefix(_BOM) if number == 1 else line
+        if line.strip():
+            yield number, line
+
+
+def _later_lines(file: Path, opened: BinaryIO, start: int, stop: int | None) -> Iterator[Item]:
+    """The items of the lines that begin in the segment. `located` finds their numbers."""
+    # A line that begins before this segment belongs to the previous one.
+    opened.seek(start - 1)
+    at = start - 1 + len(opened.readline())
+    while (stop is None or at < stop) and (line := opened.readline()):
+        begin, at = at, at + len(line)
+        if line.strip():
+            yield from _row(line, f"{file}, byte {begin}")
+
+
+def located(where: str) -> str:
+    """`FILE, byte N` as `FILE, line N`; anything else as it is. Reads the file up to there."""
+    found = re.fullmatch(r"(.*), byte (\d+)", where, re.DOTALL)
+    if found is None:
+        return where
+    with suppress(OSError):
+        return f"{found[1]}, line {_line_number(Path(found[1]), int(found[2]))}"
+    return where
 
 
 def _line_number(path: Path, offset: int) -> int:
@@ -161,29 +275,49 @@ def _line_number(path: Path, offset: int) -> int:
     return count
 
 
-def _passages(segment: _Segment, warn: Warn) -> Iterator[Example | None]:
+def _documents(file: Path, opened: BinaryIO, start: int, stop: int | None) -> Iterator[Item]:
     """A text file as one document, or as passages of at most PASSAGE_BYTES cut at white space."""
-    with open(segment.file, "rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        at, stop = (_boundary(file, offset, size) for offset in (segment.start, segment.stop))
-        while at < stop:
-            file.seek(at)
-            data = file.read(min(PASSAGE_BYTES, stop - at))
-            if at + len(data) < stop:
-                data = data[: _passage_end(data)]
-            begin, at = at, at + len(data)
-            data = data.removeprefix(b"\xef\xbb\xbf") if begin == 0 else data
-            try:
-                text = decode_text(data, segment.file, begin).strip("\n")
-            except UsageError as error:
-                warn(str(error))
-                yield None
-                continue
-            if text.strip():
-                yield Example(text=text, complete=at >= size)
+    size = opened.seek(0, 2)
+    at = _boundary(opened, start, size)
+    stop = _boundary(opened, size if stop is None else stop, size)
+    while at < stop:
+        opened.seek(at)
+        data = opened.read(min(PASSAGE_BYTES, stop - at))
+        if at + len(data) < stop:
+            data = data[: passage_end(data)]
+        begin, at = at, at + len(data)
+        item = _document(file, data, begin, is_last=at >= size)
+        if item is not None:
+            yield item
 
 
-def _boundary(file: Any, offset: int, size: int) -> int:
+def _document(file: Path, data: bytes, begin: int, is_last: bool) -> Item | None:
+    """One passage, which begins at byte `begin`; None where it is empty."""
+    data = data.removeprefix(_BOM) if begin == 0 else data
+    reason = detail = ""
+    text = ""
+    try:
+        text = data.decode().strip("\n")
+    except UnicodeDecodeError as error:
+        reason = NOT_UTF8
+        detail = (
+            f"byte {begin + error.start}: not UTF-8; convert it (iconv -f latin1 -t utf-8) or "
+            "leave it out"
+        )
+    if "\0" in text:
+        reason = "binary data"
+        detail = f"byte {begin + data.find(0)}: NUL; binary, or UTF-16 without a byte-order mark"
+    passage = int(begin > 0)
+    if reason:
+        return LeftOut(
+            reason=reason, where=str(file), detail=detail, passage=passage, complete=is_last
+        )
+    if not text.strip():
+        return None
+    return Example(text=text, complete=is_last, where=str(file), passage=passage)
+
+
+def _boundary(file: BinaryIO, offset: int, size: int) -> int:
     """The first byte at or after `offset` where a passage may begin."""
     if offset <= 0 or offset >= size:
         return min(max(offset, 0), size)
@@ -196,29 +330,3 @@ def _boundary(file: Any, offset: int, size: int) -> int:
     while index < len(data) and data[index] & 0xC0 == 0x80:  # inside a character
         index += 1
     return offset - 1 + index
-
-
-def _passage_end(data: bytes) -> int:
-    """The length of a passage that continues: up to a blank line, line, word or character end."""
-    half = len(data) // 2
-    for mark in (b"\n\n", b"\n", b" "):
-        if (found := data.rfind(mark, half)) >= 0:
-            return found + len(mark)
-    end = len(data)
-    while end > half and data[end - 1] & 0xC0 == 0x80:
-        end -= 1
-    return end - 1 if data[end - 1] >= 0xC0 else len(data)
-
-
-def decode_text(data: bytes, file: Path, begin: int = 0, cut: bool = False) -> str:
-    """UTF-8 bytes as text. `begin` is their offset in the file, for the message of the UsageError;
-    with `cut`, an incomplete last character is dropped."""
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        if cut and error.start >= len(data) - 3:
-            return data[: error.start].decode()
-        raise UsageError(
-            f"{file}, byte {begin + error.start}: not UTF-8; convert it "
-            "(iconv -f latin1 -t utf-8) or leave it out"
-        ) from error

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
 from engine.errors import MissingError, UsageError
-from engine.text.examples import Example, read_data_file
-from engine.text.parquet import INSTALL, open_parquet, parquet_column
-from engine.text.pieces import (
-    PARQUET,
-    PASSAGE_BYTES,
-    PIECE_BYTES,
-    PLAIN,
-    SUFFIXES,
-    FilePieces,
-    decode_text,
-)
-
-SAMPLED_FILES, SAMPLED_LINES = 20, 20
-"""`check_source` reads this many files of a source and lines of a file larger than a piece."""
+from engine.text.examples import LeftOut
+from engine.text.files import FORMATS, folder_files, format_of, text_bytes
+from engine.text.parquet import INSTALL
+from engine.text.pieces import FilePieces, Item
 
 HUB = "hf:"
 """Prefix of a source that names a data set."""
@@ -37,7 +25,7 @@ class HubText(msgspec.Struct, frozen=True):
     revision: str | None = None
     split: str = "train"
     column: str | None = None
-    """None: `messages` or `text`, whichever exists."""
+    """None: the columns of the form that the rows have."""
 
 
 def parse_hub(source: str) -> HubText:
@@ -77,55 +65,74 @@ def absolute_source(source: str) -> str:
     return f"{HUB}{where}{colon}{rest}"
 
 
-def source_files(source: str) -> list[Path]:
-    """The text files at a path, a folder's sorted by name; hidden files and folders are skipped.
+def find_files(source: str) -> tuple[list[Path], list[LeftOut]]:
+    """The text files at a path, a folder's sorted by name, and a folder's files that are not read.
 
-    Raises UsageError if the path doesn't exist or has no text file.
+    Raises UsageError if the path doesn't exist, has no text file, or is a file of a format that is
+    not read.
     """
     path = Path(source)
     if path.is_file():
-        return [path]
+        if format_of(path) is None and not _looks_like_lines(path):
+            raise UsageError(
+                f"{path}: this format is not read; write it as {', '.join(FORMATS)} (docs/data.md)"
+            )
+        return [path], []
     if not path.is_dir():
         raise UsageError(f"{path} doesn't exist; give --data a file, a folder or hf:DATASET")
-    found: list[Path] = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(folder)
-        found += [here / n for n in names if n.endswith(SUFFIXES) and not n.startswith(".")]
+    found, others = folder_files(path)
     if not found:
-        raise UsageError(f"{path} has no {', '.join('*' + s for s in SUFFIXES)} files")
-    return sorted(found)
+        named = f"; not read: {', '.join(Path(o.where).name for o in others[:5])}" if others else ""
+        raise UsageError(f"{path} has no {', '.join('*' + s for s in FORMATS)} files{named}")
+    return found, others
+
+
+def _looks_like_lines(path: Path) -> bool:
+    """Whether a file without a known suffix begins as JSON Lines do, or is empty."""
+    with open(path, "rb") as file:
+        start = file.read(1 << 16).removeprefix(b"\xef\xbb\xbf").lstrip()
+    return not start or start.startswith(b"{")
+
+
+def source_files(source: str) -> list[Path]:
+    """The text files at a path; see `find_files`."""
+    return find_files(source)[0]
 
 
 def source_bytes(source: str) -> int | None:
     """Bytes of a source's files; None for a data set on the Hub (not looked up)."""
     if source.startswith(HUB):
         return None
-    return sum(file.stat().st_size for file in source_files(source))
+    return sum(text_bytes(file) for file in source_files(source))
 
 
-def check_source(source: str) -> None:
-    """Check the beginning of a source; quick for any size.
+def open_files(sources: Sequence[str], original: Callable[[Path], str] = str) -> FilePieces:
+    """All files of the sources (paths) as one text; a file that is named twice is read once.
 
-    Raises:
-        UsageError: it cannot be read; names the file and line.
-        MissingError: a library that reads it is not installed.
+    original: see FilePieces. Raises UsageError, MissingError.
     """
-    if source.startswith(HUB):
-        parse_hub(source)
-        need_datasets(source)
-        return
-    for file in source_files(source)[:SAMPLED_FILES]:
-        if file.suffix in PARQUET:
-            parquet_column(open_parquet(file), file)
-        elif file.suffix in PLAIN:
-            with open(file, "rb") as opened:
-                data = opened.read(PASSAGE_BYTES)
-            decode_text(data, file, cut=len(data) == PASSAGE_BYTES)
-        else:
-            small = file.stat().st_size <= PIECE_BYTES
-            for _ in itertools.islice(read_data_file(file), None if small else SAMPLED_LINES):
-                pass
+    files: dict[Path, None] = {}
+    others: list[LeftOut] = []
+    for source in sources:
+        found, left_out = find_files(source)
+        files.update(dict.fromkeys(found))
+        others += left_out
+    title = sources[0] if len(sources) == 1 else ""
+    return FilePieces(list(files), title, others, original)
+
+
+def read_items(text: FilePieces) -> Iterator[Item]:
+    """All items of the files, in order; first the files that are not read."""
+    yield from text.files_left_out
+    for piece in range(text.pieces):
+        for _, item in text.read(piece, 0, 0):
+            yield item
+
+
+def check_hub(source: str) -> None:
+    """UsageError or MissingError where a data set's name, or the library, is wrong or missing."""
+    parse_hub(source)
+    need_datasets(source)
 
 
 def need_datasets(what: str) -> None:
@@ -134,18 +141,3 @@ def need_datasets(what: str) -> None:
 
     if find_spec("datasets") is None:
         raise MissingError(f"{what} needs the libraries of the extra `data`; {INSTALL}")
-
-
-def read_source(source: str) -> Iterator[Example]:
-    """All examples of a file or folder, in order; raises UsageError at the first invalid one."""
-    for file in source_files(source):
-        if file.suffix in (*PLAIN, *PARQUET):
-            text = FilePieces([file])
-            for piece in range(text.pieces):
-                yield from (e for _, e in text.read(piece, 0, 0, _raise) if e is not None)
-        else:
-            yield from read_data_file(file)
-
-
-def _raise(problem: str) -> None:
-    raise UsageError(problem)

@@ -13,9 +13,11 @@ from gladius_tui.commands.run_options import (
     data_option,
     experts_option,
     hours_option,
+    lenient_option,
     overrides_option,
     preset_option,
     split_names,
+    with_lenient,
 )
 from gladius_tui.shell import Options, command, print_json, print_stderr, to_builtins
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 @experts_option
 @hours_option
 @data_option
+@lenient_option
 @click.option("--listen", is_flag=True, help="Also run the experts on the sample text (minutes).")
 @overrides_option
 @click.pass_obj
@@ -44,6 +47,7 @@ def doctor(
     experts: str | None,
     hours: float | None,
     data: tuple[str, ...],
+    data_lenient: bool,
     listen: bool,
     overrides: tuple[str, ...],
 ) -> None:
@@ -57,7 +61,7 @@ def doctor(
         options.workspace,
         preset=preset,
         file=config,
-        overrides=overrides,
+        overrides=with_lenient(overrides, data_lenient),
         experts=split_names(experts),
         data=data,
         hours=hours,

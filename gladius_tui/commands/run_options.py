@@ -16,8 +16,13 @@ data_option = click.option(
     "--data",
     metavar="SOURCE",
     multiple=True,
-    help="Training text: a file or folder (.jsonl .txt .md .parquet), or "
+    help="Training text: a file or folder (.jsonl .json .txt .md .parquet), or "
     "hf:DATASET[:SPLIT[:COLUMN]] (repeatable).",
+)
+lenient_option = click.option(
+    "--data-lenient",
+    is_flag=True,
+    help="Train even if more than a tenth of the texts can't be learnt.",
 )
 overrides_option = click.option(
     "--set",
@@ -41,3 +46,8 @@ log_to_option = click.option(
 def split_names(text: str | None) -> list[str] | None:
     """The names of a comma-separated option; None if the option was not given."""
     return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def with_lenient(overrides: tuple[str, ...], lenient: bool) -> tuple[str, ...]:
+    """The overrides with that of `--data-lenient`."""
+    return (*overrides, "data.lenient=true") if lenient else overrides

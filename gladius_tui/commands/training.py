@@ -13,12 +13,14 @@ from gladius_tui.commands.run_options import (
     data_option,
     experts_option,
     hours_option,
+    lenient_option,
     log_to_option,
     name_option,
     note_option,
     overrides_option,
     preset_option,
     split_names,
+    with_lenient,
 )
 from gladius_tui.shell import (
     Options,
@@ -65,6 +67,7 @@ def status(options: Options) -> None:
 @experts_option
 @hours_option
 @data_option
+@lenient_option
 @click.option("--fresh", is_flag=True, help="Start from step 0; a previous run is moved aside.")
 @overrides_option
 @name_option
@@ -78,6 +81,7 @@ def train(
     experts: str | None,
     hours: float | None,
     data: tuple[str, ...],
+    data_lenient: bool,
     fresh: bool,
     overrides: tuple[str, ...],
     name: str | None,
@@ -100,7 +104,7 @@ def train(
         ws,
         preset=preset,
         file=config,
-        overrides=overrides,
+        overrides=with_lenient(overrides, data_lenient),
         experts=split_names(experts),
         data=data,
         hours=hours,
@@ -117,6 +121,7 @@ def train(
 @click.option(
     "--hours", type=float, help="Hours of the whole run, past training and save included."
 )
+@lenient_option
 @overrides_option
 @log_to_option
 @job_option
@@ -124,6 +129,7 @@ def train(
 def resume(
     options: Options,
     hours: float | None,
+    data_lenient: bool,
     overrides: tuple[str, ...],
     log_to: tuple[str, ...],
     job: Job | None,
@@ -138,6 +144,7 @@ def resume(
     from engine.run.state import read_state
 
     ws = options.workspace
+    overrides = with_lenient(overrides, data_lenient)
     if job not in (None, "train"):
         if hours is not None or overrides:
             raise UsageError(f"--hours and --set apply to training only, not to {job}")

@@ -68,27 +68,25 @@ def test_a_config_of_parquet_is_read_file_by_file_from_any_position(repository, 
     text = opened(f"hf:{repository}/prose:train:text", tmp_path)
     assert text.pieces == 3
     for piece in range(3):
-        rows = list(text.read(piece, 0, 0, print))
+        rows = list(text.read(piece, 0, 0))
         assert [part for part, _ in rows] == [0] * 20 + [1] * 20 + [2] * 10
-        assert [e.text.split()[1:3] for _, e in rows if e] == [
-            [str(piece), str(n)] for n in range(50)
-        ]
-        assert list(text.read(piece, 1, 7, print)) == rows[27:]
-        assert list(text.read(piece, 2, 10, print)) == []
+        assert [e.text.split()[1:3] for _, e in rows] == [[str(piece), str(n)] for n in range(50)]
+        assert list(text.read(piece, 1, 7)) == rows[27:]
+        assert list(text.read(piece, 2, 10)) == []
 
 
 def test_split_and_column_are_chosen_by_the_source(repository, tmp_path):
     assert opened(f"hf:{repository}/prose:test", tmp_path).pieces == 1
-    ((_, example),) = opened(f"hf:{repository}/prose:test:body", tmp_path).read(0, 0, 0, print)
+    ((_, example),) = opened(f"hf:{repository}/prose:test:body", tmp_path).read(0, 0, 0)
     assert example is not None and example.text == "b"
 
 
 def test_conversations_in_compressed_lines(repository, tmp_path):
     text = opened(f"hf:{repository}/talks", tmp_path)
-    rows = [example for n in range(text.pieces) for _, example in text.read(n, 0, 0, print)]
+    rows = [example for n in range(text.pieces) for _, example in text.read(n, 0, 0)]
     assert len(rows) == 10
     assert all(e and e.messages and e.messages[1].content.startswith("ho") for e in rows)
-    assert len(list(text.read(0, 0, 3, print))) == 2
+    assert len(list(text.read(0, 0, 3))) == 2
 
 
 @pytest.mark.parametrize(

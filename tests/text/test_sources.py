@@ -8,12 +8,11 @@ from engine.errors import MissingError, UsageError
 from engine.text.sources import (
     HubText,
     absolute_source,
-    check_source,
+    check_hub,
     parse_hub,
     source_bytes,
     source_files,
 )
-from tests.support.text_files import write_lines
 
 
 @pytest.mark.parametrize(
@@ -59,21 +58,7 @@ def test_a_folder_is_read_in_name_order_without_hidden_files(tmp_path):
         source_files(str(tmp_path / "d"))
 
 
-def test_the_check_reads_only_the_beginning(tmp_path):
-    write_lines(tmp_path / "a.jsonl", 4000, 400)
-    with open(tmp_path / "a.jsonl", "a") as file:
-        file.write("{broken far behind\n")
-    check_source(str(tmp_path / "a.jsonl"))
-    (tmp_path / "b.jsonl").write_text('{"text": "fine"}\n{broken\n')
-    with pytest.raises(UsageError, match=r"b\.jsonl, line 2: "):
-        check_source(str(tmp_path))
-    (tmp_path / "b.jsonl").unlink()
-    (tmp_path / "c.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(UsageError, match="byte 0: not UTF-8"):
-        check_source(str(tmp_path))
-
-
 def test_without_the_library_datasets_the_error_names_the_remedy(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingError, match=r"pip install 'gladius\[data\]'"):
-        check_source("hf:org/name")
+        check_hub("hf:org/name")

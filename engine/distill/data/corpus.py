@@ -5,29 +5,24 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import msgspec
 
 from engine.config import RunConfig
-from engine.distill.align.blocks import BlockEncoder, TextBlock, normalise
+from engine.distill.align.blocks import BlockEncoder, EncodedExample, TextBlock
 from engine.distill.teacher.target_store import TargetStore
-from engine.errors import UsageError
-from engine.events import DataReady
+from engine.errors import GladiusError, UsageError
+from engine.events import REPEATED, DataReady, TextsRead
 from engine.experts.registry import ExpertSpec
 from engine.prompts.prompt import family_digest, is_reserved
-from engine.text.examples import Example, encode_example
-from engine.text.sources import read_source
-
-
-def example_key(example: Example) -> str:
-    """Digest of an example's text; the same for every expert."""
-    text = normalise(example)
-    parts: list[object] = [text.messages, text.text]
-    if text.tools:
-        parts.append(text.tools)
-    content = msgspec.json.encode(parts)
-    return hashlib.sha256(content).hexdigest()
+from engine.text.examples import Example, LeftOut, encode_example
+from engine.text.forms import passage_end, passages
+from engine.text.keys import example_key
+from engine.text.sources import open_files, read_items
+from engine.text.survey import Repetitions, text_bytes
+from engine.text.tally import TextTally
 
 
 def split_key(example: Example) -> str:
@@ -79,9 +74,36 @@ def assign_to_experts(
     return shares
 
 
-def read_files(sources: Sequence[str]) -> list[Example]:
-    """All examples of the files and folders; UsageError names file and line."""
-    return [example for source in sources for example in read_source(source)]
+@dataclass(frozen=True)
+class FileTexts:
+    """The text of a run's files that are read before the start.
+
+    Attributes:
+        examples: in order; repeated texts are still among them.
+        left_out: what can't be read.
+        table: of all, before they are encoded.
+    """
+
+    examples: list[Example]
+    left_out: list[LeftOut]
+    table: TextsRead
+
+
+def read_files(sources: Sequence[str]) -> FileTexts:
+    """All text of the files and folders; UsageError where there are none."""
+    examples: list[Example] = []
+    left_out: list[LeftOut] = []
+    tally, repetitions = TextTally(), Repetitions()
+    for item in read_items(open_files(sources)) if sources else ():
+        if isinstance(item, LeftOut):
+            left_out.append(item)
+            tally.leave_out(item)
+            continue
+        for example in passages(item):
+            examples.append(example)
+            repeated = repetitions.is_repeated(example)
+            tally.add(example, "left_out" if repeated else "learnt", REPEATED if repeated else "")
+    return FileTexts(examples, left_out, tally.table())
 
 
 def held_out_keys(
@@ -114,6 +136,65 @@ def held_out_keys(
     return frozenset(held)
 
 
+def split_large_documents(
+    examples: Mapping[str, Sequence[Example]],
+    held_out: frozenset[str],
+    budget: float,
+    block_bytes: int,
+) -> tuple[dict[str, list[Example]], frozenset[str]]:
+    """The examples and held-out keys, with large held-out documents split in two.
+
+    A document that alone is larger than all held-out text should be, and than two blocks, is held
+    out only from where as much is left as is missing; the part before it is trained on.
+
+    Args:
+        budget: bytes of text that should be held out.
+        block_bytes: bytes of a block, about.
+    """
+    sizes = {
+        example_key(e): text_bytes(e)
+        for part in examples.values()
+        for e in part
+        if split_key(e) in held_out
+    }
+    large = {key for key, size in sizes.items() if size > max(budget, 2 * block_bytes)}
+    missing = budget - sum(size for key, size in sizes.items() if key not in large)
+    parts: dict[str, tuple[Example, ...]] = {}
+    for part in examples.values():
+        for example in part:
+            key = example_key(example)
+            if key not in large or key in parts or example.text is None or example.family:
+                continue
+            parts[key] = _split_document(example, max(block_bytes, round(missing)))
+            missing -= text_bytes(parts[key][-1])
+    ends = {split_key(part[-1]) for part in parts.values()}
+    divided = {
+        name: [e for example in part for e in parts.get(example_key(example), (example,))]
+        for name, part in examples.items()
+    }
+    return divided, held_out | ends
+
+
+def _split_document(example: Example, size: int) -> tuple[Example, ...]:
+    """The document in two parts, the second of about `size` bytes; cut at white space."""
+    data = (example.text or "").encode()
+    cut = passage_end(data[: max(1, len(data) - size)])
+    texts = data[:cut].decode(), data[cut:].decode()
+    if not all(text.strip() for text in texts):
+        return (example,)
+    change = msgspec.structs.replace
+    return (
+        change(example, text=texts[0], complete=False),
+        change(example, text=texts[1], passage=example.passage + 1),
+    )
+
+
+def total_bytes(examples: Mapping[str, Sequence[Example]]) -> int:
+    """Bytes of all texts, each once."""
+    sizes = {example_key(e): text_bytes(e) for part in examples.values() for e in part}
+    return sum(sizes.values())
+
+
 def corpus_digest(examples: Sequence[Example], held_out: frozenset[str]) -> str:
     """Digest of everything that the blocks of a shard are made of."""
     digest = hashlib.sha256()
@@ -140,6 +221,8 @@ class TextStats:
     dropped: int = 0
     mean_weight: float = 0.0
     mean_residual: float = 0.0
+    table: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The `TextsRead` of the text in memory, as plain data."""
 
     def add_block(self, block: TextBlock) -> None:
         alignment = block.alignment
@@ -191,6 +274,31 @@ class EncodedCorpus:
     train: list[TextBlock]
     held_out: list[TextBlock]
     stats: TextStats
+    user_table: TextsRead = field(default_factory=TextsRead)
+    """What became of the texts that came from files; the others were written by experts."""
+
+
+def encode_text(encoder: BlockEncoder, example: Example) -> EncodedExample:
+    """The blocks of one example; any fault of it is a reason to leave it out."""
+    try:
+        return encoder.encode(example)
+    except (GladiusError, MemoryError):
+        raise
+    except Exception as error:  # a chat template or a tokenizer can raise anything
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
+        return EncodedExample([], "can't be encoded", detail[:300])
+
+
+def count_encoded(
+    tally: TextTally, example: Example, found: EncodedExample, is_held_out: bool = False
+) -> None:
+    """Count an example that was encoded."""
+    if not found.blocks:
+        tally.add(example, "left_out", found.problem or "nothing to learn", found.detail)
+    elif found.problem:
+        tally.add(example, "cut", found.problem, found.detail)
+    else:
+        tally.add(example, "held_out" if is_held_out else "learnt")
 
 
 def encode_corpus(
@@ -199,33 +307,44 @@ def encode_corpus(
     encoder: BlockEncoder,
     config: RunConfig,
     heartbeat: Callable[[str], None],
+    left_out: Sequence[LeftOut] = (),
 ) -> EncodedCorpus:
     """Encode and align the examples, up to `data.max_teacher_tokens` of training text.
 
     held_out: split keys of the held-out examples. Duplicates are left out.
+    left_out: texts that could not be read; counted.
     """
     train: list[TextBlock] = []
     held_out_blocks: list[TextBlock] = []
-    stats = TextStats()
+    stats, tally, user_tally = TextStats(), TextTally(), TextTally()
+    for item in left_out:
+        tally.leave_out(item)
+        user_tally.leave_out(item)
     seen: set[str] = set()
-    limit = config.data.max_teacher_tokens
+    limit, most = config.data.max_teacher_tokens, config.data.max_held_out_blocks
     for example in examples:
         heartbeat("encoding text")
         key = example_key(example)
         if key in seen:
+            tally.add(example, "left_out", REPEATED)
             continue
         seen.add(key)
         is_held_out = split_key(example) in held_out
-        if is_held_out and len(held_out_blocks) >= config.data.max_held_out_blocks:
-            continue  # enough to evaluate on; still not to be trained on
-        if not is_held_out and limit is not None and stats.teacher_tokens >= limit:
+        enough = is_held_out and len(held_out_blocks) >= most  # still not to be trained on
+        if enough or (not is_held_out and limit is not None and stats.teacher_tokens >= limit):
+            tally.add(example, "unused")
             continue
-        found = encoder.encode(example)
+        found = encode_text(encoder, example)
         stats.skipped += bool(found.problem)
-        for block in found.blocks:
+        count_encoded(tally, example, found, is_held_out)
+        if example.where:
+            count_encoded(user_tally, example, found, is_held_out)
+        blocks = found.blocks[: most - len(held_out_blocks)] if is_held_out else found.blocks
+        for block in blocks:
             stats.add_block(block)
-            (held_out_blocks if is_held_out else train).append(block)
-    return EncodedCorpus(train, held_out_blocks, stats)
+        (held_out_blocks if is_held_out else train).extend(blocks)
+    stats.table = msgspec.to_builtins(tally.table())
+    return EncodedCorpus(train, held_out_blocks, stats, user_tally.table())
 
 
 def require_both_parts(encoded: EncodedCorpus, spec: ExpertSpec, examples: int) -> None:

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from engine.distill.data.cursors import StreamPosition
-from engine.text.examples import Example
 from engine.text.hub import HubPieces
-from engine.text.pieces import FilePieces, TextPieces
-from engine.text.sources import HUB, parse_hub, source_files
+from engine.text.pieces import Item, TextPieces
+from engine.text.sources import HUB, open_files, parse_hub
 
 OPEN_PIECES = 8
 """Pieces that are read at the same time, so that neighbours in one piece are not read in a row."""
@@ -32,8 +31,7 @@ def open_texts(
     files = [source for source in sources if not source.startswith(HUB)]
     texts: list[TextPieces] = []
     if files:
-        found = dict.fromkeys(file for source in files for file in source_files(source))
-        texts.append(FilePieces(list(found), files[0] if len(files) == 1 else "", original))
+        texts.append(open_files(files, original))
     hub = [source for source in sources if source.startswith(HUB)]
     return texts + [HubPieces(parse_hub(source), source, cache_dir) for source in hub]
 
@@ -45,20 +43,15 @@ class ShuffledText:
     read at the same time, and the next example is from one of them at random.
     """
 
-    def __init__(self, text: TextPieces, seed: Sequence[int], warn: Callable[[str], None]) -> None:
-        """warn: called with each problem of unreadable text."""
+    def __init__(self, text: TextPieces, seed: Sequence[int]) -> None:
         self.text = text
         self._seed = list(seed)
-        self._warn = warn
         self._live: tuple[StreamPosition, list[_OpenPiece]] | None = None
 
-    def read(
-        self, position: StreamPosition, window: int
-    ) -> Iterator[tuple[Example | None, StreamPosition]]:
-        """Examples from `position` to the end of its pass, each with the position after it.
+    def read(self, position: StreamPosition, window: int) -> Iterator[tuple[Item, StreamPosition]]:
+        """Items from `position` to the end of its pass, each with the position after it.
 
-        The number of the window seeds the choice of the next piece. An example is None where the
-        text is unreadable.
+        The number of the window seeds the choice of the next piece.
         """
         rng = np.random.default_rng([*self._seed, 1, window])
         order = self._piece_order(position.pass_number)
@@ -66,13 +59,13 @@ class ShuffledText:
         started = position.pieces_started
         while True:
             while len(pieces) < OPEN_PIECES and started < len(order):
-                pieces.append(_OpenPiece(self.text, order[started], self._warn))
+                pieces.append(_OpenPiece(self.text, order[started]))
                 started += 1
             if not pieces:
                 return
             piece = pieces[int(rng.integers(len(pieces)))]
             try:
-                example = next(piece)
+                item = next(piece)
             except StopIteration:
                 pieces.remove(piece)
                 continue
@@ -82,7 +75,7 @@ class ShuffledText:
                 open_pieces=tuple(piece.position for piece in pieces),
             )
             self._live = after, pieces
-            yield example, after
+            yield item, after
 
     def _piece_order(self, pass_number: int) -> list[int]:
         rng = np.random.default_rng([*self._seed, 0, pass_number])
@@ -93,30 +86,23 @@ class ShuffledText:
         if self._live is not None and self._live[0] == position:
             return self._live[1]
         return [
-            _OpenPiece(self.text, piece, self._warn, part, passed)
+            _OpenPiece(self.text, piece, part, passed)
             for piece, part, passed in position.open_pieces
         ]
 
 
 class _OpenPiece:
-    """One piece that is being read; `position` is (piece, part, examples of the part read)."""
+    """One piece that is being read; `position` is (piece, part, items of the part read)."""
 
-    def __init__(
-        self,
-        text: TextPieces,
-        piece: int,
-        warn: Callable[[str], None],
-        part: int = 0,
-        passed: int = 0,
-    ) -> None:
+    def __init__(self, text: TextPieces, piece: int, part: int = 0, passed: int = 0) -> None:
         self.position = (piece, part, passed)
-        self._examples = text.read(piece, part, passed, warn)
+        self._items = text.read(piece, part, passed)
 
     def __iter__(self) -> _OpenPiece:
         return self
 
-    def __next__(self) -> Example | None:
-        part, example = next(self._examples)
+    def __next__(self) -> Item:
+        part, item = next(self._items)
         piece, previous, passed = self.position
         self.position = (piece, part, passed + 1 if part == previous else 1)
-        return example
+        return item

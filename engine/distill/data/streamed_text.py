@@ -5,7 +5,7 @@ sources of training blocks.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.budget import corpora_in_use, streamed_files
@@ -16,10 +16,14 @@ from engine.distill.data.cursors import StreamPosition
 from engine.distill.data.shuffled_text import ShuffledText, open_texts
 from engine.distill.data.sources import LoadTeacher
 from engine.distill.data.streams import StreamSource, text_bytes
+from engine.errors import UsageError
+from engine.events import TextsRead, describe_texts
 from engine.experts.registry import ExpertSpec
-from engine.text.examples import Example
+from engine.text.examples import Example, LeftOut
+from engine.text.forms import passages
 from engine.text.pieces import TextPieces
 from engine.text.sources import HUB
+from engine.text.tally import TextTally, require_learnable
 
 _BYTES_PER_SCORED_TOKEN = 6
 """Bytes sampled for each token that may be scored: more than a token has."""
@@ -27,6 +31,11 @@ _TOKENIZER_BYTES = 4 << 20
 """Streamed text that the student's tokenizer is trained on."""
 _HELD_OUT_BYTES = 64 << 20
 """Beginning of a streamed text that is searched for held-out examples."""
+_TRIED_EXAMPLES, _TRIED_BYTES = 64, 1 << 17
+"""Examples of a stream that are encoded before the first step, to see whether they can be, at most;
+and their bytes."""
+_LEFT_OUT_BYTES = 64
+"""Counted for what can't be read, so that a sample ends."""
 _MAX_SAMPLE_BYTES = 2.0**26
 """Text that one sample reads, at most."""
 
@@ -46,17 +55,22 @@ class Stream:
     share: float
     capabilities: tuple[str, ...] = ()
     seed: int = 0
-    warnings: list[str] = field(default_factory=list)
 
-    def sample(self, max_bytes: float) -> Iterator[Example]:
-        """Examples from the beginning of the first pass, about `max_bytes` of text."""
-        seed = [self.seed, *self.name.encode()]
-        examples = ShuffledText(self.text, seed, self.warnings.append)
-        size = 0
-        for example, _ in examples.read(StreamPosition(), 0):
-            if example is not None:
-                size += text_bytes(example)
-                yield example
+    def sample(self, max_bytes: float, tally: TextTally | None = None) -> Iterator[Example]:
+        """Examples from the beginning of the first pass, about `max_bytes` of text.
+
+        tally: counts what can't be read.
+        """
+        items = ShuffledText(self.text, [self.seed, *self.name.encode()])
+        size = 0.0
+        for item, _ in items.read(StreamPosition(), 0):
+            if isinstance(item, LeftOut):
+                size += _LEFT_OUT_BYTES
+                if tally is not None:
+                    tally.leave_out(item)
+            else:
+                size += text_bytes(item)
+                yield item
             if size >= min(max_bytes, _MAX_SAMPLE_BYTES):
                 return
 
@@ -109,12 +123,14 @@ class StreamedText:
         streams: dict[str, list[Stream]],
         heartbeat: Callable[[str], None],
         log: Callable[[str], None],
+        emit: Callable[[TextsRead], None],
     ) -> None:
         self._config = config
         self._experts = experts
         self._streams = streams
         self._heartbeat = heartbeat
         self._log = log
+        self._emit = emit
 
     def streams_of(self, spec: ExpertSpec) -> list[Stream]:
         return self._streams[spec.name]
@@ -129,10 +145,11 @@ class StreamedText:
         """Enough text for `data.max_teacher_tokens`, where targets are cached."""
         total = (self._config.data.max_teacher_tokens or 0) * _BYTES_PER_SCORED_TOKEN
         return [
-            example
+            passage
             for stream in self.streams_of(spec)
             for example in stream.sample(stream.share * total)
             if self._teaches(spec, example, stream)
+            for passage in passages(example)
         ]
 
     def sample_for_tokenizer(self) -> list[Example]:
@@ -148,23 +165,48 @@ class StreamedText:
         The digest of a text decides, so that no held-out text is ever trained on.
 
         fixed_text: keys of the text that is not streamed; none of it is taken.
+
+        Raises UsageError where more than a tenth of what it reads can't be learnt.
         """
         data = self._config.data
         streams, seen = self.streams_of(spec), set(fixed_text)
         blocks: list[TextBlock] = []
         for number, stream in enumerate(streams, start=1):
             target = max(1, data.held_out_streamed * number // len(streams))
-            for example in stream.sample(_HELD_OUT_BYTES):
+            tally = TextTally()
+            tried = size = 0
+            for example in stream.sample(_HELD_OUT_BYTES, tally):
                 if len(blocks) >= target:
                     break
                 self._heartbeat(f"reading {stream.text.title}")
-                key = corpus.example_key(example)
-                if key in seen or not corpus.is_held_out_of_stream(example, data.held_out):
-                    continue
                 if not self._teaches(spec, example, stream):
                     continue
+                key = corpus.example_key(example)
+                held_out = corpus.is_held_out_of_stream(example, data.held_out)
+                if key in seen or not held_out:
+                    if tried < _TRIED_EXAMPLES and size < _TRIED_BYTES:
+                        tried, size = tried + 1, size + text_bytes(example)
+                        self._encode(encoder, example, tally)
+                    continue
                 seen.add(key)  # another stream may have the same text
-                blocks += encoder.encode(example).blocks[: target - len(blocks)]
+                blocks += self._encode(encoder, example, tally)[: target - len(blocks)]
+            table = tally.table()
+            require_learnable(
+                table, lenient=data.lenient, is_sample=True, what=f"{spec.title}, {stream.name}"
+            )
+            if table.left_out and not table.learnt:
+                raise UsageError(
+                    f"{stream.text.title}: none of its text can be learnt: {describe_texts(table)}"
+                )
+        return blocks
+
+    def _encode(self, encoder: BlockEncoder, example: Example, tally: TextTally) -> list[TextBlock]:
+        """The blocks of an example, counted."""
+        blocks: list[TextBlock] = []
+        for passage in passages(example):
+            found = corpus.encode_text(encoder, passage)
+            corpus.count_encoded(tally, passage, found)
+            blocks += found.blocks
         return blocks
 
     def sources(
@@ -208,13 +250,13 @@ class StreamedText:
         return StreamSource(
             stream.text,
             name=stream.name,
-            title=spec.title,
+            expert=spec,
             config=self._config,
             accepts=accepts,
             encoder=encoder.copy_for_thread(),
             load_teacher=load_teacher,
             heartbeat=self._heartbeat,
-            log=self._log,
+            emit=self._emit,
         )
 
     def fingerprint(self, spec: ExpertSpec) -> str:

@@ -16,18 +16,21 @@ import torch
 
 from engine.config import RunConfig
 from engine.distill.align.blocks import BlockEncoder, EncodedBlock, TextBlock
+from engine.distill.data.corpus import count_encoded, encode_text
 from engine.distill.data.cursors import StreamPosition
 from engine.distill.data.shuffled_text import ShuffledText
 from engine.distill.data.sources import EpochBlocks, LoadTeacher
 from engine.distill.teacher.scoring import OnlineTargets, teacher_forward
 from engine.errors import GladiusError, UsageError
-from engine.text.examples import Example
+from engine.events import TextsRead, describe_texts
+from engine.experts.registry import ExpertSpec
+from engine.text.examples import Example, LeftOut
+from engine.text.forms import passages
 from engine.text.pieces import TextPieces
+from engine.text.tally import TextTally
 
 _MAX_EMPTY_WINDOWS = 64
 """Windows in a row without a block after which the text counts as unusable."""
-_MAX_WARNINGS = 5
-"""Warnings of unreadable text that are logged; the rest is only counted."""
 
 
 class StreamReadError(GladiusError):
@@ -43,7 +46,7 @@ class StreamCounts:
     unreadable: int = 0
     blocks: int = 0
     skipped: int = 0
-    """Blocks that were left out because their tokens lose bytes of the text."""
+    """Examples that were left out or cut when they were encoded."""
 
     def add(self, other: StreamCounts) -> None:
         self.windows += other.windows
@@ -59,7 +62,8 @@ class _Window:
 
     epoch: EpochBlocks
     blocks: list[TextBlock]
-    warnings: list[str]
+    table: TextsRead
+    """Of all that this attempt has read of the stream."""
     counts: StreamCounts
 
 
@@ -74,32 +78,37 @@ class StreamSource:
         text: TextPieces,
         *,
         name: str,
-        title: str,
+        expert: ExpertSpec,
         config: RunConfig,
         accepts: Callable[[Example], bool],
         encoder: BlockEncoder,
         load_teacher: LoadTeacher,
         heartbeat: Callable[[str], None],
-        log: Callable[[str], None],
+        emit: Callable[[TextsRead], None],
     ) -> None:
         """
         Args:
             name: of the source; part of the seed of the text's order.
-            title: the expert's, for messages.
+            expert: the one that teaches the text.
             accepts: whether this expert teaches an example and it is not held out.
             encoder: used in the reading thread only (tokenizers cannot be shared between threads).
+            emit: called with what became of the texts so far, where there is news.
         """
         self.text = text
         self.counts = StreamCounts()
-        self._title = title
+        self._name = name
+        self._expert = expert
         self._config = config
         self._accepts = accepts
         self._encoder = encoder
         self._load_teacher = load_teacher
         self._heartbeat = heartbeat
-        self._log = log
-        self._warnings: list[str] = []
-        self._examples = ShuffledText(text, [config.seed, *name.encode()], self._warnings.append)
+        self._emit = emit
+        self._emitted: set[tuple[str, str]] | None = None
+        self._examples = ShuffledText(text, [config.seed, *name.encode()])
+        self._tally = TextTally()  # used in the reading thread only
+        for left in text.files_left_out:
+            self._tally.leave_out(left)
         self._windows: dict[int, _Window] = {}
         self._next: tuple[int, StreamPosition, Future[_Window]] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"read {name}")
@@ -152,13 +161,13 @@ class StreamSource:
             raise StreamReadError(str(error)) from error
 
     def _report(self, window: _Window) -> None:
-        """Add up the counts, and log the first few warnings."""
-        logged = self.counts.unreadable
+        """Add up the counts; emit the table for a new reason, and ever more rarely without one."""
         self.counts.add(window.counts)
-        for problem in window.warnings[: max(0, _MAX_WARNINGS - logged)]:
-            self._log(f"skipped: {problem}")
-        if logged < _MAX_WARNINGS <= self.counts.unreadable:
-            self._log(f"{self.text.title}: further unreadable examples are skipped without a log")
+        reasons = {(reason.outcome, reason.reason) for reason in window.table.reasons}
+        windows = self.counts.windows
+        if reasons != self._emitted or windows & (windows - 1) == 0:
+            self._emitted = reasons
+            self._emit(window.table)
 
     def _read(self, number: int, begins: StreamPosition) -> _Window:
         """Read and encode one window; runs in the thread."""
@@ -170,15 +179,13 @@ class StreamSource:
                 break
         else:
             raise UsageError(
-                f"{self.text.title} has no text that {self._title} can teach: "
-                f"{counts.examples:,} examples read, {counts.unreadable:,} unreadable, "
-                f"{counts.skipped:,} skipped"
+                f"{self.text.title} has no text that {self._expert.title} can teach; "
+                f"{describe_texts(self._tally.table())}"
             )
         counts.blocks = len(blocks)
-        warnings = self._warnings[:]
-        self._warnings.clear()
+        table = self._tally.table(self._expert.name, self._name)
         token_counts = np.array([len(b.student_ids) for b in blocks], dtype=np.int64)
-        return _Window(EpochBlocks(token_counts, begins, position), blocks, warnings, counts)
+        return _Window(EpochBlocks(token_counts, begins, position), blocks, table, counts)
 
     def _read_until_full(
         self,
@@ -190,18 +197,21 @@ class StreamSource:
         """Append blocks until the window is full or the pass ends; returns the position after."""
         limit = self._config.data.window * 2**20
         size = 0.0
-        for example, after in self._examples.read(position, number):
+        for item, after in self._examples.read(position, number):
             position = after
             counts.examples += 1
-            if example is None:
+            if isinstance(item, LeftOut):
                 counts.unreadable += 1
-            elif self._accepts(example):
-                size += text_bytes(example)
-                found = self._encoder.encode(example)
-                blocks += found.blocks
-                counts.skipped += bool(found.problem)
+                self._tally.leave_out(item)
+            elif self._accepts(item):
+                size += text_bytes(item)
+                for example in passages(item):
+                    found = encode_text(self._encoder, example)
+                    count_encoded(self._tally, example, found)
+                    blocks += found.blocks
+                    counts.skipped += bool(found.problem)
             else:
-                size += text_bytes(example) / 16  # reading past an example takes time too
+                size += text_bytes(item) / 16  # reading past an example takes time too
             if size >= limit:
                 return position
         return StreamPosition(pass_number=position.pass_number + 1)

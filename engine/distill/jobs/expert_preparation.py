@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import msgspec
 
 from engine.budget import scores_online
 from engine.distill.align.blocks import (
@@ -43,10 +45,12 @@ from engine.distill.train.lens import (
 )
 from engine.distill.train.on_policy import OnPolicyTeacher
 from engine.errors import UsageError
+from engine.events import TextsRead
 from engine.experts.registry import ExpertSpec
 from engine.prompts.prompt import is_reserved
 from engine.run.job import JobContext
-from engine.text.examples import Example, Message
+from engine.text.examples import Example, LeftOut, Message
+from engine.text.tally import require_learnable
 
 _PROBES = "probes.safetensors"
 
@@ -58,12 +62,14 @@ class SplitText:
     Attributes:
         held_out: split keys of the held-out examples that are not streamed.
         fixed_text: keys of all text that is not streamed; empty where nothing is streamed.
+        left_out: texts that can't be read.
     """
 
     student: ChatEncoder
     held_out: frozenset[str]
     streamed: StreamedText | None
     fixed_text: frozenset[str]
+    left_out: Sequence[LeftOut] = ()
 
 
 @dataclass(frozen=True)
@@ -270,7 +276,10 @@ def _encode(
         encoder,
         setup.config,
         heartbeat=lambda _: setup.ctx.checkpoint_point(f"encoding text for {spec.title}"),
+        left_out=split.left_out,
     )
+    lenient = setup.config.data.lenient
+    require_learnable(encoded.user_table, lenient=lenient, what=spec.title)
     if not _streams(spec, split):
         corpus.require_both_parts(encoded, spec, len(examples))
         return encoded
@@ -283,7 +292,7 @@ def _encode(
             f"expert {spec.name}: its streamed text has no examples to evaluate on; raise "
             f"data.held_out (now {setup.config.data.held_out}) or give more text"
         )
-    return EncodedCorpus(encoded.train, encoded.held_out + streamed, encoded.stats)
+    return replace(encoded, held_out=encoded.held_out + streamed)
 
 
 def _streams(spec: ExpertSpec, split: SplitText) -> bool:
@@ -366,6 +375,10 @@ class _ScoringProgress:
 def _report(
     setup: RunSetup, spec: ExpertSpec, stats: TextStats, shards: _Shards, blocks: int
 ) -> None:
+    if stats.table:
+        table = msgspec.convert(stats.table, TextsRead)
+        if table.cut or table.left_out:
+            setup.ctx.emit(msgspec.structs.replace(table, expert=spec.name))
     scored = stats.with_scores(shards.required)
     setup.ctx.emit(scored.event(spec.name, blocks, len(shards.held_out)))
 

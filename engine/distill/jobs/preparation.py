@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import msgspec
 from transformers import PreTrainedTokenizerFast
 
-from engine.budget import scores_online
+from engine.budget import BYTES_PER_TOKEN, scores_online
+from engine.config import RunConfig
 from engine.distill.data import corpus
 from engine.distill.jobs.expert_preparation import PreparedExpert, SplitText, prepare_expert
 from engine.distill.jobs.run_texts import RunTexts, read_texts, student_tokenizer
@@ -19,6 +20,7 @@ from engine.distill.student import student_encoder
 from engine.distill.train.capabilities import score_expert, student_prompts
 from engine.experts.registry import ExpertSpec
 from engine.prompts.prompt import Prompt
+from engine.text.examples import Example
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,13 @@ def prepare_experts(
     fixed_text = frozenset[str]()
     if texts.streamed:
         fixed_text = frozenset(corpus.example_key(e) for p in texts.fixed.values() for e in p)
+    fixed, held_out = _hold_out(texts, config)
     split = SplitText(
         student=student_encoder(tokenizer, config.student.vocab_size),
-        held_out=corpus.held_out_keys(
-            texts.fixed, config.data.held_out, config.data.max_held_out_blocks
-        ),
+        held_out=held_out,
         streamed=texts.streamed,
         fixed_text=fixed_text,
+        left_out=texts.left_out,
     )
     with setup.ctx.busy("choosing capability prompts"):
         prompts = student_prompts(
@@ -76,11 +78,24 @@ def prepare_experts(
         )
     experts: dict[str, PreparedExpert] = {}
     for spec in setup.experts:
-        experts[spec.name] = prepare_expert(setup, spec, texts.fixed[spec.name], split)
+        experts[spec.name] = prepare_expert(setup, spec, fixed[spec.name], split)
         _score_capabilities(setup, spec, prompts)
     if not scores_online(config):
         setup.pool.release()
     return PreparedRun(tokenizer, experts, prompts)
+
+
+def _hold_out(
+    texts: RunTexts, config: RunConfig
+) -> tuple[dict[str, list[Example]], frozenset[str]]:
+    """The text in memory, and the split keys of what is held out of it."""
+    data = config.data
+    block_bytes = round(config.optimizer.max_seq_len * BYTES_PER_TOKEN)
+    held_out = corpus.held_out_keys(texts.fixed, data.held_out, data.max_held_out_blocks)
+    budget = min(
+        data.held_out * corpus.total_bytes(texts.fixed), data.max_held_out_blocks * block_bytes
+    )
+    return corpus.split_large_documents(texts.fixed, held_out, budget, block_bytes)
 
 
 def _score_capabilities(setup: RunSetup, spec: ExpertSpec, prompts: list[Prompt]) -> None:

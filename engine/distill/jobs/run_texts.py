@@ -34,7 +34,8 @@ from engine.experts.registry import ExpertSpec
 from engine.prompts.answers import answer_files
 from engine.prompts.checkers import VERSION as CHECKS_VERSION
 from engine.prompts.prompt import Prompt
-from engine.text.examples import Example, encode_example, read_data_file
+from engine.text.examples import Example, LeftOut, encode_example, read_data_file
+from engine.text.tally import require_learnable
 from engine.workspace import remove_entry, write_bytes
 
 
@@ -45,30 +46,39 @@ class RunTexts:
     Attributes:
         fixed: text in memory, by expert: its own answers, then its share of the files.
         streamed: text that is read while the student trains; None where there is none.
+        left_out: texts of the files that can't be read.
     """
 
     fixed: dict[str, list[Example]]
     streamed: StreamedText | None
+    left_out: Sequence[LeftOut] = ()
 
 
 def read_texts(setup: RunSetup) -> RunTexts:
     """Read the files, open the streams, and let the experts write their answers.
 
     Where targets are cached, streamed text is sampled up to `data.max_teacher_tokens` and added to
-    the text in memory.
+    the text in memory. Emits TextsRead for the files.
+
+    Raises UsageError where more than a tenth of the files' texts can't be learnt.
     """
     data = setup.config.data
     with setup.ctx.busy("opening the text"):
         streamed_names = streamed_files(data)
         files = [source for source in data.files if source not in streamed_names]
-        from_files = corpus.assign_to_experts(corpus.read_files(files), setup.experts)
+        read = corpus.read_files(files)
+        from_files = corpus.assign_to_experts(read.examples, setup.experts)
         streamed = StreamedText(
             setup.config,
             setup.experts,
             open_streams(setup.config, setup.experts, setup.workspace.cache_dir, setup.original),
             heartbeat=setup.ctx.checkpoint_point,
             log=setup.ctx.log,
+            emit=setup.ctx.emit,
         )
+    if files:
+        setup.ctx.emit(read.table)
+    require_learnable(read.table, lenient=data.lenient)
     cached = setup.config.targets.source == "cached"
     if cached:
         for spec in setup.experts:
@@ -80,7 +90,7 @@ def read_texts(setup: RunSetup) -> RunTexts:
         fixed[spec.name] = answers + from_files[spec.name]
     if setup.sealing is not None:
         setup.sealing.check_text()
-    return RunTexts(fixed, streamed if streamed and not cached else None)
+    return RunTexts(fixed, streamed if streamed and not cached else None, read.left_out)
 
 
 def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:

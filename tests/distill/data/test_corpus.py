@@ -102,7 +102,7 @@ def test_files_are_read_one_after_the_other(tmp_path):
         path = tmp_path / f"{name}.jsonl"
         path.write_bytes(b"".join(encode_example(e) + b"\n" for e in part))
         files.append(str(path))
-    assert read_files(files) == texts(0, 5)
+    assert read_files(files).examples == texts(0, 5)
 
 
 @pytest.fixture(scope="module")

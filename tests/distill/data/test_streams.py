@@ -18,9 +18,9 @@ from engine.distill.data.shuffled_text import ShuffledText, open_texts
 from engine.distill.data.sources import CachedSource
 from engine.distill.data.streams import StreamSource
 from engine.errors import GladiusError, UsageError
-from engine.events import DataReady, LogLine, StepDone, Stop
+from engine.events import DataReady, StepDone, Stop, TextsRead
 from engine.prompts.prompt import family_digest, is_reserved
-from engine.text.examples import read_data_file
+from engine.text.examples import Example, read_data_file
 from engine.workspace import Workspace
 from tests.support.small_run import (
     KeepingLink,
@@ -54,7 +54,7 @@ def texts_of(order: ShuffledText, place: StreamPosition, number: int, most: int 
     """The texts read in one window, and the place after them."""
     found = []
     for example, after in order.read(place, number):
-        found.append(example.text if example else None)
+        found.append(example.text if isinstance(example, Example) else None)
         place = after
         if len(found) == most:
             break
@@ -69,19 +69,19 @@ def test_a_pass_has_each_example_once_and_the_next_one_in_another_order(tmp_path
         (tmp_path / f"{n}.txt").write_text("x" * 1_100_000 if n < 3 else f"text {n}")
     texts = write_texts(tmp_path / "many.jsonl", 500)
     (text,) = open_texts([str(tmp_path)], tmp_path)
-    order = ShuffledText(text, [7], print)
+    order = ShuffledText(text, [7])
     first, _ = texts_of(order, StreamPosition(), 0)
     second, _ = texts_of(order, StreamPosition(pass_number=1), 9)
     assert Counter(first) == Counter(second) and first != second
     assert set(texts) <= set(first)
-    assert texts_of(ShuffledText(text, [8], print), StreamPosition(), 0)[0] != first
+    assert texts_of(ShuffledText(text, [8]), StreamPosition(), 0)[0] != first
 
 
 def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
     write_texts(tmp_path / "a.jsonl", 300)
     write_texts(tmp_path / "b.jsonl", 300, seed=1)
     (text,) = open_texts([str(tmp_path)], tmp_path)
-    running = ShuffledText(text, [0], print)
+    running = ShuffledText(text, [0])
     place, windows = StreamPosition(), []
     for number in range(6):
         found, after = texts_of(running, place, number, 70)
@@ -89,7 +89,7 @@ def test_the_order_is_a_function_of_seed_place_and_window(tmp_path):
         place = after
     for number, (begins, found) in enumerate(windows):
         # opened again, and by one that has read something else meanwhile
-        assert texts_of(ShuffledText(text, [0], print), begins, number, 70)[0] == found
+        assert texts_of(ShuffledText(text, [0]), begins, number, 70)[0] == found
     texts_of(running, StreamPosition(), 0, 5)
     assert texts_of(running, windows[3][0], 3, 70)[0] == windows[3][1]
 
@@ -173,23 +173,29 @@ def test_the_split_by_digest_is_stable_when_text_is_added(ws):
     assert 0 < len(held) < len(keys)
 
 
-def test_unreadable_lines_are_skipped_with_a_few_warnings(ws):
+def test_unreadable_lines_become_a_row_of_the_table_and_never_end_the_run(ws):
+    lines = (ws.root / "text.jsonl").read_text().count("\n")
     with open(ws.root / "text.jsonl", "a") as file:
         file.write("{broken\n" * 9)
         file.write(json.dumps({"text": "the last " * 30}) + "\n")
     link = KeepingLink()
     assert train(ws, make_config(ws, **STREAM, schedule__max_steps=9), link) == 0
-    warnings = [e.text for e in link.of(LogLine) if "text.jsonl, line 4" in e.text]
-    assert len(warnings) == 5 and "skipped: " in warnings[0]
-    assert any("further unreadable examples" in e.text for e in link.of(LogLine))
+    table = link.of(TextsRead)[-1]
+    (reason,) = table.reasons
+    assert (table.expert, table.source) == ("tiny", "tiny/text.jsonl")
+    assert (reason.outcome, reason.reason) == ("left_out", "not JSON")
+    assert reason.count == table.left_out >= 9
+    first = int(reason.where.removeprefix(f"{ws.root / 'text.jsonl'}, line "))
+    assert lines < first <= lines + 9
 
 
 def test_text_that_nobody_can_teach_ends_the_run_with_one_line(ws):
-    write_texts(ws.root / "text.jsonl", 40)
     (ws.root / "text.jsonl").write_text('{"text": "one"}\n' + "{broken\n" * 200)
-    with pytest.raises(GladiusError, match="no examples to evaluate on") as raised:
+    with pytest.raises(UsageError, match=r"200 of 201 sampled texts .*not JSON") as raised:
         train(ws, make_config(ws, **STREAM), KeepingLink())
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and "--data-lenient" in str(raised.value)
+    with pytest.raises(GladiusError, match="no examples to evaluate on"):
+        train(ws, make_config(ws, **STREAM, data__lenient="true"), KeepingLink())
 
 
 # --- What is streamed, and what is not -------------------------------------
