@@ -24,6 +24,7 @@ RUN_CONFIG = "config.json"
 JOURNAL = "journal.jsonl"
 TOKENIZER = "tokenizer"
 HELD_OUT = "held_out.json"
+RUN_DATE = "run_date.json"
 
 # Files of a checkpoint
 MODEL, OPTIMIZER, RNG = "model.safetensors", "optimizer.safetensors", "rng.safetensors"
@@ -94,7 +95,7 @@ def has_rejected(folder: Path) -> bool:
 def is_of_run(name: str) -> bool:
     """Whether an entry of the checkpoints folder belongs to the current run."""
     prefixes = ("step-", "best-", f"{SUPERSEDED}-", f"{REJECTED}-")
-    return name.startswith(prefixes) or name in (JOURNAL, TOKENIZER, RUN_CONFIG, HELD_OUT)
+    return name.startswith(prefixes) or name in (JOURNAL, TOKENIZER, RUN_CONFIG, HELD_OUT, RUN_DATE)
 
 
 def _folders(folder: Path, pattern: re.Pattern[str]) -> Iterator[tuple[Path, re.Match[str]]]:

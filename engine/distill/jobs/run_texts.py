@@ -18,7 +18,7 @@ from engine.distill.data.conversations import (
 )
 from engine.distill.data.streamed_text import StreamedText, open_streams
 from engine.distill.jobs.setup import RunSetup
-from engine.distill.student import load_tokenizer, tokenizer_path, train_tokenizer
+from engine.distill.student import has_template, load_tokenizer, tokenizer_path, train_tokenizer
 from engine.distill.teacher.loading import expert_digest
 from engine.experts.registry import ExpertSpec
 from engine.prompts.checkers import VERSION as CHECKS_VERSION
@@ -102,7 +102,12 @@ def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFa
     size = setup.config.student.vocab_size
     path = tokenizer_path(setup.workspace, setup.config)
     if setup.config.student.tokenizer != "train" or (path / "tokenizer.json").is_file():
-        return load_tokenizer(path, size)
+        tokenizer = load_tokenizer(path, size)
+        if not has_template(path if path.is_dir() else path.parent):
+            setup.ctx.log(
+                "the student's tokenizer has no chat template: Zephyr's format is used", "warning"
+            )
+        return tokenizer
     with setup.ctx.busy("training the student's tokenizer"):
         sampled = texts.streamed.sample_for_tokenizer() if texts.streamed else []
         unique = dict.fromkeys(

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from engine import hardware
 from engine.budget import scores_online
-from engine.checkpoint.layout import RUN_CONFIG
+from engine.checkpoint.layout import RUN_CONFIG, RUN_DATE
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
 from engine.config import digest, to_json
@@ -42,6 +42,7 @@ from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.sizing import parameter_count
+from engine.template_date import use_date_of_run
 from engine.workspace import write_bytes
 
 SAMPLE_PROMPTS = (
@@ -61,6 +62,7 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     start = find_starting_point(run)
     _set_up_torch(run, start)
     write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, to_json(run.config))
+    use_date_of_run(run.workspace.checkpoints_dir / RUN_DATE)
     _report_start(run, start)
     fit = fit_into_memory(run, start.decisions)
     try:
