@@ -1,24 +1,26 @@
 """The date that chat templates write: the day on which the run began, also after a resume.
 
 Some templates (Llama 3.2) put the current date into every prompt. One process does one job, so the
-date is a setting of the process.
+date is a setting of the process. The seal of the run keeps it.
 """
 
 from __future__ import annotations
 
+import copy
 import datetime
-from pathlib import Path
+import json
+from typing import Any, TypeVar
 
-import msgspec
+_DIRECTIVES = [f"%{char}" for char in "aAbBcdeFHIjmMpSTuUVwWxXyYD"] + ["%-d", "%-m", "%-H", "%-I"]
+_BEGIN = "{%- set gladius_date = "
+_MACRO = (
+    " -%}{%- macro strftime_now(format) -%}{%- set date = namespace(text=format) -%}"
+    "{%- for code, value in gladius_date.items() -%}"
+    "{%- set date.text = date.text.replace(code, value) -%}{%- endfor -%}"
+    "{{- date.text -}}{%- endmacro -%}"
+)
 
-from engine.workspace import write_json
-
-_FORMAT = "%Y-%m-%dT%H:%M:%S"
-
-
-class _Stored(msgspec.Struct, frozen=True):
-    began: str
-    """Local time, as 2026-11-27T23:05:00."""
+_Tokenizer = TypeVar("_Tokenizer", bound=Any)
 
 
 class _Setting:
@@ -27,15 +29,12 @@ class _Setting:
     date: datetime.datetime | None = None
 
 
-def use_date_of_run(file: Path) -> datetime.datetime:
-    """From now on templates write the date in `file`, which is made with the present time if it is
-    missing or unreadable."""
-    try:
-        stored = msgspec.json.decode(file.read_bytes(), type=_Stored)
-        _Setting.date = datetime.datetime.strptime(stored.began, _FORMAT)
-    except (OSError, ValueError, msgspec.MsgspecError):
-        _Setting.date = datetime.datetime.now().replace(microsecond=0)
-        write_json(file, _Stored(began=_Setting.date.strftime(_FORMAT)))
+def use_date_of_run(began: float) -> datetime.datetime:
+    """From now on templates write this date (UTC).
+
+    began: Unix time at which the run began.
+    """
+    _Setting.date = datetime.datetime.fromtimestamp(began, datetime.UTC)
     return _Setting.date
 
 
@@ -44,6 +43,34 @@ def use_present_date() -> None:
     _Setting.date = None
 
 
-def strftime_now(format: str) -> str:
-    """The function that templates call, with the date of the run."""
-    return (_Setting.date or datetime.datetime.now()).strftime(format)
+def dated(template: str) -> str:
+    """The template with the date of the run in place of `strftime_now`, where it calls that.
+
+    transformers gives templates the present time and passes no function of ours to them: the
+    directives of strftime are written in front of the template, with their values.
+    """
+    if "strftime_now" not in template or template.startswith(_BEGIN):
+        return template
+    date = _Setting.date or datetime.datetime.now()
+    values = {code: date.strftime(code) for code in _DIRECTIVES}
+    return f"{_BEGIN}{json.dumps(values)}{_MACRO}{template}"
+
+
+def undated(template: str | None) -> str | None:
+    """The template as it was before `dated`."""
+    if template is None or not template.startswith(_BEGIN):
+        return template
+    return template.partition(_MACRO)[2]
+
+
+def with_date(tokenizer: _Tokenizer) -> _Tokenizer:
+    """The tokenizer, or a copy of it with dated templates where one asks for the date."""
+    found = tokenizer.chat_template
+    if "strftime_now" not in str(found):
+        return tokenizer
+    tokenizer = copy.deepcopy(tokenizer)
+    if isinstance(found, dict):
+        tokenizer.chat_template = {name: dated(text) for name, text in found.items()}
+    else:
+        tokenizer.chat_template = dated(found)
+    return tokenizer

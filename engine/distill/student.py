@@ -22,9 +22,11 @@ from engine.checkpoint.layout import TOKENIZER
 from engine.checkpoint.model_record import ModelRecord, write_record
 from engine.config import RunConfig, StudentConfig
 from engine.distill.align.blocks import ChatEncoder
+from engine.distill.teacher.tokenizer import read_tokenizer
 from engine.errors import MissingError, UsageError
 from engine.experts.registry import expert_path, load_experts
 from engine.generation import Generator
+from engine.template_date import with_date
 from engine.workspace import Workspace, publish_dir, remove_entry
 
 _CHATML = (
@@ -125,7 +127,8 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
 
     Raises:
         MissingError: there is no tokenizer.json.
-        UsageError: it has more tokens than the student has rows, or no end-of-text token.
+        UsageError: it is broken, its template fails, it has more tokens than the student has rows,
+            or no end-of-text token.
     """
     folder = path if path.is_dir() else path.parent
     file = path if path.is_file() else path / "tokenizer.json"
@@ -134,12 +137,14 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
             f"student.tokenizer: no tokenizer.json in {path}; set it to a folder with one, "
             "an expert's name, or `train`"
         )
-    if (folder / "tokenizer_config.json").is_file():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-        # from_pretrained may rebuild steps by class name: use tokenizer.json as it is.
-        tokenizer._tokenizer = Tokenizer.from_file(str(file))
-    else:
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    try:
+        tokenizer = _read_tokenizer(folder, file)
+    except Exception as error:  # a broken file can raise anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UsageError(
+            f"student.tokenizer: {file} is not a readable tokenizer ({why}); save it again as a "
+            "fast tokenizer, or use another"
+        ) from error
     known = tokenizer.get_vocab()
     for role, names in (("bos_token", ("<s>",)), ("eos_token", ("</s>", "<|endoftext|>"))):
         if getattr(tokenizer, role) is None:
@@ -147,7 +152,10 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
             if name is not None:
                 setattr(tokenizer, role, name)
     if tokenizer.eos_token is None:
-        raise UsageError(f"student.tokenizer: {file} has no end-of-text token (eos_token)")
+        raise UsageError(
+            f"student.tokenizer: {file} has no end-of-text token; set eos_token in the "
+            "tokenizer_config.json next to it"
+        )
     if len(tokenizer) > vocab_size:
         raise UsageError(
             f"student.tokenizer has {len(tokenizer)} tokens, student.vocab_size is {vocab_size}: "
@@ -155,9 +163,48 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         tokenizer.chat_template = _ZEPHYR
+    _check_template(tokenizer, folder)
     return tokenizer
+
+
+def _read_tokenizer(folder: Path, file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer as in its tokenizer.json, without truncation and padding."""
+    if (folder / "tokenizer_config.json").is_file():
+        tokenizer, reference = read_tokenizer(folder)
+        # from_pretrained may rebuild steps by class name: use tokenizer.json as it is.
+        tokenizer._tokenizer = reference
+        return tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
+def has_template(folder: Path) -> bool:
+    """Whether a tokenizer's folder has a chat template; without one Zephyr's format is used."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return False
+    return bool(read_tokenizer(folder)[0].chat_template)
+
+
+def _check_template(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Raise UsageError if the chat template can't render a question and its answer."""
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there"}]
+    try:
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
+    except Exception as error:  # a template can raise anything
+        why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise UsageError(
+            f"student.tokenizer: the chat template in {folder} fails ({why}); correct it, or "
+            "remove it to use Zephyr's format"
+        ) from error
+    if "Hello" not in text or "Hi there" not in text:
+        raise UsageError(
+            f"student.tokenizer: the chat template in {folder} leaves out what is said; correct "
+            "it, or remove it to use Zephyr's format"
+        )
 
 
 def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
@@ -171,6 +218,7 @@ def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
 
 def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> ChatEncoder:
     """Encodes text for the student; its only end-of-turn token is its EOS."""
+    tokenizer = with_date(tokenizer)
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer requires an EOS token"
     renderer = ChatRenderer(tokenizer)
@@ -183,6 +231,7 @@ def student_generator(
     """Generates the student's answers, with matrix products in `dtype`."""
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer requires an EOS token"
+    tokenizer = with_date(tokenizer)
     return Generator(model, tokenizer, [eos], title="The student", compute_dtype=dtype)
 
 

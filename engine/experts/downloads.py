@@ -18,7 +18,7 @@ from engine.experts.install import install_expert, write_manifest
 from engine.experts.meter import Meter
 from engine.experts.registry import ExpertSpec
 from engine.experts.transfer import Transfer, has_content
-from engine.experts.verify import load_in_thread
+from engine.experts.verify import try_expert
 from engine.run.job import JobContext
 from engine.workspace import Workspace, expert_dir, fsync_dir, remove_entry
 
@@ -264,7 +264,7 @@ class _ExpertDownload:
                 f"{spec.name}: {problem}; the repository itself is incomplete, so the download was "
                 "deleted; choose another repository or revision"
             )
-        load_in_thread(self._workspace, spec, self._ctx, self._files)
+        try_expert(spec, self._files, self._ctx, run_model=True)
         self._ctx.checkpoint_point(f"installing {spec.name}")
         # Large files were verified by their sha256; only small ones must be hashed for it.
         known = {file.name: file.sha256 for file in self._listing.files if file.sha256}

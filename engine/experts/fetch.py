@@ -303,7 +303,7 @@ def _check_model(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> Non
         path = Path(spec.repo)
         if not path.exists():
             raise UsageError(f"{path} doesn't exist; give a folder, a .gguf file or a Hub id")
-        verify_expert(workspace, spec, ctx)
+        verify_expert(workspace, spec, ctx, run_model=True)
         count = tree_bytes(path)
     _report_finished(f"check:{spec.name}", f"{spec.title}: checked", count, ctx)
 

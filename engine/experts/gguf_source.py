@@ -7,12 +7,13 @@ pre-tokenizer that the file names. `engine.export` writes GGUF.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import GGUFReader, dequantize
+from gguf import dequantize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
@@ -20,6 +21,8 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.configuration_utils import PreTrainedConfig
 
 from engine.errors import GladiusError
+from engine.experts.gguf_header import open_gguf
+from engine.experts.model_checks import config_problem
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -67,6 +70,12 @@ def _regex_split(pattern: str) -> pre_tokenizers.PreTokenizer:
     )
 
 
+def _unrotated(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of q or k, (rows, H), in the order of transformers."""
+    split = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
+    return split.swapaxes(1, 2).reshape(weight.shape)
+
+
 class GGUFExpert:
     """An expert in one GGUF file (architectures llama and qwen2).
 
@@ -76,10 +85,11 @@ class GGUFExpert:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._reader = GGUFReader(path)
-        except (ValueError, OSError, IndexError, KeyError) as error:
+            self._reader = open_gguf(path)
+        except Exception as error:  # the reader indexes, unpacks and maps
+            why = " ".join(str(error).split())[:160]
             raise GladiusError(
-                f"{path} is not a readable GGUF file ({error}); download it again"
+                f"{path} is not a readable GGUF file ({why}); download it again"
             ) from error
 
     def _get(self, key: str, default: Any = None) -> Any:
@@ -94,6 +104,30 @@ class GGUFExpert:
 
     def config(self) -> PreTrainedConfig:
         """The model's config for transformers, without quantisation settings."""
+        with self._one_line("its config"):
+            config = self._config()
+        elements = sum(int(tensor.n_elements) for tensor in self._reader.tensors)
+        problem = config_problem(config.to_dict(), elements, len(self._reader.tensors))
+        if problem is not None:
+            what = problem.replace("config.json has", "its metadata has")
+            raise GladiusError(f"{self.path}: {what}; download it again")
+        return config
+
+    @contextmanager
+    def _one_line(self, what: str) -> Iterator[None]:
+        """Turn any error about the file's values into a GladiusError."""
+        try:
+            yield
+        except GladiusError:
+            raise
+        except Exception as error:
+            why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise GladiusError(
+                f"{self.path}: {what} can't be read ({why}); download it again, or use the model's "
+                "safetensors folder"
+            ) from error
+
+    def _config(self) -> PreTrainedConfig:
         arch = self._need("general.architecture")
         classes = {"llama": LlamaConfig, "qwen2": Qwen2Config}
         tensors = {tensor.name for tensor in self._reader.tensors}
@@ -141,11 +175,10 @@ class GGUFExpert:
         rotated = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
         for tensor in self._reader.tensors:
             name, kind = self._name(tensor.name)
-            weight = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-            if config.model_type == "llama" and kind in rotated:
-                heads = rotated[kind]
-                split = weight.reshape(heads, weight.shape[0] // heads // 2, 2, *weight.shape[1:])
-                weight = split.swapaxes(1, 2).reshape(weight.shape)
+            with self._one_line(f"tensor {tensor.name}"):
+                weight = np.asarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+                if config.model_type == "llama" and kind in rotated:
+                    weight = _unrotated(weight, rotated[kind])
             yield name, torch.from_numpy(np.require(weight, requirements=["C", "W"]))
 
     def _name(self, name: str) -> tuple[str, str]:
@@ -162,6 +195,10 @@ class GGUFExpert:
 
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer, with special tokens and chat template."""
+        with self._one_line("its tokenizer"):
+            return self._tokenizer()
+
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
         tokens = self._need("tokenizer.ggml.tokens")
         kind = self._need("tokenizer.ggml.model")
         if kind == "gpt2":

@@ -24,6 +24,7 @@ from engine.experts.registry import (
     expert_status,
     read_manifest,
 )
+from engine.experts.trial import run_trial
 from engine.run.job import JobContext
 from engine.workspace import Workspace, tree_bytes, write_json
 
@@ -32,8 +33,12 @@ _REPORT_SHARE = 0.02
 _VALID_FORMAT = "its format is valid and its tokenizer loads; there were no hashes to compare"
 
 
-def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> str:
+def verify_expert(
+    workspace: Workspace, spec: ExpertSpec, ctx: JobContext, *, run_model: bool = False
+) -> str:
     """Verify the expert without network; returns the result as text.
+
+    run_model: also load its weights and let it write.
 
     The files of a downloaded expert are compared with the hashes in its manifest. An expert that
     was copied by hand gets a manifest with its present hashes.
@@ -46,7 +51,7 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> st
     if not path.exists():
         raise GladiusError(f"{spec.name}: {path} doesn't exist, so there is nothing to verify")
     if spec.source == "gguf":
-        load_in_thread(workspace, spec, ctx)
+        try_expert(spec, path, ctx, run_model)
         return _VALID_FORMAT
     is_users = spec.source == "folder"
     manifest = None if is_users else read_manifest(path)
@@ -63,7 +68,7 @@ def verify_expert(workspace: Workspace, spec: ExpertSpec, ctx: JobContext) -> st
     error = GladiusError(f"{spec.name}: {problem}; {_remedy(spec)}") if problem else None
     if error is None:
         try:
-            load_in_thread(workspace, spec, ctx)
+            try_expert(spec, path, ctx, run_model)
         except GladiusError as load_error:
             error, problem = load_error, str(load_error).removeprefix(f"{spec.name}: ")
     if manifest is not None and (manifest.files or not problem):
@@ -143,18 +148,13 @@ def _matches(path: Path, file: ManifestFile, heartbeat: Callable[[], None]) -> b
         return False
 
 
-def load_in_thread(
-    workspace: Workspace, spec: ExpertSpec, ctx: JobContext, path: Path | None = None
-) -> None:
-    """Run `loadable.check_loadable` in a thread while the job carries out commands."""
+def try_expert(spec: ExpertSpec, path: Path, ctx: JobContext, run_model: bool) -> None:
+    """Try the expert in a child process and log what the user should know.
 
-    def load() -> None:
-        # Imported here: it imports transformers and torch, which takes seconds.
-        from engine.experts.loadable import check_loadable
-
-        check_loadable(workspace, spec, path)
-
-    ctx.run_in_thread(load, f"loading the tokenizer of {spec.name}")
+    run_model: also its weights. Raises GladiusError if it can't be used, or JobStopped.
+    """
+    for note in run_trial(spec, path, run_model=run_model, heartbeat=ctx.checkpoint_point):
+        ctx.log(f"{spec.name}: {note}", "warning")
 
 
 def _compare(

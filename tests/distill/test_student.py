@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from engine.config import StudentConfig
 from engine.distill.student import (
     build_student,
+    has_template,
     load_tokenizer,
     save_student,
     student_encoder,
@@ -19,6 +22,7 @@ from engine.distill.student import (
 )
 from engine.errors import MissingError, UsageError
 from engine.sizing import parameter_count
+from tests.support.tiny_expert import make_tokenizer
 from tests.support.toys import PROSE, UNUSUAL_TEXTS, byte_level
 
 TINY = StudentConfig(
@@ -164,3 +168,59 @@ def test_a_tokenizer_that_does_not_fit_is_refused_with_the_remedy(tokenizer, tmp
     )
     with pytest.raises(UsageError, match=r"has no end-of-text token"):
         load_tokenizer(bare, 320)
+
+
+# What a user's own tokenizer may bring
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A folder with a tokenizer and its chat template."""
+    make_tokenizer().save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("of", ["truncation", "padding"])
+def test_truncation_and_padding_are_switched_off(own, of):
+    backend = Tokenizer.from_file(str(own / "tokenizer.json"))
+    if of == "truncation":
+        backend.enable_truncation(8)
+    else:
+        backend.enable_padding(length=4000, pad_id=2, pad_token="<|im_end|>")
+    backend.save(str(own / "tokenizer.json"))
+    text = "user and assistant write the text of the tiny test " * 4
+    expected = make_tokenizer().encode(text)
+    for path in (own, own / "tokenizer.json"):
+        tokenizer = load_tokenizer(path, 400)
+        assert tokenizer.encode(text) == expected
+        assert tokenizer.backend_tokenizer.encode(text).ids == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for m in messages %}", r"the chat template in .* fails \(TemplateSyntaxError"),
+        ("{{ nothing.at_all }}", r"the chat template in .* fails \(UndefinedError"),
+        ("hello", r"the chat template in .* leaves out what is said"),
+    ],
+)
+def test_a_broken_template_is_one_line_with_the_remedy(own, template, message):
+    (own / "chat_template.jinja").write_text(template)
+    with pytest.raises(UsageError, match=message) as raised:
+        load_tokenizer(own, 400)
+    assert "remove it to use Zephyr's format" in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tokenizer_without_a_template_is_known(own):
+    assert has_template(own)
+    (own / "chat_template.jinja").unlink()
+    assert not has_template(own)
+    chat = [{"role": "user", "content": "Hello"}]
+    assert "<|user|>" in str(load_tokenizer(own, 400).apply_chat_template(chat, tokenize=False))
+
+
+def test_an_unreadable_tokenizer_is_one_line(own):
+    (own / "tokenizer.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"is not a readable tokenizer .*save it again"):
+        load_tokenizer(own, 400)

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from engine.events import Pause, Progress, Resume, RunPaused, RunResumed, Stop
-from engine.experts import downloads, install, loadable, transfer
+from engine.experts import downloads, install, transfer
 from engine.experts.registry import expert_status, load_experts
 from tests.support.downloading import CONFIG, RecordingLink, big_shards, model_files, safetensors
 from tests.support.hub_repo import Fault
@@ -260,20 +260,18 @@ def test_a_stopped_download_is_resumed_by_the_next_call(hub, repo, ws, download)
     assert weights_requests(hub)[-1]["Range"] == f"bytes={received}-"
 
 
-def test_stop_while_the_tokenizer_loads_ends_the_job_at_once(hub, repo, ws, download, monkeypatch):
-    link = RecordingLink()
-    over = threading.Event()
+class StopAtTrial(RecordingLink):
+    """Stops the job while the expert is tried."""
 
-    def slow(*_: object) -> None:
-        link.commands.append(Stop())
-        over.wait(30)
+    def heartbeat(self, activity: str = "") -> None:
+        if activity.startswith("trying x"):
+            self.commands.append(Stop())
 
-    with monkeypatch.context() as patched:
-        patched.setattr(loadable, "check_loadable", slow)
-        began = time.monotonic()
-        assert download(link=link).ended.status == "stopped"
-        assert time.monotonic() - began < 10
-    over.set()
+
+def test_stop_while_the_expert_is_tried_ends_the_job_at_once(hub, repo, ws, download):
+    began = time.monotonic()
+    assert download(link=StopAtTrial()).ended.status == "stopped"
+    assert time.monotonic() - began < 10
     assert expert_status(ws, load_experts(ws)["x"]).state == "partial"
     before = len(hub.file_requests())
     assert download().ended.status == "completed"

@@ -19,7 +19,7 @@ import pytest
 
 from engine.experts.registry import expert_status, load_experts
 from engine.workspace import Workspace, sha256_file
-from tests.support.downloading import CONFIG, TOKENIZER, big_shards
+from tests.support.downloading import big_shards, model_files
 from tests.support.hub_server import Hub
 
 MEGABYTES = 320
@@ -80,7 +80,9 @@ def test_twenty_interruptions_give_the_same_bytes_for_at_most_a_tenth_more_traff
     rng = random.Random(seed)
     shards = big_shards(tmp_path / "hub", MEGABYTES)
     hub = Hub(rate=15e6)
-    repo = hub.add("me/big", {"config.json": CONFIG, "tokenizer.json": TOKENIZER, **shards})
+    small = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    files = {name: data for name, data in model_files().items() if name in small}
+    repo = hub.add("me/big", {**files, **shards})
     total = sum(repo.size(name) for name in repo.files)
     root = tmp_path / "root"
     root.mkdir()

@@ -3,28 +3,73 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tokenizers import Tokenizer
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
 
 from engine.events import AnyCommand, Event, LogLine, Progress, RunEnded
 
-TOKENIZER = Tokenizer(BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")])).to_str().encode()
+END = "<end>"
+_BACKEND = Tokenizer(BPE({char: n for n, char in enumerate(sorted(ByteLevel.alphabet()))}, []))
+_BACKEND.pre_tokenizer = ByteLevel(add_prefix_space=False)
+_BACKEND.decoder = ByteLevelDecoder()
+_BACKEND.add_special_tokens([AddedToken(END, special=True)])
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}<end>{% endfor %}"
+TOKENIZER = _BACKEND.to_str().encode()
 CONFIG = json.dumps(
-    {"model_type": "llama", "hidden_size": 8, "num_attention_heads": 2, "vocab_size": 3}
+    {
+        "model_type": "llama",
+        "hidden_size": 8,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "vocab_size": 257,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 256,
+    }
 ).encode()
+_LAYER = "model.layers.0."
+SHAPES = {
+    "model.embed_tokens.weight": (257, 8),
+    "model.norm.weight": (8,),
+    **{_LAYER + f"self_attn.{part}_proj.weight": (8, 8) for part in "qkvo"},
+    **{_LAYER + f"mlp.{part}_proj.weight": (16, 8) for part in ("gate", "up")},
+    _LAYER + "mlp.down_proj.weight": (8, 16),
+    _LAYER + "input_layernorm.weight": (8,),
+    _LAYER + "post_attention_layernorm.weight": (8,),
+}
+"""The tensors of the tiny model."""
+_MODEL_BYTES = sum(4 * math.prod(shape) for shape in SHAPES.values())
 
 
 def safetensors(count: int, seed: int = 0, name: str = "w") -> bytes:
-    """A valid safetensors file with one tensor of `count` pseudo-random bytes."""
-    entry = {name: {"dtype": "U8", "shape": [count], "data_offsets": [0, count]}}
-    header = json.dumps(entry).encode()
-    return len(header).to_bytes(8, "little") + header + random.Random(seed).randbytes(count)
+    """A valid safetensors file with `count` bytes of data.
+
+    If they are enough, it holds the tiny model, and a tensor `name` of pseudo-random bytes.
+    """
+    shapes = SHAPES if count > _MODEL_BYTES and name in ("w", "w1") else {}
+    header: dict[str, object] = {}
+    data = bytearray()
+    values = np.random.default_rng(seed)
+    for tensor, shape in shapes.items():
+        content = values.normal(0, 0.1, shape).astype("<f4").tobytes()
+        offsets = [len(data), len(data) + len(content)]
+        header[tensor] = {"dtype": "F32", "shape": list(shape), "data_offsets": offsets}
+        data += content
+    left = count - len(data)
+    header[name] = {"dtype": "U8", "shape": [left], "data_offsets": [len(data), count]}
+    data += random.Random(seed).randbytes(left)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(data)
 
 
 def model_files(count: int = 3_000_000, **more: bytes | Path) -> dict[str, bytes | Path]:
@@ -33,7 +78,7 @@ def model_files(count: int = 3_000_000, **more: bytes | Path) -> dict[str, bytes
     return {
         "config.json": CONFIG,
         "tokenizer.json": TOKENIZER,
-        "tokenizer_config.json": b'{"model_max_length": 64}',
+        "tokenizer_config.json": json.dumps({"eos_token": END, "chat_template": TEMPLATE}).encode(),
         "model.safetensors": safetensors(count),
         "pytorch_model.bin": b"never fetched",
         "evil.py": b"never fetched",
@@ -46,12 +91,12 @@ def big_shards(folder: Path, megabytes: int) -> dict[str, bytes | Path]:
     """Weights in two shards with their index; the shards are files in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, bytes | Path] = {}
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in (1, 2):
         name = f"model-0000{number}-of-00002.safetensors"
         files[name] = folder / name
         (folder / name).write_bytes(safetensors(megabytes * 500_000, number, f"w{number}"))
-        weight_map[f"w{number}"] = name
+        weight_map |= dict.fromkeys([f"w{number}", *(SHAPES if number == 1 else ())], name)
     files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
     return files
 

@@ -49,6 +49,7 @@ from engine.events import TextsRead
 from engine.experts.registry import ExpertSpec
 from engine.prompts.prompt import is_reserved
 from engine.run.job import JobContext
+from engine.template_date import undated
 from engine.text.examples import Example, LeftOut, Message
 from engine.text.tally import require_learnable
 
@@ -203,7 +204,7 @@ def _shard_key(
 ) -> ShardKey:
     config, path = setup.config, setup.expert_path(spec)
     limits = (config.optimizer.max_seq_len, config.data.max_teacher_tokens)
-    template = split.student.tokenizer.chat_template
+    template = undated(split.student.tokenizer.chat_template)
     text = f"{corpus.corpus_digest(examples, split.held_out)} {limits} {template}"
     longest = max(config.optimizer.max_seq_len, MIN_TEACHER_CONTEXT)
     context = context_of(path)

@@ -25,6 +25,7 @@ from engine.distill.data.streamed_text import StreamedText, open_streams
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.student import (
     copy_tokenizer,
+    has_template,
     load_tokenizer,
     store_tokenizer,
     tokenizer_path,
@@ -155,6 +156,9 @@ def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFa
     source = tokenizer_path(setup.workspace, setup.config)
     path = setup.workspace.checkpoints_dir / TOKENIZER
     trained = setup.config.student.tokenizer == "train"
+    if not trained and not has_template(source if source.is_dir() else source.parent):
+        text = "the student's tokenizer has no chat template: Zephyr's format is used"
+        setup.ctx.log(text, "warning")
     if setup.sealing is None and not trained:
         return load_tokenizer(source, size)
     if setup.sealing is not None and (problem := setup.sealing.tokenizer_problem(path)):

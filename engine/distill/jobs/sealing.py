@@ -75,6 +75,7 @@ class Sealing:
 
     Attributes:
         sealed: the seal of a resumed run; None for a new one, and for a run of an older version.
+        began: Unix time at which the run began.
     """
 
     def __init__(
@@ -87,6 +88,7 @@ class Sealing:
         sealed: Seal | None,
     ) -> None:
         self.sealed = sealed
+        self.began = time.time() if sealed is None else sealed.created
         self._workspace = workspace
         self._config = config
         self._experts = experts
@@ -301,7 +303,7 @@ class Sealing:
         seal = self.sealed or Seal(
             run_id=self._run_id,
             root=self.origin,
-            created=time.time(),
+            created=self.began,
             config_digest=digest(self.stored_config),
             versions=library_versions(),
             tokenizer=tokenizer,

@@ -47,6 +47,7 @@ from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.sizing import parameter_count
+from engine.template_date import use_date_of_run
 from engine.workspace import write_bytes
 
 SAMPLE_PROMPTS = (
@@ -69,6 +70,7 @@ def main(ctx: JobContext, request: JobRequest) -> int:
         run.workspace, run.config, run.experts, ctx, request.run_id, sealed=start.seal
     )
     sealing.begin()
+    use_date_of_run(sealing.began)
     config = to_json(sealing.stored_config)
     write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, config)
     recent = RecentEvents(ctx, start.state)

@@ -10,7 +10,6 @@ from transformers import PreTrainedTokenizerFast
 
 from engine.errors import GladiusError
 from engine.experts.registry import ExpertSpec
-from engine.template_date import strftime_now
 
 _ANSWER = "Answer 7261"
 """An answer that no template contains."""
@@ -54,7 +53,7 @@ def template_end(tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec) -> int | 
         return None
     chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": _ANSWER}]
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False, strftime_now=strftime_now)
+        text = tokenizer.apply_chat_template(chat, tokenize=False)
     except Exception:  # reported where the template is checked
         return None
     if not isinstance(text, str) or _ANSWER not in text:

@@ -36,6 +36,12 @@ def read_config(path: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
 
 
+def model_type(path: Path) -> Any:
+    """The architecture that an expert's config.json names; None if it names none."""
+    values, _ = PreTrainedConfig.get_config_dict(path, local_files_only=True)
+    return values.get("model_type")
+
+
 def _without_code(values: Any, depth: int = 0) -> Any:
     """The config without settings that choose code, at any depth."""
     if not isinstance(values, dict) or depth > 8:

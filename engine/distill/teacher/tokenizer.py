@@ -14,6 +14,7 @@ from engine.distill.teacher.quiet import quiet_transformers
 from engine.errors import GladiusError, MissingError
 from engine.experts.gguf_source import GGUFExpert
 from engine.experts.registry import ExpertSpec
+from engine.template_date import with_date
 
 _ROLES = (
     "bos_token",
@@ -47,7 +48,7 @@ def load_tokenizer(path: Path, spec: ExpertSpec) -> PreTrainedTokenizerFast:
             tokens that text needs have no row in the matrix.
     """
     if path.suffix == ".gguf":
-        return GGUFExpert(path).tokenizer()
+        return with_date(GGUFExpert(path).tokenizer())
     file = path / "tokenizer.json"
     if not file.is_file():
         raise MissingError(
@@ -72,7 +73,7 @@ def load_tokenizer(path: Path, spec: ExpertSpec) -> PreTrainedTokenizerFast:
     rows = _rows(path)
     if rows is not None and len(tokens_without_rows(tokenizer, rows)):
         _drop_tokens(tokenizer, rows, spec)
-    return tokenizer
+    return with_date(tokenizer)
 
 
 def read_tokenizer(folder: Path) -> tuple[PreTrainedTokenizerFast, Tokenizer]:

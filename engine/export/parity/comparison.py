@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gguf import GGUFReader
 from msgspec.structs import replace
 
 from engine.errors import GladiusError
 from engine.events import CheckDone
+from engine.experts.gguf_header import open_gguf
 from engine.export.progress import ReportProgress, no_progress
 from engine.export.tokenizer import read_gguf_tokenizer
 from engine.export.weights import Weights
@@ -35,7 +35,7 @@ class Comparison:
         self.weights = Weights(folder)
         self.tokenizer = read_gguf_tokenizer(folder, self.weights.config["vocab_size"])
         try:
-            self.reader = GGUFReader(gguf)
+            self.reader = open_gguf(gguf)
         except Exception as error:  # the reader indexes, unpacks and maps: any error means damage
             reason = " ".join(str(error).split())
             raise GladiusError(

@@ -17,6 +17,7 @@ from typing import Any
 from gguf import GGUFReader, TokenType
 
 from engine.errors import GladiusError
+from engine.experts.gguf_header import open_gguf
 from engine.experts.gguf_source import GGUFExpert
 
 Encode = Callable[[str, bool], list[int]]
@@ -30,7 +31,7 @@ def load_encoder(path: Path, reader: GGUFReader | None = None) -> Encode:
 
     Raises GladiusError for a tokenizer model or pre-tokenizer that this program does not support.
     """
-    reader = reader or GGUFReader(path)
+    reader = reader or open_gguf(path)
     fields = {name: field for name, field in reader.fields.items() if name.startswith("token")}
     model = fields["tokenizer.ggml.model"].contents()
     if model == "llama":
