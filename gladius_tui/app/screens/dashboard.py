@@ -83,9 +83,12 @@ class DashboardScreen(ChartKeys, RunControls):
         if self.enlarged:
             self._enlarge("")
             return
-        pane = self.focused
-        selected = self.grid.wanted.selected if self.has_class("-w60") else "chart"
-        self._enlarge(pane.pane_name if isinstance(pane, Pane) else selected)
+        pane, selected = self.focused, self.grid.wanted.selected
+        if isinstance(pane, Pane):
+            selected = pane.pane_name
+        elif not self.has_class("-w60") or selected == "run" or isinstance(pane, ChartPane):
+            selected = "chart"
+        self._enlarge(selected)
 
     def on_click(self, event: Click) -> None:
         if event.chain == 2 and self.run_view is not None:
@@ -121,7 +124,6 @@ class DashboardScreen(ChartKeys, RunControls):
             self.grid.select("log")
             if self.grid.wanted.capabilities:
                 self.grid.toggle_capabilities()
-        log.border_title = f"Log · “{text}”" if text else "Log"
         self.mark_changed("log")
 
     def action_lens(self) -> None:
