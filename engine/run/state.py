@@ -14,7 +14,7 @@ import msgspec
 from engine.events import AnyEvent, CheckpointSaved, HardwareRead, PhasePlan, describe
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive
-from engine.run.view import RunView, resume_text, state_words
+from engine.run.view import RunView, resume_point, state_words
 from engine.workspace import Workspace, write_json
 
 Status = Literal["not_started", "training", "paused", "stopped", "completed", "failed"]
@@ -167,10 +167,15 @@ def read_state(ws: Workspace) -> RunState:
         activity="",
         work="",
         last_error=(
-            f"the runner (pid {state.pid}) was killed; {resume_text(view_of(state))} with: "
-            f"gladius_train {JOBS['train'].resume_command}"
+            f"the runner (pid {state.pid}) was killed; resume with: gladius_train "
+            f"{JOBS['train'].resume_command}{_resume_point(state)}"
         ),
     )
+
+
+def _resume_point(state: RunState) -> str:
+    saved = state.last_checkpoint_step
+    return "" if saved is None else f" ({resume_point(saved, state.step)})"
 
 
 class StateFile:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from rich.style import Style
 from textual.geometry import Size
 
 from engine.run.rollup import Column
@@ -157,7 +158,7 @@ def test_marks_differ_where_curves_share_a_panel():
     drawn = set()
     for pattern in range(4):
         canvas = Canvas(10, 1)
-        canvas.line([(0.0, 1.0), (19.0, 1.0)], "style", pattern)
+        canvas.line([(0.0, 1.0), (19.0, 1.0)], Style(bold=True), pattern)
         drawn.add("".join(canvas.cell(x, 0)[0] for x in range(10)))
     assert len(drawn) == 4
 
