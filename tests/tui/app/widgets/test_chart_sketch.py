@@ -100,6 +100,10 @@ def test_a_curve_is_labelled_at_its_end_with_its_value():
     (kl,) = (n for n, row in enumerate(rows) if row.rstrip().endswith("─kl 2.06"))
     (ce,) = (n for n, row in enumerate(rows) if row.rstrip().endswith("╌ce 2.13"))
     assert ce == kl - 1, "the higher curve's label is above the other's"
+    crowded = {name: {0: 9.0, 200: value} for name, value in (("kl", 2.0), ("loss", 2.1))}
+    shown = drawing(*(curve(name, values) for name, values in crowded.items()))
+    text = sketch(shown, Size(70, 8), PALETTE).text
+    assert text.index("loss 2.10") < text.index("kl 2.00"), "their ends share a row"
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
