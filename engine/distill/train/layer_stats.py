@@ -47,7 +47,7 @@ class LayerMonitor:
     """Emits LayerStats at each log interval.
 
     Create it while the model has its initial weights. They are made from the seed at every start,
-    so a resumed run measures its distance from the same ones.
+    before a checkpoint is loaded, so a resumed run measures its distance from the same ones.
     """
 
     def __init__(self, model: LlamaForCausalLM, interval: int, ctx: JobContext) -> None:
