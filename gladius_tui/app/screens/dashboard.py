@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from textual.binding import Binding
 from textual.content import Content
+from textual.dom import DOMNode
 from textual.events import Click
 
 from gladius_tui.app.screens.chart_keys import ChartKeys
@@ -92,7 +93,7 @@ class DashboardScreen(ChartKeys, RunControls):
 
     def on_click(self, event: Click) -> None:
         if event.chain == 2 and self.run_view is not None:
-            node = event.widget
+            node: DOMNode | None = event.widget
             while node is not None and not isinstance(node, Pane | ChartPane):
                 node = node.parent
             if node is not None:
