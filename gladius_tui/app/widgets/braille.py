@@ -85,7 +85,9 @@ def _spans(points: Sequence[Point]) -> dict[int, tuple[float, float]]:
         if a > b:
             a, b = b, a
         known = spans.get(column)
-        spans[column] = (a, b) if known is None else (min(a, known[0]), max(b, known[1]))
+        if known is not None:
+            a, b = a if a < known[0] else known[0], b if b > known[1] else known[1]
+        spans[column] = a, b
 
     x0, y0 = points[0]
     include(int(x0 + 0.5), y0, y0)

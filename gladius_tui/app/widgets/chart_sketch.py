@@ -219,8 +219,9 @@ class _Sketcher:
     ) -> list[list[Point]]:
         """The segments in dots of the canvas."""
         lo, scale = self._drawing.lo, self._scale()
+        top, dots = axis.high, axis.dots
         return [
-            [((x - lo) * scale, axis.dot(y)) for x, y in zip(xs, ys, strict=True)]
+            [((x - lo) * scale, (top - y) * dots) for x, y in zip(xs, ys, strict=True)]
             for xs, ys in segments
         ]
 
@@ -323,7 +324,12 @@ class _ValueAxis:
 
     def dot(self, value: float) -> float:
         """The row of dots of a value, from the top."""
-        return (self.high - value) / (self.high - self.low) * (4 * self.rows - 1)
+        return (self.high - value) * self.dots
+
+    @property
+    def dots(self) -> float:
+        """Rows of dots for a value of 1."""
+        return (4 * self.rows - 1) / (self.high - self.low)
 
 
 def _fit(text: str, width: int) -> str:
