@@ -245,3 +245,8 @@ def test_a_stored_config_with_former_names_is_the_same_config_with_the_same_dige
     assert digest(RunConfig()) == "7b419720c5046d6a"
     other = load_config(ws, preset="nano", overrides=["loss.divergence=jsd"])
     assert digest(other) != digest(config)
+
+
+@pytest.mark.parametrize("preset", ["nano", "demo"])
+def test_a_kill_costs_a_small_preset_half_a_minute_at_most(ws, preset):
+    assert load_config(ws, preset=preset).checkpoint.interval_minutes == 0.5

@@ -109,7 +109,8 @@ def save(app, name: str) -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     svg = app.export_screenshot(title="GLADIUS", simplify=True)
     svg = re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
-    svg = svg.replace("font-family: Fira Code, monospace", "font-family: monospace")
+    fonts = "font-family: Fira Code, DejaVu Sans Mono, monospace"
+    svg = svg.replace("font-family: Fira Code, monospace", fonts)
     (IMAGES / f"{name}.svg").write_text(svg, encoding="utf-8")
     print(f"docs/img/{name}.svg")
 

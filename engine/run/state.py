@@ -24,7 +24,7 @@ from engine.events import (
 )
 from engine.run.job import JOBS
 from engine.run.lock import identity_of, is_alive, lock_owner
-from engine.run.view import RunView, resume_text, state_words
+from engine.run.view import RunView, resume_point, state_words
 from engine.small_files import Damaged, read_json
 from engine.workspace import Workspace, write_json
 
@@ -183,10 +183,8 @@ def read_state(ws: Workspace) -> RunState:
 
 
 def _killed(state: RunState, reason: str) -> RunState:
-    remedy = (
-        f"{reason}; {resume_text(view_of(state))} with: "
-        f"gladius_train {JOBS['train'].resume_command}"
-    )
+    command = f"gladius_train {JOBS['train'].resume_command}"
+    remedy = f"{reason}; resume with: {command}{_resume_point(state)}"
     return msgspec.structs.replace(
         state,
         status="failed",
@@ -250,6 +248,11 @@ def _newest_checkpoint(ws: Workspace) -> tuple[int, Path] | None:
     except OSError:
         return None
     return (found[-1].step, found[-1].path) if found else None
+
+
+def _resume_point(state: RunState) -> str:
+    saved = state.last_checkpoint_step
+    return "" if saved is None else f" ({resume_point(saved, state.step)})"
 
 
 class StateFile:

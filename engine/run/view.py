@@ -407,9 +407,13 @@ def resume_text(run: RunView) -> str:
     """Where a resume starts, and what it repeats."""
     if run.resumable is None:
         return "resume (there is no checkpoint yet: it starts again at step 0)"
-    step = run.resumable.step
-    text = f"resume from step {step:,}"
-    repeated = max(0, (run.step or 0) - step)
+    return f"resume {resume_point(run.resumable.step, run.step or 0)}"
+
+
+def resume_point(saved: int, reached: int) -> str:
+    """The step that a resume starts from, and the steps up to `reached` that it repeats."""
+    repeated = max(0, reached - saved)
+    text = f"from step {saved:,}"
     return f"{text}; {_steps(repeated)} repeated" if repeated else text
 
 

@@ -111,7 +111,7 @@ def test_a_stored_state_continues_as_a_view_and_is_the_same_state_again():
         CheckpointSaved(step=30, time=103.0, path="c", bytes=1, seconds=0.1),
     )
     view = view_of(stored)
-    view.status = "preparing"
+    view.status = "training"
     assert state_of(view) == stored
     view.take([msgspec.structs.replace(started(resumed_from=30), time=999.0)])
     again = state_of(view)
@@ -150,6 +150,28 @@ def test_a_state_whose_runner_was_killed_reads_failed(ws):
     state = read_state(ws)
     assert (state.status, state.pid) == ("failed", None)
     assert "resume with: gladius_train resume" in state.last_error
+
+
+def test_a_killed_run_resumes_from_its_full_checkpoint_not_from_the_best_weights(ws):
+    keeper = StateFile(ws, "r")
+    for event in (
+        started(),
+        CheckpointSaved(step=40, path="step-000000040", bytes=1, seconds=0.1),
+        CheckpointSaved(step=60, path="best-000000060", bytes=1, seconds=0.1, reason="best"),
+        step_done(65),
+    ):
+        keeper.apply(event)
+    keeper.identity = "another boot:1"
+    keeper.write_if_due()
+    state = read_state(ws)
+    assert (state.last_checkpoint, state.last_checkpoint_step) == ("step-000000040", 40)
+    assert "(from step 40; 25 steps are repeated)" in state.last_error
+
+
+def test_a_stopped_run_of_an_older_file_is_stopped(ws):
+    ws.create()
+    ws.state_file.write_text('{"status": "paused", "run_id": "r", "pid": null}')
+    assert read_state(ws).status == "stopped"
 
 
 def test_the_state_is_written_once_a_second_and_at_once_when_its_status_changes(ws):

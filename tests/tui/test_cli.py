@@ -215,7 +215,7 @@ def test_follow_prints_events_until_the_run_ends(ws, toy):
     assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
     again = gladius(ws, "dashboard", "--follow")
     assert "stopped at step" in again.stdout
-    assert "status       paused" in gladius(ws, "dashboard").stdout
+    assert "status       stopped" in gladius(ws, "dashboard").stdout
 
 
 def test_clean_lists_first_and_is_refused_while_a_job_is_running(ws):

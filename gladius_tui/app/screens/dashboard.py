@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from textual.binding import Binding
 from textual.content import Content
+from textual.dom import DOMNode
 from textual.events import Click
 
 from gladius_tui.app.screens.chart_keys import ChartKeys
@@ -84,13 +85,16 @@ class DashboardScreen(RunListKeys, ChartKeys, RunControls):
         if self.enlarged:
             self._enlarge("")
             return
-        pane = self.focused
-        selected = self.grid.wanted.selected if self.has_class("-w60") else "chart"
-        self._enlarge(pane.pane_name if isinstance(pane, Pane) else selected)
+        pane, selected = self.focused, self.grid.wanted.selected
+        if isinstance(pane, Pane):
+            selected = pane.pane_name
+        elif not self.has_class("-w60") or selected == "run" or isinstance(pane, ChartPane):
+            selected = "chart"
+        self._enlarge(selected)
 
     def on_click(self, event: Click) -> None:
         if event.chain == 2 and self.run_view is not None:
-            node = event.widget
+            node: DOMNode | None = event.widget
             while node is not None and not isinstance(node, Pane | ChartPane):
                 node = node.parent
             if node is not None:
@@ -122,7 +126,6 @@ class DashboardScreen(RunListKeys, ChartKeys, RunControls):
             self.grid.select("log")
             if self.grid.wanted.capabilities:
                 self.grid.toggle_capabilities()
-        log.border_title = f"Log · “{text}”" if text else "Log"
         self.mark_changed("log")
 
     def action_lens(self) -> None:

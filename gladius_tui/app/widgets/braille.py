@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.style import Style
+
 Point = tuple[float, float]
 """(x, y) in dots from the top left corner."""
 
@@ -26,9 +28,9 @@ class Canvas:
         self.width, self.height = width, height
         self._bits = [[0] * width for _ in range(height)]
         self._chars: dict[tuple[int, int], str] = {}
-        self._styles: dict[tuple[int, int], object] = {}
+        self._styles: dict[tuple[int, int], Style] = {}
 
-    def line(self, points: Sequence[Point], style: object, pattern: int = 0) -> None:
+    def line(self, points: Sequence[Point], style: Style, pattern: int = 0) -> None:
         """A line through points with ascending x. Where it leaves the canvas, an arrow on the edge
         shows it."""
         drawn, period = _PATTERNS[pattern % len(_PATTERNS)]
@@ -44,14 +46,14 @@ class Canvas:
             if first <= last:
                 self._fill(x, first, last, style)
 
-    def sign(self, point: Point, char: str, style: object) -> None:
+    def sign(self, point: Point, char: str, style: Style) -> None:
         """One character; lines drawn before or after do not cover it."""
         place = int(point[0] + 0.5) // 2, int(point[1] + 0.5) // 4
         if 0 <= place[0] < self.width and 0 <= place[1] < self.height:
             self._chars[place] = char
             self._styles[place] = style
 
-    def cell(self, x: int, y: int) -> tuple[str, object]:
+    def cell(self, x: int, y: int) -> tuple[str, Style | None]:
         """(character, style) of a cell; (" ", None) where nothing was drawn."""
         place = x, y
         char = self._chars.get(place)
@@ -60,7 +62,7 @@ class Canvas:
             char = chr(_BLANK + bits) if bits else " "
         return char, self._styles.get(place)
 
-    def _fill(self, x: int, first: int, last: int, style: object) -> None:
+    def _fill(self, x: int, first: int, last: int, style: Style) -> None:
         column, masks = x // 2, _MASKS[x % 2]
         for y in range(first // 4, last // 4 + 1):
             place = column, y
@@ -83,7 +85,9 @@ def _spans(points: Sequence[Point]) -> dict[int, tuple[float, float]]:
         if a > b:
             a, b = b, a
         known = spans.get(column)
-        spans[column] = (a, b) if known is None else (min(a, known[0]), max(b, known[1]))
+        if known is not None:
+            a, b = a if a < known[0] else known[0], b if b > known[1] else known[1]
+        spans[column] = a, b
 
     x0, y0 = points[0]
     include(int(x0 + 0.5), y0, y0)

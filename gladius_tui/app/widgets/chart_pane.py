@@ -50,7 +50,7 @@ class ChartPane(ChartCurves, can_focus=True):
         subtitle = self.settings.subtitle(self.newest)
         if missing:
             more = f"{len(missing)} more: m" if self.enlarged else f"enter: {len(missing)} more"
-            subtitle = f"{more} · {subtitle}"
+            subtitle = f"{subtitle} · {more}"
         with self.painting(self.edges()):
             if title != self.border_title:
                 self.border_title = title

@@ -219,8 +219,9 @@ class _Sketcher:
     ) -> list[list[Point]]:
         """The segments in dots of the canvas."""
         lo, scale = self._drawing.lo, self._scale()
+        top, dots = axis.high, axis.dots
         return [
-            [((x - lo) * scale, axis.dot(y)) for x, y in zip(xs, ys, strict=True)]
+            [((x - lo) * scale, (top - y) * dots) for x, y in zip(xs, ys, strict=True)]
             for xs, ys in segments
         ]
 
@@ -247,15 +248,18 @@ class _Sketcher:
         wanted = []
         for line in reversed(lines):  # the current run first: it gets the row that it wants
             if line.shown:
-                row = int(axis.dot(line.shown[-1][1][-1]) // 4)
                 label = line.series.label(self._drawing.cursor)
-                wanted.append((min(max(row, 0), axis.rows - 1), label, line.style))
-        placed: dict[int, tuple[str, Style]] = {}
-        for row, label, style in wanted:
+                wanted.append((axis.dot(line.shown[-1][1][-1]) / 4, label, line.style))
+        placed: dict[int, tuple[float, str, Style]] = {}
+        for end, label, style in wanted:
             free = [y for y in range(axis.rows) if y not in placed]
             if free:
-                placed[min(free, key=lambda y: abs(y - row))] = label, style
-        return _sorted_labels(placed, wanted)
+                placed[min(free, key=lambda y: abs(y + 0.5 - end))] = end, label, style
+        # The curve that ends higher has the higher label.
+        ordered = sorted(placed.values(), key=lambda item: item[0])
+        return {
+            y: (label, style) for y, (_, label, style) in zip(sorted(placed), ordered, strict=True)
+        }
 
     def _title_row(self, panel: Panel) -> Strip:
         title = f" {panel.title} "[: self._size.width - 4]
@@ -320,16 +324,12 @@ class _ValueAxis:
 
     def dot(self, value: float) -> float:
         """The row of dots of a value, from the top."""
-        return (self.high - value) / (self.high - self.low) * (4 * self.rows - 1)
+        return (self.high - value) * self.dots
 
-
-def _sorted_labels(
-    placed: dict[int, tuple[str, Style]], wanted: list[tuple[int, str, Style]]
-) -> dict[int, tuple[str, Style]]:
-    """The placed labels, the curve that ends higher above the one that ends lower."""
-    rows = {label: row for row, label, _ in wanted}
-    labels = sorted(placed.values(), key=lambda item: rows[item[0]])
-    return dict(zip(sorted(placed), labels, strict=True))
+    @property
+    def dots(self) -> float:
+        """Rows of dots for a value of 1."""
+        return (4 * self.rows - 1) / (self.high - self.low)
 
 
 def _fit(text: str, width: int) -> str:

@@ -29,6 +29,8 @@ from gladius_tui.app.widgets.panes.sample import sample_pane
 TABS = ("run", "experts", "capabilities", "parameters", "hardware", "sample", "log")
 """The panes, in the order of the tabs."""
 _ALL_LINES = 1000
+_USUAL_LINES = {"run": 10, "hardware": 6, "experts": 3}
+"""What the panes need before a run is known, so that the first layout is nearly the final one."""
 
 
 def _run(run: RunView, width: int, height: int, now: float) -> Content:
@@ -99,7 +101,7 @@ class PaneGrid(Container):
 
     def __init__(self) -> None:
         super().__init__()
-        self.wanted = Wanted({})
+        self.wanted = Wanted(_USUAL_LINES)
         self._panes_layout = _PaneLayout()
         self._run: RunView | None = None
 

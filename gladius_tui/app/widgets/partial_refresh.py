@@ -5,7 +5,7 @@ A live chart would otherwise fill a slow line (ssh, a serial console), and keys 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -49,7 +49,7 @@ class PartialRefresh(Widget):
 
 
 def changed_lines(
-    before: Sequence[Hashable], after: Sequence[Hashable], width: int
+    before: Sequence[object], after: Sequence[object], width: int
 ) -> list[Region] | None:
     """The lines that differ, as regions; None if everything must be repainted."""
     if len(before) != len(after):

@@ -42,7 +42,7 @@ def state_of(model) -> dict[str, torch.Tensor]:
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("sample", "tolerance"), [(1 << 20, 1e-5), (8192, 0.05)])
+@pytest.mark.parametrize(("sample", "tolerance"), [(1 << 20, 1e-5), (4096, 0.06)])
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_ratios_are_those_of_the_norms(sample, tolerance, tied, monkeypatch):
     monkeypatch.setattr(layer_stats, "SAMPLE", sample)
@@ -84,7 +84,7 @@ def test_the_sample_of_a_large_matrix_has_all_its_rows_and_columns():
     places = torch.arange(0, matrix.numel(), stride)
     assert len(places) <= layer_stats.SAMPLE
     assert len(set((places % 256).tolist())) == 256
-    assert len(set((places // 256).tolist())) > 8000
+    assert len(set((places // 256).tolist())) > 7500
 
 
 def test_a_weight_that_is_not_finite_has_no_ratio_and_the_others_do():

@@ -32,6 +32,12 @@ class LogPane(Pane):
         self.matches = 0
         """Number of lines that contain the text that is searched for."""
 
+    def show(self, run: RunView | None, now: float) -> None:
+        super().show(run, now)
+        title = f"Log · “{self.search}” {self.matches}" if self.search else "Log"
+        if title != self.border_title:
+            self.border_title = title
+
     def lines(self, run: RunView, now: float) -> list[Content]:
         entries = list(run.log)
         if self.search:

@@ -46,6 +46,9 @@ def _size_lines(run: RunView, width: int) -> list[Line]:
     count = number(run.current_params or None)
     if not run.target_params or run.current_params >= run.target_params:
         return [left_right([(count, "bold"), (" parameters", MUTED)], [(device, MUTED)], width)]
+    if not run.current_params:
+        planned = number(run.target_params)
+        return [left_right([(planned, "bold"), (" planned", MUTED)], [(device, MUTED)], width)]
     fraction = run.current_params / run.target_params
     lines: list[Line] = [
         [(count, "bold"), (f" of {number(run.target_params)}", MUTED)],

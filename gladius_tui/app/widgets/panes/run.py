@@ -97,10 +97,10 @@ def _work_lines(run: RunView, width: int) -> list[Line]:
         return [[("loading models and text"[:width], MUTED)]]
     total = f" of {run.max_steps:,}" if run.max_steps else ""
     step = [("step ", MUTED), (number(run.step), STRONG), (total, MUTED)]
-    lines: list[Line] = [
-        left_right(step, [(percent(run.phase_progress), MUTED)], width),
-        progress_bar(run.phase_progress, width),
-    ]
+    lines: list[Line] = [step]
+    if run.phase_progress is not None:
+        share = [(percent(run.phase_progress), MUTED)]
+        lines = [left_right(step, share, width), progress_bar(run.phase_progress, width)]
     if run.status == "preparing" and run.repeated:
         plural = "step is" if run.repeated == 1 else "steps are"
         text = f"resuming from step {run.step or 0:,}; {run.repeated:,} {plural} repeated"

@@ -18,6 +18,7 @@ from engine.run.view import RunView
 from gladius_tui.app.screens.dashboard import DashboardScreen
 from gladius_tui.app.widgets.key_bar import KeyBar
 from gladius_tui.app.widgets.pane import Pane
+from gladius_tui.app.widgets.top_bar import TopBar
 from tests.support.dashboard import drawn_chart, opened_dashboard, pane_text
 from tests.support.driving import REPO, TOY, until
 
@@ -145,6 +146,16 @@ async def test_a_killed_runner_is_shown_and_a_resumed_run_is_followed(root, toy)
         await until(pilot, lambda: screen.run_view and screen.run_view.attempt == 2)
         reached = run.step or 0
         await until(pilot, lambda: screen.run_view and (screen.run_view.step or 0) > reached)
+
+
+async def test_a_worker_that_died_is_restarting_not_training(root, toy):
+    toy("--quiet", seconds=0.02, faults={1: (30, "kill")})
+    async with opened_dashboard(root) as (_, pilot, screen):
+        run = await attached(pilot, screen)
+        await until(pilot, lambda: "restarting 1/3" in pane_text(screen, "run"))
+        await until(pilot, lambda: "restarting 1/3" in str(screen.query_one(TopBar).render()))
+        await until(pilot, lambda: run.status == "training" and run.attempt == 2)
+        await until(pilot, lambda: "● training" in str(screen.query_one(TopBar).render()))
 
 
 async def test_a_hidden_dashboard_draws_nothing_and_is_redrawn_when_shown(root, toy):

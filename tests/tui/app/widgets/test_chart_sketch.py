@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+from rich.style import Style
 from textual.geometry import Size
 
 from engine.run.rollup import Column
@@ -99,6 +100,10 @@ def test_a_curve_is_labelled_at_its_end_with_its_value():
     (kl,) = (n for n, row in enumerate(rows) if row.rstrip().endswith("─kl 2.06"))
     (ce,) = (n for n, row in enumerate(rows) if row.rstrip().endswith("╌ce 2.13"))
     assert ce == kl - 1, "the higher curve's label is above the other's"
+    crowded = {name: {0: 9.0, 200: value} for name, value in (("kl", 2.0), ("loss", 2.1))}
+    shown = drawing(*(curve(name, values) for name, values in crowded.items()))
+    text = sketch(shown, Size(70, 8), PALETTE).text
+    assert text.index("loss 2.10") < text.index("kl 2.00"), "their ends share a row"
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 7])
@@ -157,7 +162,7 @@ def test_marks_differ_where_curves_share_a_panel():
     drawn = set()
     for pattern in range(4):
         canvas = Canvas(10, 1)
-        canvas.line([(0.0, 1.0), (19.0, 1.0)], "style", pattern)
+        canvas.line([(0.0, 1.0), (19.0, 1.0)], Style(bold=True), pattern)
         drawn.add("".join(canvas.cell(x, 0)[0] for x in range(10)))
     assert len(drawn) == 4
 
