@@ -19,6 +19,7 @@ from engine.checkpoint.layout import RUN_CONFIG
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
 from engine.config import digest, to_json
+from engine.determinism import refuse_nondeterminism, set_deterministic
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.jobs.memory_fit import fit_into_memory
 from engine.distill.jobs.preparation import PreparedRun, prepare_run
@@ -39,9 +40,11 @@ from engine.distill.train.on_policy import OnPolicyRounds
 from engine.distill.train.phases import Decision, Phase
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Trainer, TrainerParts
+from engine.errors import GladiusError
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
+from engine.out_of_memory import is_out_of_memory
 from engine.run.job import JobContext, JobStopped, run_started
-from engine.sizing import parameter_count
+from engine.sizing import GIB, parameter_count
 from engine.workspace import write_bytes
 
 SAMPLE_PROMPTS = (
@@ -62,17 +65,26 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     _set_up_torch(run, start)
     write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, to_json(run.config))
     _report_start(run, start)
-    fit = fit_into_memory(run, start.decisions)
+    with refuse_nondeterminism():
+        return _train(run, start)
+
+
+def _train(run: TrainingRun, start: StartingPoint) -> int:
+    fit = fit_into_memory(run, start)
     try:
         if start.state is None:
             _report_phase(run, run.phases[0])
         prepared = _prepare(run)
         trainer = _build_trainer(run, start, prepared, fit.device, fit.decisions)
     except JobStopped:
-        return ctx.ended("stopped", "stopped before the first step; what was prepared is kept")
+        return run.ctx.ended("stopped", "stopped before the first step; what was prepared is kept")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise GladiusError(_preparation_text(run, error)) from error
     if trainer.run() == "stopped":
         progress = trainer.session.progress
-        return ctx.ended(
+        return run.ctx.ended(
             "stopped",
             f"stopped at step {progress.step}; continue with: resume",
             step=progress.step,
@@ -80,6 +92,15 @@ def main(ctx: JobContext, request: JobRequest) -> int:
             seconds=trainer.pace.training_seconds,
         )
     return _finish(run, prepared, trainer)
+
+
+def _preparation_text(run: TrainingRun, error: Exception) -> str:
+    """Out of memory before the first step, with the remedies."""
+    what = " ".join(str(error).split())[:160]
+    text = f"out of memory before the first step, with the smallest batches ({what}); "
+    if run.device.type == "cuda":
+        return text + "free memory on the GPU, or run on the CPU: --set device.device=cpu"
+    return text + "close other programs, or choose smaller experts (--experts)"
 
 
 # Before the first step
@@ -97,8 +118,10 @@ def _set_up_torch(run: TrainingRun, start: StartingPoint) -> None:
         )
     torch.set_num_threads(threads)
     torch.manual_seed(run.config.seed)
-    if run.config.device.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    set_deterministic(run.config.device.deterministic, run.device)
+    if run.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        run.ctx.log(f"GPU: {gpu.name}, {gpu.total_memory / GIB:.1f} GiB, id {gpu.uuid}")
 
 
 def _report_start(run: TrainingRun, start: StartingPoint) -> None:

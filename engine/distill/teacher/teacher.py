@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from engine.distill.attention import without_mask
+from engine.distill.device import to_device
 from engine.errors import GladiusError
 from engine.experts.registry import ExpertSpec
 from engine.generation import Generator
@@ -20,6 +23,8 @@ class Teacher(Generator):
         model: the causal language model, in eval mode, without gradients.
         spec: the expert's registration.
         logit_softcap: gemma-2's final cap c, logits = c tanh(logits / c); None elsewhere.
+        memory_divisor: what a pass and a chunk of the projection are divided by; doubled when
+            memory ran out.
     """
 
     def __init__(self, model: Any, tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec) -> None:
@@ -33,6 +38,7 @@ class Teacher(Generator):
             title=spec.title,
         )
         self.spec = spec
+        self.memory_divisor = 1
         self.logit_softcap: float | None = getattr(model.config, "final_logit_softcapping", None)
 
     @property
@@ -46,12 +52,14 @@ class Teacher(Generator):
 
         input_ids: (B, L) int64, padded on the right; attention_mask: (B, L), 1 for tokens.
         """
-        with torch.no_grad():
-            output = self.model.base_model(
-                input_ids=input_ids.to(self.device),
-                attention_mask=attention_mask.to(self.device),
-                use_cache=False,
-            )
+        ids, mask = to_device(input_ids, self.device), None
+        causal: AbstractContextManager[None] = nullcontext()
+        if self.device.type == "cuda":
+            causal = without_mask(self.model, input_ids.shape[1])  # its causal kernel is faster
+        else:
+            mask = attention_mask.to(self.device)
+        with torch.no_grad(), causal:
+            output = self.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
         return output.last_hidden_state
 
 
