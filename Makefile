@@ -2,6 +2,7 @@
 # make test           run all checks and all tests
 # make check          check format, lint, types, import contracts
 # make bench          measure the ratios of the README, print one JSON object
+# make bench-gpu      measure attention, tokens per second, MFU and memory on one GPU (8 minutes)
 # make compare        train the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         run the tests of kills, cut connections and full disks (most are in `make test`)
 # make pictures       run the demo and take the pictures of the README (about 5 minutes)
@@ -18,7 +19,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # The demo trains on the answers in assets/, and on a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
-.PHONY: help setup demo test check format bench compare faults pictures tokenizers llama-cpp conversations clean-venv
+.PHONY: help setup demo test check format bench bench-gpu compare faults pictures tokenizers llama-cpp conversations clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -54,6 +55,9 @@ format: setup
 
 bench: setup
 	@$(BIN)/python -m benchmarks.run
+
+bench-gpu: setup
+	@$(BIN)/python -m benchmarks.gpu
 
 compare: setup
 	@./gladius_train --no-ui --quiet download smollm2

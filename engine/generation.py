@@ -18,6 +18,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.cache_utils import DynamicCache
 
 from engine.chat import ChatFormat, encode_chat, render_chat
+from engine.determinism import cumsum
+from engine.out_of_memory import with_less
 from engine.text.examples import Message
 
 _TOP_CANDIDATES = 512
@@ -25,6 +27,8 @@ _TOP_CANDIDATES = 512
 hold less than top-p."""
 _STOP_STRING_TOKENS = 16
 """Newest tokens that are decoded to look for a stop string."""
+
+_UNLIMITED = 1 << 30
 
 Heartbeat = Callable[[str], None]
 """Called with what is being done before each token; may raise to interrupt."""
@@ -46,6 +50,9 @@ class Completion(NamedTuple):
 
     ids: tuple[int, ...]
     finish_reason: Literal["eos", "stop_string", "length"]
+
+
+Completions = list[Completion]
 
 
 class Sampler(Protocol):
@@ -97,6 +104,18 @@ class MultinomialSampler:
         return torch.multinomial(p, 1, generator=self.generator).squeeze(-1).to(logits.device)
 
 
+@dataclass(frozen=True)
+class _PartSampler:
+    """Samples for some prompts of a batch with the numbers that the whole batch would draw."""
+
+    sampler: Sampler
+    prompts: range
+    """The part's prompts, as indices into the batch."""
+
+    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor | None:
+        return self.sampler(logits, [self.prompts[row] for row in rows])
+
+
 class Generator:
     """Generates answers with a loaded model.
 
@@ -130,6 +149,7 @@ class Generator:
         self.compute_dtype = compute_dtype
         self.pad_id = self.end_ids[0] if self.end_ids else 0
         self._special_ids = set(tokenizer.all_special_ids)
+        self._rows_that_fit = _UNLIMITED
 
     @property
     def device(self) -> torch.device:
@@ -176,19 +196,34 @@ class Generator:
         answers: dict[int, Answer] = {}
         for start in range(0, count, batch_size):
             batch = order[start : start + batch_size]
-            sampler = NucleusSampler(
-                torch.tensor([float(temperatures[n]) for n in batch], device=self.device),
-                torch.tensor([float(top_ps[n]) for n in batch], device=self.device),
-                torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63),
-            )
-            completions = self.complete(
-                [prompts[n] for n in batch],
-                [int(limits[n]) for n in batch],
-                sampler,
-                heartbeat,
-            )
+
+            def complete(part: range, batch: list[int] = batch, start: int = start) -> Completions:
+                sampler = NucleusSampler(
+                    torch.tensor([float(temperatures[n]) for n in batch], device=self.device),
+                    torch.tensor([float(top_ps[n]) for n in batch], device=self.device),
+                    torch.Generator().manual_seed((seed * 1_000_003 + start) % 2**63),
+                )
+                return self.complete(
+                    [prompts[batch[n]] for n in part],
+                    [int(limits[batch[n]]) for n in part],
+                    _PartSampler(sampler, part),
+                    heartbeat,
+                )
+
+            completions = self._in_parts(len(batch), complete)
             answers.update(zip(batch, map(self.to_answer, completions), strict=True))
         return [answers[n] for n in range(count)]
+
+    def _in_parts(self, count: int, complete: Callable[[range], Completions]) -> Completions:
+        """The completions of a batch; in smaller parts, from then on, when memory runs out."""
+        done: Completions = []
+        while len(done) < count:
+            first, size = len(done), min(self._rows_that_fit, count - len(done))
+            part, fitting = with_less(lambda n, at=first: complete(range(at, at + n)), size)
+            if fitting < size:
+                self._rows_that_fit = fitting
+            done += part
+        return done
 
     @torch.no_grad()
     def complete(
@@ -328,10 +363,10 @@ def sample_top_p(
     values, indices = probabilities.topk(min(_TOP_CANDIDATES, probabilities.shape[-1]), dim=-1)
     if bool((values.sum(-1, keepdim=True) < top_p).any()):
         values, indices = probabilities.sort(dim=-1, descending=True)
-    cumulative = values.cumsum(-1)
+    cumulative = cumsum(values, -1)
     # The smallest set that holds top_p: a token stays when those before it hold less.
     allowed = (cumulative - values) < top_p
-    cumulative = torch.where(allowed, values, 0.0).cumsum(-1)
+    cumulative = cumsum(torch.where(allowed, values, 0.0), -1)
     target = draws[:, None] * cumulative[:, -1:]
     # Rounding may put the target at the very end: then the last token of the set is taken.
     slot = torch.searchsorted(cumulative, target, right=True)

@@ -10,6 +10,8 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -83,37 +85,113 @@ class Sampler:
         if self._nvml is None:
             return ()
         try:
-            handles = _handles(self._nvml)
-            uuids = [str(self._nvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+            gpus = _all_gpus(self._nvml)
         except self._nvml.NVMLError:
             return ()
-        visible = visible_gpus(uuids, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        readings = (_read_gpu(self._nvml, n, handles[i]) for n, i in enumerate(visible))
+        visible = visible_gpus([gpu.ids for gpu in gpus], os.environ.get("CUDA_VISIBLE_DEVICES"))
+        handles = (gpus[gpu].handle if mig is None else gpus[gpu].mig[mig] for gpu, mig in visible)
+        readings = (_read_gpu(self._nvml, n, handle) for n, handle in enumerate(handles))
         return tuple(reading for reading in readings if reading is not None)
 
 
-def visible_gpus(uuids: list[str], visible: str | None) -> list[int]:
-    """Indices into `uuids` (the driver's order) of the GPUs that CUDA_VISIBLE_DEVICES selects.
+@dataclass(frozen=True)
+class GpuIds:
+    """The names that CUDA_VISIBLE_DEVICES may use for a GPU.
 
-    `visible` is the variable's value. Its entries are indices or UUID prefixes; as in CUDA, the
-    list ends at the first invalid entry.
+    Attributes:
+        uuid: `GPU-...`
+        mig: of each of its MIG devices, `MIG-...`: the name, and the name of older drivers.
+    """
+
+    uuid: str
+    mig: tuple[tuple[str, ...], ...] = ()
+
+
+def visible_gpus(gpus: Sequence[GpuIds], visible: str | None) -> list[tuple[int, int | None]]:
+    """The devices that CUDA sees, in its order: (index into `gpus`, number of its MIG device).
+
+    `gpus` are in the order of the PCI bus, in which the worker lets CUDA number them too
+    (`run.worker.set_environment`). `visible` is the value of CUDA_VISIBLE_DEVICES: indices, or
+    prefixes of names; as in CUDA, the list ends at the first invalid entry. A GPU that is divided
+    by MIG stands for its first MIG device, and CUDA uses one MIG device at most.
     """
     if visible is None:
-        return list(range(len(uuids)))
-    chosen: list[int] = []
-    for entry in (part.strip() for part in visible.split(",")):
-        if entry.isdigit():
-            matches = [int(entry)] if int(entry) < len(uuids) else []
-        else:
-            matches = [i for i, uuid in enumerate(uuids) if entry and uuid.startswith(entry)]
+        entries = [str(n) for n in range(len(gpus))]
+    else:
+        entries = [part.strip() for part in visible.split(",")]
+    chosen: list[tuple[int, int | None]] = []
+    for entry in entries:
+        matches = _matches(gpus, entry)
         if len(matches) != 1 or matches[0] in chosen:
             break
         chosen.append(matches[0])
-    return chosen
+    mig = [device for device in chosen if device[1] is not None]
+    return mig[:1] if mig else chosen
 
 
-def _handles(nvml: Any) -> list[Any]:
-    return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+def _matches(gpus: Sequence[GpuIds], entry: str) -> list[tuple[int, int | None]]:
+    if entry.startswith("MIG-"):
+        return [
+            (n, m)
+            for n, gpu in enumerate(gpus)
+            for m, names in enumerate(gpu.mig)
+            if any(name.startswith(entry) for name in names)
+        ]
+    if entry.isdigit():
+        found = [int(entry)] if int(entry) < len(gpus) else []
+    else:
+        found = [n for n, gpu in enumerate(gpus) if entry and gpu.uuid.startswith(entry)]
+    return [(n, 0 if gpus[n].mig else None) for n in found]
+
+
+@dataclass(frozen=True)
+class _Gpu:
+    """A GPU of the driver, with its MIG devices."""
+
+    ids: GpuIds
+    handle: Any
+    mig: tuple[Any, ...]
+
+
+def _all_gpus(nvml: Any) -> list[_Gpu]:
+    """The driver's GPUs, in the order of the PCI bus."""
+    gpus = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = _text(nvml.nvmlDeviceGetUUID(handle))
+        handles = _mig_handles(nvml, handle)
+        names = tuple(_mig_names(nvml, uuid, mig) for mig in handles)
+        gpus.append(_Gpu(GpuIds(uuid, names), handle, tuple(handles)))
+    return gpus
+
+
+def _mig_handles(nvml: Any, handle: Any) -> list[Any]:
+    try:
+        count = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except (nvml.NVMLError, AttributeError):  # a GPU, driver or library without MIG
+        return []
+    found = []
+    for index in range(count):
+        try:
+            found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
+        except nvml.NVMLError:  # not every place has a device
+            continue
+    return found
+
+
+def _mig_names(nvml: Any, gpu: str, handle: Any) -> tuple[str, ...]:
+    names = [_text(nvml.nvmlDeviceGetUUID(handle))]
+    try:
+        instance = nvml.nvmlDeviceGetGpuInstanceId(handle)
+        compute = nvml.nvmlDeviceGetComputeInstanceId(handle)
+        names.append(f"MIG-{gpu}/{instance}/{compute}")
+    except nvml.NVMLError:
+        pass  # the name of older drivers is not needed
+    return tuple(names)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _read_gpu(nvml: Any, index: int, handle: Any) -> GpuReading | None:

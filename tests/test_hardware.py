@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from engine.hardware import (
+    GpuIds,
     Sampler,
     available_ram,
     disk_free,
@@ -66,7 +67,26 @@ def test_bf16_support_follows_the_cpu_flags():
     ],
 )
 def test_visible_gpus_are_those_of_cuda(visible, expected):
-    assert visible_gpus(["GPU-aaa1", "GPU-bbb2", "GPU-ccc3"], visible) == expected
+    gpus = [GpuIds("GPU-aaa1"), GpuIds("GPU-bbb2"), GpuIds("GPU-ccc3")]
+    assert visible_gpus(gpus, visible) == [(n, None) for n in expected]
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, [(1, 0)]),  # the GPU's first MIG device, and no other device beside it
+        ("0", [(0, None)]),
+        ("1", [(1, 0)]),
+        ("MIG-22", [(1, 1)]),
+        ("MIG-GPU-bbb2/7/0", [(1, 1)]),
+        ("MIG-22,MIG-11", [(1, 1)]),
+        ("MIG-", []),  # the prefix of two devices
+        ("MIG-33", []),
+    ],
+)
+def test_mig_devices_are_found_by_their_names(visible, expected):
+    mig = (("MIG-11-x", "MIG-GPU-bbb2/5/0"), ("MIG-22-x", "MIG-GPU-bbb2/7/0"))
+    assert visible_gpus([GpuIds("GPU-aaa1"), GpuIds("GPU-bbb2", mig)], visible) == expected
 
 
 class TwoGpus:
@@ -115,6 +135,52 @@ def test_gpus_are_read_in_cuda_order_and_a_missing_figure_is_none(tmp_path, monk
     assert (second.index, second.name, second.percent, second.power) == (0, "Card 1", 96.0, None)
     assert (first.index, first.name, first.power, first.power_limit) == (1, "Card 0", 410.0, 410.0)
     assert (first.used_bytes, first.total_bytes, first.temperature) == (1 << 30, 80 << 30, 71.0)
+
+
+class OneDividedGpu(TwoGpus):
+    """pynvml on a machine with one GPU that is divided into two MIG devices, handles 10 and 12."""
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: int) -> int:
+        return 7
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: int, index: int) -> int:
+        if index not in (0, 2):
+            raise self.NVMLError("not found")
+        return 10 + index
+
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
+        return "GPU-a" if handle == 0 else f"MIG-{handle}"
+
+    def nvmlDeviceGetGpuInstanceId(self, handle: int) -> int:
+        return handle
+
+    def nvmlDeviceGetComputeInstanceId(self, handle: int) -> int:
+        return 0
+
+    def nvmlDeviceGetName(self, handle: int) -> str:
+        return f"Slice {handle}"
+
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
+        return SimpleNamespace(used=1 << 30, total=(80 if handle == 0 else 20) << 30)
+
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
+        raise self.NVMLError("not supported")
+
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+        raise self.NVMLError("not supported")
+
+
+@pytest.mark.parametrize(("visible", "name"), [("MIG-12", "Slice 12"), ("0", "Slice 10")])
+def test_the_memory_of_a_mig_device_is_its_own_not_the_whole_gpus(
+    tmp_path, monkeypatch, visible, name
+):
+    monkeypatch.setitem(sys.modules, "pynvml", OneDividedGpu())
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    (gpu,) = Sampler().read(None, tmp_path).gpus
+    assert (gpu.name, gpu.total_bytes, gpu.percent) == (name, 20 << 30, None)
 
 
 def test_without_a_driver_there_are_no_gpus(tmp_path, monkeypatch):

@@ -12,44 +12,76 @@ from pathlib import Path
 import msgspec
 
 from engine.config import RunConfig, TargetsConfig, load_config
-from engine.doctor.machine import memory_needs
 from engine.experts.registry import ExpertSpec, load_experts
+from engine.memory_plan import CARDS, run_memory, settings_that_fit, verdict
 from engine.sizing import GIB, checkpoint_bytes, disk_need, parameter_count
 from engine.workspace import Workspace
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "hardware.md"
 BEGIN, END = "<!-- begin: tools/hardware_table.py -->", "<!-- end -->"
-CARDS = (("16 GB", 15.6), ("24 GB (RTX 4090)", 23.6), ("48 GB", 47.4), ("80 GB (A100, H100)", 79.1))
-"""GPUs and their free memory in GiB."""
 
 
 def tables() -> str:
-    """Both tables, as Markdown."""
-    lines = [
-        "| preset | parameters | memory to train | with activation checkpointing | a checkpoint | "
-        "disk of a run | its experts |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    """All tables, as Markdown: sizes, bytes by part, and GPUs."""
+    return "\n".join([*_sizes(), "", *_parts(), "", *_cards()]) + "\n"
+
+
+def _sizes() -> Iterator[str]:
+    """Parameters, memory on a GPU and disk of each preset."""
+    yield (
+        "| preset | parameters | GPU memory to train | with activation checkpointing | "
+        "a checkpoint | disk of a run | its experts |"
+    )
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for name, config, specs in _presets():
+        memory = run_memory(config, specs, True, "cuda")
+        figures = (
+            memory.configured.total,
+            memory.least.total,
+            checkpoint_bytes(config.student),
+            disk_need(config, 0).total,
+            sum(spec.size_bytes for spec in specs),
+        )
+        parameters = f"{parameter_count(config.student).total:,}"
+        yield f"| {name} | {parameters} | {' | '.join(map(_gib, figures))} |"
+
+
+def _parts() -> Iterator[str]:
+    """Bytes on a GPU by part, as each preset is configured."""
+    presets = list(_presets())
+    needs = [run_memory(config, specs, True, "cuda").configured for _, config, specs in presets]
+    yield "| part, GiB | " + " | ".join(name for name, _, _ in presets) + " |"
+    yield "| --- |" + " --- |" * len(presets)
+    for row in zip(*(need.parts() for need in needs), strict=True):
+        yield f"| {row[0][0]} | " + " | ".join(f"{count / GIB:.1f}" for _, count in row) + " |"
+    yield "| total | " + " | ".join(f"{need.total / GIB:.1f}" for need in needs) + " |"
+
+
+def _cards() -> Iterator[str]:
+    """Which GPUs are large enough for each preset, and the settings that would fit."""
+    presets = list(_presets())
+    yield "| GPU | " + " | ".join(name for name, _, _ in presets) + " |"
+    yield "| --- |" + " --- |" * len(presets)
+    for card, memory in CARDS:
+        cells = (_cell(config, specs, memory * GIB) for _, config, specs in presets)
+        yield f"| {card} | {' | '.join(cells)} |"
+
+
+def _cell(config: RunConfig, specs: list[ExpertSpec], free: float) -> str:
+    found = verdict(run_memory(config, specs, True, "cuda"), free)
+    if found != "does not fit":
+        return found
+    settings = settings_that_fit(config, specs, True, "cuda", free)
+    if settings is None:
+        return found
+    return "with " + " ".join(f"`--set {setting}`" for setting in settings)
+
+
+def _presets() -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
+    """Every row of the tables: its name, config and experts."""
     for preset in ("nano", "1b"):
         for variant, config, specs in _variants(preset):
-            need, least = memory_needs(config, specs, True)
-            name = f"`{preset}`{variant}"
-            disk = disk_need(config, 0).total
-            experts = sum(spec.size_bytes for spec in specs)
-            figures = (need, least, checkpoint_bytes(config.student), disk, experts)
-            parameters = f"{parameter_count(config.student).total:,}"
-            lines.append(f"| {name} | {parameters} | {' | '.join(map(_gib, figures))} |")
-    variants = list(_variants("1b"))
-    lines += [
-        "",
-        "| GPU | " + " | ".join(f"`1b`{variant}" for variant, _, _ in variants) + " |",
-        "| --- |" + " --- |" * len(variants),
-    ]
-    for card, memory in CARDS:
-        needs = (memory_needs(config, specs, True) for _, config, specs in variants)
-        cells = (_fits(memory * GIB, need, least) for need, least in needs)
-        lines.append(f"| {card} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+            yield f"`{preset}`{variant}", config, specs
 
 
 def _variants(preset: str) -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
@@ -72,12 +104,6 @@ def _variants(preset: str) -> Iterator[tuple[str, RunConfig, list[ExpertSpec]]]:
 
 def _gib(count: float) -> str:
     return f"{count / GIB:.1f} GiB"
-
-
-def _fits(memory: float, need: int, least: int) -> str:
-    if need <= memory:
-        return "fits"
-    return "with activation checkpointing" if least <= memory else "does not fit"
 
 
 def written(text: str) -> str:

@@ -304,7 +304,8 @@ def save_student(
     temporary.mkdir()
     config = model.config
     # By parameters, not by state_dict: copies of a tied output matrix would be stored twice.
-    state = {name: tensor.detach().to(dtype) for name, tensor in model.named_parameters()}
+    # On the CPU: a second copy of the weights may not fit on the device.
+    state = {n: tensor.detach().to("cpu", dtype) for n, tensor in model.named_parameters()}
     cached, stored = config.use_cache, config.dtype
     config.use_cache = True
     try:

@@ -62,7 +62,7 @@ def examine(
 
 
 def _device_checks(ws: Workspace, config: RunConfig, specs: list[ExpertSpec]) -> list[Check]:
-    """Python, torch, GPU, CPU and memory. RAM is checked where the GPU can't train the student."""
+    """Python, torch, GPU, CPU and memory. RAM is checked where there is no GPU."""
     version, cuda = machine.torch_build()
     gpus = hardware.Sampler().read(None, ws.root).gpus
     bf16 = hardware.has_bf16()
@@ -85,8 +85,8 @@ def _device_checks(ws: Workspace, config: RunConfig, specs: list[ExpertSpec]) ->
                 topic="gpu memory",
             )
         )
-    if not on_gpu or checks[-1].status == "fail":
-        half = bf16 if config.device.precision == "auto" else config.device.precision == "bf16"
+    half = bf16 if config.device.precision == "auto" else config.device.precision == "bf16"
+    if not on_gpu:
         checks.append(
             machine.check_memory(
                 config,
@@ -96,7 +96,8 @@ def _device_checks(ws: Workspace, config: RunConfig, specs: list[ExpertSpec]) ->
                 half=half,
             )
         )
-    return checks
+    half = config.device.precision != "fp32" if on_gpu else half
+    return [*checks, *machine.memory_table(config, specs, half, "cuda" if on_gpu else "cpu")]
 
 
 def _measured_grace(ws: Workspace, config: RunConfig) -> Check:

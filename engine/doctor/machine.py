@@ -14,19 +14,17 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
-from engine.budget import scores_online
 from engine.config import RunConfig
 from engine.doctor.check import Check, gib
 from engine.events import GpuReading
 from engine.experts.registry import ExpertSpec, ExpertStatus
+from engine.memory_plan import cards_text, parts_text, run_memory, settings_that_fit
 from engine.programs import find_python, find_quantizer
 from engine.sizing import (
     GIB,
     checkpoint_bytes,
     disk_need,
-    least_memory,
     parameter_count,
-    training_memory,
 )
 
 LARGE = 100_000_000
@@ -96,7 +94,7 @@ def check_gpu(
             remedy="install the NVIDIA driver (nvidia-smi must work), or: --set device.device=auto",
         )
     if config.device.device == "auto" and parameter_count(config.student).total > LARGE:
-        least = gib(memory_needs(config, specs, True)[1])
+        least = gib(memory_needs(config, specs, True, device="cuda")[1])
         return Check(
             topic="gpu",
             status="warn",
@@ -121,19 +119,16 @@ def check_processor(cores: int, bf16: bool, config: RunConfig) -> Check:
 
 
 def memory_needs(
-    config: RunConfig, specs: Sequence[ExpertSpec], half: bool, online: bool | None = None
+    config: RunConfig,
+    specs: Sequence[ExpertSpec],
+    half: bool,
+    online: bool | None = None,
+    device: str = "cpu",
 ) -> tuple[int, int]:
-    """Bytes on the device that the run needs: (as configured, with activation checkpointing).
-
-    With `online` scoring (None: as the config sets it) all experts are loaded together with the
-    student; otherwise one expert at a time, before the student.
-    """
-    experts = [(2 if half else 4) * spec.parameters for spec in specs]
-    online = scores_online(config) if online is None else online
-    together = sum(experts) if online else 0
-    alone = 0 if together else max(experts, default=0)
-    need = training_memory(config, half).total + together
-    return max(need, alone), max(least_memory(config, half).total + together, alone)
+    """Bytes on the device that the run needs: (as configured, with activation checkpointing); see
+    `memory_plan.run_memory`."""
+    memory = run_memory(config, specs, half, device, online)
+    return memory.configured.total, memory.least.total
 
 
 def check_memory(
@@ -145,8 +140,12 @@ def check_memory(
     half: bool,
     topic: str = "memory",
 ) -> Check:
-    """Whether the student, and experts loaded together with it, fit into this memory (bytes)."""
-    need, least = memory_needs(config, specs, half)
+    """Whether the student, and experts loaded together with it, fit into this memory (bytes).
+
+    topic: "gpu memory" or "memory".
+    """
+    device = "cuda" if topic == "gpu memory" else "cpu"
+    need, least = memory_needs(config, specs, half, device=device)
     figure = f"{gib(available)} of {gib(total)} free, {gib(need)} needed"
     if available >= need:
         return Check(topic=topic, status="ok", figure=figure)
@@ -163,15 +162,25 @@ def check_memory(
         remedy = f"close other programs until {gib(least)} are free{smaller}"
     else:
         remedy = f"use a device with {gib(need)} (at least {gib(least)}){smaller}"
-        before = memory_needs(config, specs, half, online=False)[1]
-        if scores_online(config) and total >= before:
-            remedy += (
-                f"; or score the experts' text before training ({gib(before)}): "
-                "--set data.corpora=[] --set targets.source=cached"
-            )
+        settings = settings_that_fit(config, specs, half, device, total)
+        if settings:
+            lines = " ".join(f"--set {setting}" for setting in settings)
+            remedy += f"; this would fit here: {lines}"
     if least < need:
         figure += f", {gib(least)} with activation checkpointing"
     return Check(topic=topic, status="fail", figure=figure, remedy=remedy)
+
+
+def memory_table(
+    config: RunConfig, specs: Sequence[ExpertSpec], half: bool, device: str
+) -> list[Check]:
+    """The parts of the need on this device, and whether GPUs of usual sizes are large enough."""
+    need = run_memory(config, specs, half, device).configured
+    where = "GPU" if device == "cuda" else "CPU"
+    return [
+        Check(topic="memory parts", status="ok", figure=f"{where}, GiB: {parts_text(need)}"),
+        Check(topic="gpu sizes", status="ok", figure=cards_text(config, specs, half=True)),
+    ]
 
 
 # The disk

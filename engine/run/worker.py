@@ -197,6 +197,7 @@ def run_worker(
     """
     _ignore_signals()
     _redirect_streams(Path(log_path))
+    set_environment()
     # Also handles SIGABRT, with which the runner aborts a worker that never releases the GIL.
     faulthandler.enable(file=2)
     link = WorkerLink(outbox, commands, hang_seconds())
@@ -221,6 +222,17 @@ def _run_job(link: WorkerLink, target: str, request: JobRequest) -> int:
         summary = " ".join(f"{type(error).__name__}: {error}".split())
         link.emit(LogLine(step=link.step, level="error", text=summary))
         return CRASHED
+
+
+def set_environment() -> None:
+    """Settings that CUDA reads once, before torch is imported; the user's own values stay.
+
+    Segments that grow leave fewer holes in GPU memory. With GPUs numbered by PCI bus, as the
+    driver's tools do, the readings on the screen are those of the GPU that is used.
+    """
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def _load(target: str) -> Callable[[JobContext, JobRequest], int]:

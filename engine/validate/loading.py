@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from engine import hardware
+from engine.distill.device import turn_off_cudnn_attention
 from engine.distill.teacher.loading import quiet_transformers
 from engine.experts.gguf_source import GGUFExpert
 
@@ -120,6 +121,7 @@ def load_gguf(path: Path) -> LoadResult:
 def _ready(model: Any, tokenizer: Any) -> LoadedModel:
     """On the GPU if there is one, in a dtype that is fast on the device."""
     if torch.cuda.is_available():
+        turn_off_cudnn_attention()
         device = "cuda"
         use_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:

@@ -22,6 +22,7 @@ from engine.sizing import (
     disk_need,
     least_memory,
     parameter_count,
+    scoring_memory,
     training_memory,
 )
 from engine.workspace import Workspace
@@ -88,18 +89,19 @@ def test_memory_is_compared_with_training_with_and_without_activation_checkpoint
 
 def test_scoring_before_training_is_the_remedy_where_experts_fit_only_then(tmp_path):
     run = config(tmp_path, "1b", "targets.source=online")
-    before = max(least_memory(run, True).total, 2 * SPEC.parameters)
+    before = least_memory(run, True).total
+    assert before > scoring_memory([SPEC.parameters], True, "cpu").total
     remedy = check_memory(run, [SPEC], total=before, available=before, half=True).remedy
     assert "--set data.corpora=[] --set targets.source=cached" in remedy
     remedy = check_memory(run, [SPEC], total=before - 1, available=before - 1, half=True).remedy
-    assert "targets.source" not in remedy
+    assert "--set targets.source=cached --set optimizer.max_seq_len=1024" in remedy
 
 
 def test_an_expert_loaded_together_with_the_student_adds_to_its_memory(tmp_path):
     run = config(tmp_path, "nano", "targets.source=online")
     alone = config(tmp_path, "nano")
     need = training_memory(run, True).total
-    free = least_memory(run, True).total + 2 * SPEC.parameters - 1
+    free = least_memory(run, True).total + scoring_memory([SPEC.parameters], True, "cpu").total - 1
     checks = [
         check_memory(c, [SPEC], total=64 * GIB, available=free, half=True) for c in (run, alone)
     ]

@@ -237,6 +237,7 @@ def project_all(
         residual=torch.cat([part.residual for part in parts])[order],
         mass=torch.cat([part.mass for part in parts])[order],
         weight=torch.cat([part.weight for part in parts])[order],
+        span=slice(0, len(index)),
     )
 
 

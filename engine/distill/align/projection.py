@@ -17,8 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.determinism import cumsum
 from engine.distill.align.alignment import Alignment
 from engine.distill.align.tables import ProjectionTables
+from engine.distill.device import to_device
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,12 @@ class Projected:
     """The projection of a chunk of positions.
 
     Attributes:
-        index: (n,) student positions, indices into the alignment.
+        index: (n,) student positions, consecutive indices into the alignment.
         q: (V_s, n) float32, renormalised without the residual; columns without a soft target are 0.
         residual: (n,) R before renormalising.
         mass: (n,) m under rule 2, else 1.
         weight: (n,) w = (1 - R) m; 0 without a soft target.
+        span: the same positions as `index`, on the host.
     """
 
     index: Tensor
@@ -38,6 +41,21 @@ class Projected:
     residual: Tensor
     mass: Tensor
     weight: Tensor
+    span: slice
+
+
+@dataclass(frozen=True)
+class _Ranges:
+    """Ranges of the teacher's sorted tokens.
+
+    Attributes:
+        lo, sizes: (n,) int64, first token and number of tokens.
+        total: sum of the sizes.
+    """
+
+    lo: Tensor
+    sizes: Tensor
+    total: int
 
 
 class Projector:
@@ -65,8 +83,7 @@ class Projector:
         self.order = put(tables.order)
         self.rank = put(tables.rank)
         self.start = put(tables.start)
-        self.prefix_lo = put(tables.prefix_lo)
-        self.prefix_hi = put(tables.prefix_hi)
+        self._tables = tables
         identity = np.arange(len(tables.phi))
         self.same_vocabulary = bool(
             tables.student_size == len(tables.phi) and np.array_equal(tables.phi, identity)
@@ -98,48 +115,56 @@ class Projector:
         later teacher positions.
         """
         count = len(alignment.teacher_ids)
-        put = lambda array: torch.from_numpy(array).to(self.device)  # noqa: E731
-        at, offset = put(alignment.at), put(alignment.offset)
-        token, soft = put(alignment.token), put(alignment.soft)
-        inside_stop, rest_at = put(alignment.inside_stop), put(alignment.rest_at)
-        rest_length = put(alignment.rest_length)
-        realised = put(alignment.teacher_ids)
+        at, offset = self._put(alignment.at), self._put(alignment.offset)
+        token, soft = self._put(alignment.token), self._put(alignment.soft)
+        inside_stop, realised = self._put(alignment.inside_stop), self._put(alignment.teacher_ids)
         # Metal has no float64.
         exact = torch.float32 if self.device.type == "mps" else torch.float64
         log_real = torch.zeros(count, device=self.device, dtype=exact)
         rest_mass = torch.ones(len(alignment), device=self.device)
         # Student positions sorted by the teacher position that has the rest of their token, and by
-        # the one that they start in: a chunk of teacher positions is then a slice of both.
-        by_rest = torch.nonzero(rest_at >= 0).flatten()
-        by_rest = by_rest[torch.argsort(rest_at[by_rest], stable=True)]
-        rest_sorted = rest_at[by_rest].contiguous()
-        at_sorted = at.contiguous()
+        # the one that they start in: a chunk of teacher positions is then a slice of both. Indices
+        # and sizes are computed on the host: the device would have to be waited for.
+        by_rest = np.flatnonzero(alignment.rest_at >= 0)
+        by_rest = by_rest[np.argsort(alignment.rest_at[by_rest], kind="stable")]
+        rest_sorted = alignment.rest_at[by_rest]
 
         for first in reversed(range(0, count, chunk)):
             stop = min(first + chunk, count)
             p, total = _softmax_columns(logits(first, stop))
             log_real[first:stop] = self._log_realised(p, total, realised[first:stop], exact)
-            lo, hi = _bounds(rest_sorted, first, stop)
+            lo, hi = np.searchsorted(rest_sorted, [first, stop])
             if hi > lo:
-                positions = by_rest[lo:hi]
-                at_rest = rest_at[positions]
-                ranges = self._range(realised[at_rest], rest_length[positions])
-                column = at_rest - first
-                rest_mass[positions] = self._range_sums(p, column, *ranges) / total[column]
-            lo, hi = _bounds(at_sorted, first, stop)
+                positions, at_rest = by_rest[lo:hi], rest_sorted[lo:hi]
+                column = self._put(at_rest - first)
+                realised_rest = alignment.teacher_ids[at_rest]
+                ranges = self._ranges(realised_rest, alignment.rest_length[positions])
+                sums = self._range_sums(p, column, ranges)
+                rest_mass[self._put(positions)] = sums / total[column]
+            lo, hi = (int(n) for n in np.searchsorted(alignment.at, [first, stop]))
             if hi > lo:
-                index = torch.arange(lo, hi, device=self.device)
                 yield self._assemble(
                     p,
                     total,
-                    index=index,
+                    span=slice(lo, hi),
                     column=at[lo:hi] - first,
                     offset=offset[lo:hi],
                     token=token[lo:hi],
                     soft=soft[lo:hi],
                     teacher_token=realised[at[lo:hi]],
                     moved=self._moved(at[lo:hi], inside_stop[lo:hi], rest_mass[lo:hi], log_real),
+                    inside=self._inside(alignment, lo, hi),
                 )
+
+    def _put(self, array: np.ndarray) -> Tensor:
+        return to_device(torch.from_numpy(array), self.device)
+
+    def _inside(self, alignment: Alignment, lo: int, hi: int) -> tuple[Tensor, _Ranges]:
+        """The positions of rule 2 among [lo, hi), as indices from lo, and their sorted tokens."""
+        at, offset = alignment.at[lo:hi], alignment.offset[lo:hi]
+        inside = np.flatnonzero(offset)
+        ranges = self._ranges(alignment.teacher_ids[at[inside]], offset[inside])
+        return self._put(inside), ranges
 
     def _log_realised(
         self, p: Tensor, total: Tensor, realised: Tensor, dtype: torch.dtype
@@ -152,7 +177,7 @@ class Projector:
 
     def _moved(self, at: Tensor, inside_stop: Tensor, rest: Tensor, log_real: Tensor) -> Tensor:
         """Rule 3: pi, (n,), of each crossing position; 0 where the token does not cross."""
-        sums = torch.cat([log_real.new_zeros(1), log_real.cumsum(0)])
+        sums = torch.cat([log_real.new_zeros(1), cumsum(log_real, 0)])
         stop = inside_stop.clamp_min(0)
         product = (sums[torch.maximum(stop, at)] - sums[at]).exp().float()
         return torch.where(inside_stop >= 0, product * rest, 0.0)
@@ -162,15 +187,16 @@ class Projector:
         p: Tensor,
         total: Tensor,
         *,
-        index: Tensor,
+        span: slice,
         column: Tensor,
         offset: Tensor,
         token: Tensor,
         soft: Tensor,
         teacher_token: Tensor,
         moved: Tensor,
+        inside: tuple[Tensor, _Ranges],
     ) -> Projected:
-        """The projection of the student positions `index`.
+        """The projection of the student positions `span`.
 
         Args:
             p, total: (V_t, c) unnormalised probabilities of the chunk, and their sums (c,).
@@ -179,16 +205,18 @@ class Projector:
             token, teacher_token: (n,) realised tokens.
             soft: (n,) whether there may be a soft target.
             moved: (n,) pi of rule 3.
+            inside: positions of rule 2, indices into the n, and their sorted tokens.
         """
+        index = torch.arange(span.start, span.stop, device=self.device)
         n = len(index)
         each = torch.arange(n, device=self.device)
         aligned = offset == 0
         q = self._rule_1(p).index_select(1, column)  # (V_s + 1, n)
         q /= total[column]
         mass = torch.ones(n, device=self.device)
-        inside = torch.nonzero(~aligned).flatten()
-        if len(inside):
-            mass[inside] = self._rule_2(q, p, total, inside, column, offset, teacher_token)
+        which, ranges = inside
+        if len(which):
+            mass[which] = self._rule_2(q, p, total, which, column, offset, ranges)
         source = torch.where(
             aligned,
             self.phi[teacher_token.clamp_min(0)],
@@ -206,9 +234,12 @@ class Projector:
         kept = q.sum(0)
         has_target = soft & (mass >= self.min_mass) & (kept > 1e-6)
         q *= torch.where(has_target, 1.0 / kept.clamp_min(1e-30), 0.0)
-        q.index_fill_(1, torch.nonzero(~has_target).flatten(), 0.0)
+        if q.is_cuda:
+            q.masked_fill_(~has_target, 0.0)
+        else:  # fewer numbers are written
+            q.index_fill_(1, torch.nonzero(~has_target).flatten(), 0.0)
         weight = torch.where(has_target, (1.0 - residual) * mass, 0.0)
-        return Projected(index=index, q=q, residual=residual, mass=mass, weight=weight)
+        return Projected(index=index, q=q, residual=residual, mass=mass, weight=weight, span=span)
 
     def _rule_2(
         self,
@@ -218,13 +249,12 @@ class Projector:
         inside: Tensor,
         column: Tensor,
         offset: Tensor,
-        teacher_token: Tensor,
+        ranges: _Ranges,
     ) -> Tensor:
         """Overwrite the columns `inside` of q, (V_s + 1, n), by rule 2; returns their mass m."""
         q[:, inside] = 0.0
-        lo, hi = self._range(teacher_token[inside], offset[inside])
         # p of every token in range that has bytes beyond the prefix
-        (which, rank), values = self._ragged(p, column[inside], lo, hi)
+        (which, rank), values = self._ragged(p, column[inside], ranges)
         begin = self.start[rank] + offset[inside][which]
         longer = begin < self.start[rank + 1]
         values = torch.where(longer, values, 0.0) / total[column[inside]][which]
@@ -244,24 +274,28 @@ class Projector:
         q = p.new_zeros(self.student_size + 1, p.shape[1])
         return q.index_add_(0, self.phi, p)
 
-    def _range(self, token: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-        """Sorted tokens [lo, hi) that begin with the first `length` bytes of `token`."""
-        slot = self.start[self.rank[token]] + length
-        return self.prefix_lo[slot], self.prefix_hi[slot]
+    def _ranges(self, token: np.ndarray, length: np.ndarray) -> _Ranges:
+        """Sorted tokens that begin with the first `length` bytes of `token`, for (n,) of both."""
+        tables = self._tables
+        slot = tables.start[tables.rank[token]] + length
+        lo = tables.prefix_lo[slot].astype(np.int64)
+        sizes = tables.prefix_hi[slot].astype(np.int64) - lo
+        return _Ranges(lo=self._put(lo), sizes=self._put(sizes), total=int(sizes.sum()))
 
     def _ragged(
-        self, p: Tensor, column: Tensor, lo: Tensor, hi: Tensor
+        self, p: Tensor, column: Tensor, ranges: _Ranges
     ) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """All entries of the ranges, flat: ((number of the range, sorted token), p)."""
-        sizes = hi - lo
-        which = torch.repeat_interleave(torch.arange(len(lo), device=self.device), sizes)
+        lo, sizes = ranges.lo, ranges.sizes
+        each = torch.arange(len(lo), device=self.device)
+        which = torch.repeat_interleave(each, sizes, output_size=ranges.total)
         begins = sizes.cumsum(0) - sizes
-        rank = torch.arange(len(which), device=self.device) - begins[which] + lo[which]
+        rank = torch.arange(ranges.total, device=self.device) - begins[which] + lo[which]
         return (which, rank), p[self.order[rank], column[which]]
 
-    def _range_sums(self, p: Tensor, column: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-        (which, _), values = self._ragged(p, column, lo, hi)
-        return torch.zeros(len(lo), device=self.device).index_add_(0, which, values)
+    def _range_sums(self, p: Tensor, column: Tensor, ranges: _Ranges) -> Tensor:
+        (which, _), values = self._ragged(p, column, ranges)
+        return torch.zeros(len(column), device=self.device).index_add_(0, which, values)
 
 
 def _softmax_columns(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -269,10 +303,3 @@ def _softmax_columns(logits: Tensor) -> tuple[Tensor, Tensor]:
     logits -= logits.amax(0, keepdim=True)
     logits.exp_()
     return logits, logits.sum(0)
-
-
-def _bounds(values: Tensor, first: int, stop: int) -> tuple[int, int]:
-    """The slice of ascending `values` that are in [first, stop)."""
-    edges = torch.tensor([first, stop], device=values.device)
-    lo, hi = torch.searchsorted(values, edges).tolist()
-    return lo, hi

@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.distill.align.blocks import LENGTH_STEP, EncodedBlock
+from engine.distill.align.blocks import EncodedBlock
 from engine.distill.data.cursors import Cursor, StreamPosition
 from engine.distill.data.sources import EpochBlocks
+from engine.distill.device import padded_length, to_device
 
 _OPEN_ROWS = 8
 
@@ -171,9 +172,9 @@ class Batch:
 
 
 def make_batch(rows: Sequence[Sequence[EncodedBlock]], device: torch.device) -> Batch:
-    """Rows of blocks as one batch, as long as its longest row, rounded up to `LENGTH_STEP`."""
+    """Rows of blocks as one batch, as long as its longest row, rounded up."""
     longest = max(sum(len(block.ids) for block in row) for row in rows)
-    length = longest + -longest % LENGTH_STEP
+    length = padded_length(longest, device)
     ids = np.zeros((len(rows), length), dtype=np.int64)
     positions = np.zeros((len(rows), length), dtype=np.int64)
     segment = np.full((len(rows), length), -1, dtype=np.int32)
@@ -191,15 +192,19 @@ def make_batch(rows: Sequence[Sequence[EncodedBlock]], device: torch.device) -> 
             is_end.append(block.is_end)
             at += size
         tokens += at
-    segments = torch.from_numpy(segment).to(device)
+
+    def put(array: np.ndarray) -> Tensor:
+        return to_device(torch.from_numpy(array), device)
+
+    segments = put(segment)
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask = (segments[:, :, None] == segments[:, None, :]) & causal
     return Batch(
-        input_ids=torch.from_numpy(ids).to(device),
-        position_ids=torch.from_numpy(positions).to(device),
+        input_ids=put(ids),
+        position_ids=put(positions),
         mask=mask[:, None],
-        gather=torch.from_numpy(np.concatenate(gather)).to(device),
-        labels=torch.from_numpy(np.concatenate(labels)).to(device),
+        gather=put(np.concatenate(gather)),
+        labels=put(np.concatenate(labels)),
         is_end=torch.from_numpy(np.concatenate(is_end)),
         tokens=tokens,
     )

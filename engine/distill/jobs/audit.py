@@ -240,7 +240,7 @@ def _mean_weight(
     count = 0
     for start in range(0, len(blocks), 8):
         output = teacher_forward(teacher, blocks[start : start + 8], heartbeat)
-        for projected in output.project(projector, projection_chunk(teacher.device)):
+        for projected in output.project(projector, projection_chunk(teacher)):
             weight += float(projected.weight.sum())
             residual += float(projected.residual.sum())
             count += len(projected.index)

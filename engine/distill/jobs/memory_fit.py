@@ -1,21 +1,29 @@
-"""Reduce memory settings before training starts, until the estimated need fits."""
+"""Choose the memory settings of a run before it starts: reduce them until the estimated need fits,
+and restore them when a resumed run has more memory than before.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import torch
 
-from engine import hardware
 from engine.budget import scores_online
 from engine.config import RunConfig
+from engine.distill.device import free_memory
+from engine.distill.jobs.resume import StartingPoint
 from engine.distill.jobs.training_run import TrainingRun
 from engine.distill.train.memory_ladder import MemoryLadder, describe
 from engine.distill.train.phases import Decision
-from engine.errors import GladiusError
+from engine.errors import UsageError
 from engine.events import GuardTripped
-from engine.sizing import GIB, training_memory
+from engine.memory_plan import settings_that_fit
+from engine.sizing import CUDA_CONTEXT, GIB, MemoryNeed, training_memory
+
+_MORE = 1.1
+"""Memory that is larger by this factor than at the last decision is used again."""
+_KINDS = ("micro_batch", "activation_checkpointing", "device")
 
 
 @dataclass(frozen=True)
@@ -31,38 +39,67 @@ class MemoryFit:
     decisions: list[Decision]
 
 
-def fit_into_memory(run: TrainingRun, decisions: list[Decision]) -> MemoryFit:
-    """Smaller micro-batches, then activation checkpointing, then the CPU, until training fits.
+def fit_into_memory(run: TrainingRun, start: StartingPoint) -> MemoryFit:
+    """Smaller micro-batches, then activation checkpointing, until training fits.
 
-    Nothing is allocated: a CPU has no out-of-memory error that could be caught. Raises GladiusError
-    with the numbers if nothing fits.
+    The device stays: a student that does not fit on a GPU is refused, not trained on the CPU.
+    Nothing is allocated: a CPU has no out-of-memory error that could be caught. A resumed run with
+    more memory than at the last decision goes back to the configured settings first.
+
+    Raises UsageError with the figures, and the settings that would fit, if nothing fits.
     """
-    ladder = MemoryLadder.configured(run.config.optimizer, run.device).after(decisions)
-    online = scores_online(run.config)
-    # Experts that stay in memory have half precision: 2 bytes per parameter.
-    teachers = sum(2 * spec.parameters for spec in run.experts) if online else 0
-    new: list[Decision] = []
-    while True:
-        need = training_memory(_with_settings(run.config, ladder), run.dtype == torch.bfloat16)
-        free = _free_memory(ladder.device)
-        if need.total + teachers <= free:
-            break
-        decision = ladder.next(0)
+    step = start.step or 0
+    configured = MemoryLadder.configured(run.config.optimizer, run.device)
+    ladder = configured.after(start.decisions)
+    restored = _restored(run, configured, ladder, start)
+    ladder = ladder.after(restored)
+    reduced: list[Decision] = []
+    while _need(run, ladder).total > (free := free_memory(ladder.device)):
+        decision = ladder.next(step, free, may_move=False)
         if decision is None:
-            experts = f", the experts {teachers / GIB:.1f} GiB" if teachers else ""
-            kind = "GPU memory" if ladder.device == "cuda" else "memory"
-            raise GladiusError(
-                f"training this student needs {need.sentence()}{experts}, and {free / GIB:.1f} GiB "
-                f"of {kind} are free: close other programs, lower optimizer.max_seq_len, or choose "
-                "a smaller student (--preset nano)"
-            )
+            raise UsageError(_refusal(run, _need(run, ladder), free, ladder.device))
         ladder = ladder.after([decision])
-        new.append(decision)
-    for decision in new:
+        reduced.append(decision)
+    for decision in (*restored, *reduced):
         run.journal.append(decision)
+    for decision in restored:
+        run.ctx.log(f"{describe(decision)} again: there is more memory than before")
+    for decision in reduced:
         action = f"{describe(decision)} from the start: more would not fit in memory"
         run.ctx.emit(GuardTripped(guard="out_of_memory", action=action))
-    return MemoryFit(device=torch.device(ladder.device), decisions=new)
+    return MemoryFit(device=torch.device(ladder.device), decisions=[*restored, *reduced])
+
+
+def _restored(
+    run: TrainingRun, configured: MemoryLadder, ladder: MemoryLadder, start: StartingPoint
+) -> list[Decision]:
+    """Decisions that go back to the configured settings, where there is more memory than before."""
+    taken = [d for d in start.decisions if d.kind in _KINDS]
+    if ladder == configured or not taken:
+        return []
+    moved = ladder.device != configured.device
+    last = next(d for d in reversed(taken) if not moved or d.kind == "device")
+    free = free_memory(configured.device)
+    if last.memory:
+        enough = free > _MORE * last.memory
+    else:
+        # Journals of earlier versions do not have it; they moved a student to the CPU for good.
+        smallest = replace(configured, micro_batch_size=1, activation_checkpointing=True)
+        enough = moved and _need(run, smallest).total <= free
+    return ladder.back_to(configured, start.step or 0) if enough else []
+
+
+def _need(run: TrainingRun, ladder: MemoryLadder) -> MemoryNeed:
+    """Estimated need of an optimizer step; the CUDA context is not part of the free memory."""
+    # Experts stay on the run's device when the student moved to the CPU.
+    together = scores_online(run.config) and ladder.device == run.device.type
+    experts = [spec.parameters for spec in run.experts] if together else []
+    need = training_memory(_with_settings(run.config, ladder), _half(run), ladder.device, experts)
+    return replace(need, context=0)
+
+
+def _half(run: TrainingRun) -> bool:
+    return run.dtype == torch.bfloat16
 
 
 def _with_settings(config: RunConfig, ladder: MemoryLadder) -> RunConfig:
@@ -74,7 +111,24 @@ def _with_settings(config: RunConfig, ladder: MemoryLadder) -> RunConfig:
     return msgspec.structs.replace(config, optimizer=optimizer)
 
 
-def _free_memory(device: str) -> int:
+def _refusal(run: TrainingRun, need: MemoryNeed, free: int, device: str) -> str:
+    kind = "GPU memory" if device == "cuda" else "memory"
+    figures = (
+        f"training this student needs {need.sentence()} with micro-batch size 1 and activation "
+        f"checkpointing, and {free / GIB:.1f} GiB of {kind} are free"
+    )
+    if run.request.resume:
+        remedy = "free memory, or resume on a larger machine"
+        if device == "cuda":
+            remedy += ", or on the CPU: --set device.device=cpu"
+        return f"{figures}: {remedy}"
+    # What is free does not include the CUDA context of this process, which the plan counts.
+    whole = free + (CUDA_CONTEXT if device == "cuda" else 0)
+    settings = settings_that_fit(run.config, run.experts, _half(run), device, whole)
+    if settings:
+        remedy = "this would fit: " + " ".join(f"--set {setting}" for setting in settings)
+    else:
+        remedy = "free memory, or choose a smaller student (--preset nano)"
     if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    return hardware.available_ram()
+        remedy += "; or train on the CPU, which is far slower: --set device.device=cpu"
+    return f"{figures}; {remedy}"

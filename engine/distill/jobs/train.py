@@ -20,6 +20,7 @@ from engine.checkpoint.layout import RUN_CONFIG
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
 from engine.config import digest, to_json
+from engine.determinism import refuse_nondeterminism, set_deterministic
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.jobs.memory_fit import fit_into_memory
 from engine.distill.jobs.preparation import PreparedRun, prepare_run
@@ -44,9 +45,11 @@ from engine.distill.train.questions import QuestionAnswerer
 from engine.distill.train.run_files import RecentEvents, RunFiles
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Trainer, TrainerParts
+from engine.errors import GladiusError
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
+from engine.out_of_memory import is_out_of_memory
 from engine.run.job import JobContext, JobStopped, run_started
-from engine.sizing import parameter_count
+from engine.sizing import GIB, parameter_count
 from engine.template_date import use_date_of_run
 from engine.workspace import write_bytes
 
@@ -75,7 +78,13 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     write_bytes(run.workspace.checkpoints_dir / RUN_CONFIG, config)
     recent = RecentEvents(ctx, start.state)
     _report_start(run, start, sealing)
-    fit = fit_into_memory(run, start.decisions)
+    with refuse_nondeterminism():
+        return _train(run, start, sealing, recent)
+
+
+def _train(run: TrainingRun, start: StartingPoint, sealing: Sealing, recent: RecentEvents) -> int:
+    """Prepare, train, finish; returns the worker's exit code."""
+    fit = fit_into_memory(run, start)
     try:
         if start.state is None:
             _report_phase(run, run.phases[0])
@@ -86,10 +95,14 @@ def main(ctx: JobContext, request: JobRequest) -> int:
             RunFiles(run.workspace.checkpoints_dir, sealing.stored_config, seal, recent)
         )
     except JobStopped:
-        return ctx.ended("stopped", "stopped before the first step; what was prepared is kept")
+        return run.ctx.ended("stopped", "stopped before the first step; what was prepared is kept")
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise GladiusError(_preparation_text(run, error)) from error
     if trainer.run() == "stopped":
         progress = trainer.session.progress
-        return ctx.ended(
+        return run.ctx.ended(
             "stopped",
             f"stopped at step {progress.step}; continue with: resume",
             step=progress.step,
@@ -97,6 +110,15 @@ def main(ctx: JobContext, request: JobRequest) -> int:
             seconds=trainer.pace.training_seconds,
         )
     return _finish(run, prepared, trainer)
+
+
+def _preparation_text(run: TrainingRun, error: Exception) -> str:
+    """Out of memory before the first step, with the remedies."""
+    what = " ".join(str(error).split())[:160]
+    text = f"out of memory before the first step, with the smallest batches ({what}); "
+    if run.device.type == "cuda":
+        return text + "free memory on the GPU, or run on the CPU: --set device.device=cpu"
+    return text + "close other programs, or choose smaller experts (--experts)"
 
 
 # Before the first step
@@ -114,8 +136,10 @@ def _set_up_torch(run: TrainingRun, start: StartingPoint) -> None:
         )
     torch.set_num_threads(threads)
     torch.manual_seed(run.config.seed)
-    if run.config.device.deterministic:
-        torch.use_deterministic_algorithms(True, warn_only=True)
+    set_deterministic(run.config.device.deterministic, run.device)
+    if run.device.type == "cuda":
+        gpu = torch.cuda.get_device_properties(0)
+        run.ctx.log(f"GPU: {gpu.name}, {gpu.total_memory / GIB:.1f} GiB, id {gpu.uuid}")
 
 
 def _report_start(run: TrainingRun, start: StartingPoint, sealing: Sealing) -> None:

@@ -9,7 +9,7 @@ Shapes: N positions, L tokens, H hidden, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import MoeModelOutputWithPast
 
+from engine.distill.attention import without_mask
+from engine.distill.device import to_device
 from engine.errors import GladiusError
 
 _EXACT, _ROUNDED = 1e-4, 2e-2
@@ -32,12 +34,14 @@ def hidden_states(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tens
 
     input_ids: (B, L) int64, padded on the right; attention_mask: (B, L), 1 for tokens.
     """
-    with torch.no_grad():
-        output = base_of(model)(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
-            use_cache=False,
-        )
+    ids, mask = to_device(input_ids, model.device), None
+    causal: AbstractContextManager[None] = nullcontext()
+    if model.device.type == "cuda":
+        causal = without_mask(model, input_ids.shape[1])  # its causal kernel is faster
+    else:
+        mask = attention_mask.to(model.device)
+    with torch.no_grad(), causal:
+        output = base_of(model)(input_ids=ids, attention_mask=mask, use_cache=False)
     return output.last_hidden_state
 
 

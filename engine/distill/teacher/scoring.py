@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +16,19 @@ from torch import Tensor
 
 from engine.chat import ChatRenderer
 from engine.distill.align.alignment import Alignment, concatenate
-from engine.distill.align.blocks import LENGTH_STEP, ChatEncoder, TextBlock
+from engine.distill.align.blocks import ChatEncoder, TextBlock
 from engine.distill.align.projection import Projected, Projector
+from engine.distill.device import padded_length, to_device
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.sparse_targets import BlockTargets, collect_columns, sparsify, temper
 from engine.distill.teacher.teacher import Teacher
+from engine.out_of_memory import is_out_of_memory, release
+from engine.sizing import PROJECTION_CHUNK, TOKENS_PER_PASS
 
-_TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
+_T = TypeVar("_T")
+
+_MOST_DIVIDED = 64
+"""The memory divisor of a teacher at which an out-of-memory error is final."""
 
 
 def teacher_encoder(teacher: Teacher) -> ChatEncoder:
@@ -70,26 +76,29 @@ def teacher_forward(
     heartbeat: Callable[[str], None] = lambda doing: None,
 ) -> TeacherOutput:
     """Run the expert over the blocks, in batches of similar length; a heartbeat before each."""
-    limit = _TOKENS_PER_PASS.get(teacher.device.type, 4096)
     order = sorted(range(len(blocks)), key=lambda n: len(blocks[n].teacher_ids))
     parts: list[Tensor | None] = [None] * len(blocks)
     while order:
         heartbeat(f"{teacher.spec.title} scores text")
         longest = len(blocks[order[-1]].teacher_ids)
-        padded = longest + -longest % LENGTH_STEP
+        padded = padded_length(longest, teacher.device)
         longest = max(longest, min(padded, teacher.context or padded))
-        batch_size = max(1, min(len(order), limit // longest))
-        batch, order = order[-batch_size:], order[:-batch_size]
-        ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-        mask = torch.zeros(len(batch), longest, dtype=torch.int64)
-        for r, n in enumerate(batch):
-            size = len(blocks[n].teacher_ids)
-            ids[r, :size] = torch.from_numpy(blocks[n].teacher_ids)
-            mask[r, :size] = 1
-        hidden = teacher.hidden_states(ids, mask)  # (B, L, H)
-        for r, n in enumerate(batch):
-            at = torch.from_numpy(blocks[n].teacher_scored - 1).to(hidden.device)
-            parts[n] = hidden[r, at]
+        limit = TOKENS_PER_PASS[teacher.device.type] // teacher.memory_divisor
+        batch = order[-max(1, min(len(order), limit // longest)) :]
+        try:
+            hidden = _scored_states(teacher, [blocks[n] for n in batch], longest)
+        except Exception as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+            failure = error
+        else:
+            for n, part in zip(batch, hidden, strict=True):
+                parts[n] = part
+            order = order[: -len(batch)]
+            continue
+        release(failure)
+        del failure
+        teacher.memory_divisor *= 2
     return TeacherOutput(
         teacher=teacher,
         hidden=torch.cat([part for part in parts if part is not None]),
@@ -97,9 +106,39 @@ def teacher_forward(
     )
 
 
-def projection_chunk(device: torch.device) -> int:
+def _scored_states(teacher: Teacher, blocks: Sequence[TextBlock], longest: int) -> Sequence[Tensor]:
+    """Hidden states at the scored positions of each block, (positions, H), from one pass."""
+    ids = torch.zeros(len(blocks), longest, dtype=torch.int64)
+    mask = torch.zeros(len(blocks), longest, dtype=torch.int64)
+    for r, block in enumerate(blocks):
+        size = len(block.teacher_ids)
+        ids[r, :size] = torch.from_numpy(block.teacher_ids)
+        mask[r, :size] = 1
+    hidden = teacher.hidden_states(ids, mask)  # (B, L, H)
+    at = [r * longest + block.teacher_scored - 1 for r, block in enumerate(blocks)]
+    index = to_device(torch.from_numpy(np.concatenate(at)), hidden.device)
+    return hidden.flatten(0, 1)[index].split([len(part) for part in at])
+
+
+def projection_chunk(teacher: Teacher) -> int:
     """Teacher positions whose probabilities are in memory at a time."""
-    return 64 if device.type == "cpu" else 1024
+    return max(16, PROJECTION_CHUNK[teacher.device.type] // teacher.memory_divisor)
+
+
+def _retried(teacher: Teacher, generator: torch.Generator, work: Callable[[], _T]) -> _T:
+    """work(), again with smaller passes and the same draws after each out-of-memory error."""
+    state = generator.get_state()
+    while True:
+        try:
+            return work()
+        except Exception as error:
+            if teacher.memory_divisor >= _MOST_DIVIDED or not is_out_of_memory(error):
+                raise
+            failure = error
+        release(failure)
+        del failure
+        teacher.memory_divisor *= 2
+        generator.set_state(state)
 
 
 def score_blocks(
@@ -120,9 +159,24 @@ def score_blocks(
     with_teacher_nats: also store the expert's own -log p of each text; computes the head's products
     a second time.
     """
+
+    def score(group: Sequence[TextBlock]) -> tuple[dict[str, np.ndarray], list[float | None]]:
+        output = teacher_forward(teacher, group, heartbeat)
+        chunk = projection_chunk(teacher)
+        parts = []
+        for projected in output.project(projector, chunk):
+            heartbeat(f"{teacher.spec.title} scores text")
+            q_t = temper(projected.q, temperature)  # (V_s, n)
+            parts.append((projected, sparsify(q_t, top_k, draws, epochs, generator)))
+        columns = collect_columns(parts, len(output.alignment))
+        nats: list[float | None] = [None] * len(group)
+        if with_teacher_nats:
+            sizes = [len(block.alignment.teacher_ids) for block in group]
+            nats = [float(part.sum()) for part in output.token_nats(chunk).split(sizes)]
+        return columns, nats
+
     scored: list[BlockTargets] = []
-    limit = 4 * _TOKENS_PER_PASS.get(teacher.device.type, 4096)
-    chunk = projection_chunk(teacher.device)
+    limit = 4 * TOKENS_PER_PASS[teacher.device.type]
     start = 0
     while start < len(blocks):
         stop, tokens = start, 0
@@ -130,19 +184,9 @@ def score_blocks(
             tokens += len(blocks[stop].teacher_ids)
             stop += 1
         group = blocks[start:stop]
+        columns, nats = _retried(teacher, generator, lambda group=group: score(group))
         start = stop
-        output = teacher_forward(teacher, group, heartbeat)
-        parts = []
-        for projected in output.project(projector, chunk):
-            heartbeat(f"{teacher.spec.title} scores text")
-            q_t = temper(projected.q, temperature)  # (V_s, n)
-            parts.append((projected, sparsify(q_t, top_k, draws, epochs, generator)))
-        columns = collect_columns(parts, len(output.alignment))
         edges = np.cumsum([0, *(len(block.alignment) for block in group)])
-        nats: list[float | None] = [None] * len(group)
-        if with_teacher_nats:
-            sizes = [len(block.alignment.teacher_ids) for block in group]
-            nats = [float(part.sum()) for part in output.token_nats(chunk).split(sizes)]
         for n, block in enumerate(group):
             arrays: dict[str, Any] = {
                 name: array[edges[n] : edges[n + 1]] for name, array in columns.items()
@@ -163,12 +207,11 @@ class OnlineTargets:
 
     def chunks(self, size: int) -> Iterator[tuple[slice, SoftTargets]]:
         """About `size` teacher positions at a time, from the end of the text to its start."""
-        most = projection_chunk(self.output.hidden.device)
+        most = projection_chunk(self.output.teacher)
         for projected in self.output.project(self.projector, min(size, most)):
             q_t = temper(projected.q, self.temperature).t().to(self.device)  # (n, V_s)
-            first = int(projected.index[0])
             yield (
-                slice(first, first + len(projected.index)),
+                projected.span,
                 SoftTargets(
                     weight=projected.weight.to(self.device),
                     entropy=-torch.special.xlogy(q_t, q_t).sum(1),

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.determinism import cumsum
 from engine.distill.align.blocks import TextBlock
 from engine.distill.align.projection import Projected
+from engine.distill.device import to_device
 
 
 @dataclass
@@ -36,10 +38,10 @@ class TargetBatch:
 
     def to(self, device: torch.device) -> TargetBatch:
         return TargetBatch(
-            ids=self.ids.to(device),
-            mass=self.mass.to(device),
-            weight=self.weight.to(device),
-            entropy=self.entropy.to(device),
+            ids=to_device(self.ids, device),
+            mass=to_device(self.mass, device),
+            weight=to_device(self.weight, device),
+            entropy=to_device(self.entropy, device),
             top_k=self.top_k,
         )
 
@@ -106,7 +108,7 @@ def sparsify(
     top_mass, top_ids = rows.topk(k, dim=1)
     entropy = -torch.special.xlogy(rows, rows).sum(1)
     rest = rows.scatter(1, top_ids, 0.0)
-    cumulative = rest.cumsum(1, dtype=torch.float32)
+    cumulative = cumsum(rest, 1, dtype=torch.float32)
     tail = cumulative[:, -1].clone()
     noise = torch.rand((n, epochs, draws), generator=generator, device="cpu").to(rows.device)
     slices = (torch.arange(draws, device=rows.device) + noise) / draws

@@ -24,6 +24,8 @@ class Teacher(Generator):
         model: the causal language model, in eval mode, without gradients.
         spec: the expert's registration.
         logit_softcap: Gemma's final cap c, logits = c tanh(logits / c); None elsewhere.
+        memory_divisor: what a pass and a chunk of the projection are divided by; doubled when
+            memory ran out.
         uses_own_head: whether logits need the model's own forward pass (`check_head`).
     """
 
@@ -39,6 +41,7 @@ class Teacher(Generator):
         )
         self.spec = spec
         self.logit_softcap: float | None = head.softcap(model)
+        self.memory_divisor = 1
         self.uses_own_head = False
 
     @property

@@ -20,9 +20,20 @@ from engine.distill.train.evaluation import draw_sample, evaluate
 from engine.distill.train.journal import RunPlan
 from engine.distill.train.lens import Lens
 from engine.distill.train.session import Session
-from engine.events import CapabilitiesScored, EvalDone, Event, LogLine, SampleDrawn
+from engine.events import (
+    CapabilitiesScored,
+    EvalDone,
+    Event,
+    GuardTripped,
+    LogLine,
+    SampleDrawn,
+)
+from engine.out_of_memory import with_less
 from engine.prompts.prompt import Prompt
 from engine.run.job import JobContext
+
+_LEAST_TOKENS = 64
+"""Tokens of a held-out batch at which every block has a batch of its own."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,7 @@ class Evaluator:
         self._checkpoints = checkpoints
         self._dtype = dtype
         self._ctx = ctx
+        self._tokens_per_batch = max(2048, config.optimizer.max_seq_len)
 
     def run(self) -> None:
         """Evaluate the student after the current step.
@@ -96,16 +108,25 @@ class Evaluator:
             self._checkpoints.save_best(score)
 
     def _held_out(self) -> EvalDone:
-        config = self._config
-        return evaluate(
-            self._session.model,
-            self.data.held_out,
-            temperature=config.loss.temperature,
-            tokens_per_batch=max(2048, config.optimizer.max_seq_len),
-            device=self._session.device,
-            dtype=self._dtype,
-            heartbeat=self._ctx.checkpoint_point,
-        )
+        """Scores on held-out text; the batches become smaller for good when memory runs out."""
+
+        def run(tokens_per_batch: int) -> EvalDone:
+            return evaluate(
+                self._session.model,
+                self.data.held_out,
+                temperature=self._config.loss.temperature,
+                tokens_per_batch=tokens_per_batch,
+                device=self._session.device,
+                dtype=self._dtype,
+                heartbeat=self._ctx.checkpoint_point,
+            )
+
+        done, fitting = with_less(run, self._tokens_per_batch, least=_LEAST_TOKENS)
+        if fitting < self._tokens_per_batch:
+            self._tokens_per_batch = fitting
+            action = f"evaluations have batches of {fitting} tokens now"
+            self._emit(GuardTripped(guard="out_of_memory", action=action))
+        return done
 
     def _sample(self) -> SampleDrawn:
         """An answer of the student to the next of the sample prompts."""

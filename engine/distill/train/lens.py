@@ -101,7 +101,7 @@ def score_probes(
     kept = np.zeros(len(q), dtype=np.float32)
     if blocks:
         output = teacher_forward(teacher, blocks, heartbeat)
-        for part in output.project(projector, projection_chunk(teacher.device)):
+        for part in output.project(projector, projection_chunk(teacher)):
             at = part.index.cpu().numpy()
             q[at] = part.q.t().float().cpu().numpy()
             kept[at] = part.weight.float().cpu().numpy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -35,21 +34,45 @@ class MemoryLadder:
             device=device.type,
         )
 
-    def next(self, step: int) -> Decision | None:
+    def next(
+        self, step: int, memory: int = 0, *, in_step: bool = True, may_move: bool = True
+    ) -> Decision | None:
         """The next decision that saves memory, for the steps after `step`; None if none is left.
 
         Halve the micro-batch (to a divisor of global_batch_size), then recompute activations, then
         move to the CPU.
+
+        Args:
+            memory: bytes that the job can use on the device, stored with the decision.
+            in_step: whether an optimizer step needs less; in an evaluation only the device matters.
+            may_move: whether the student may move to the CPU.
         """
-        if self.micro_batch_size > 1:
+        if in_step and self.micro_batch_size > 1:
             half = self.micro_batch_size // 2
             size = next(n for n in range(half, 0, -1) if self.global_batch_size % n == 0)
-            return Decision(step, "micro_batch", size, "out of memory")
-        if not self.activation_checkpointing:
-            return Decision(step, "activation_checkpointing", True, "out of memory")
-        if self.device != "cpu":
-            return Decision(step, "device", "cpu", "out of memory")
+            return Decision(step, "micro_batch", size, "out of memory", memory)
+        if in_step and not self.activation_checkpointing:
+            return Decision(step, "activation_checkpointing", True, "out of memory", memory)
+        if may_move and self.device != "cpu":
+            return Decision(step, "device", "cpu", "out of memory", memory)
         return None
+
+    def back_to(self, configured: MemoryLadder, step: int) -> list[Decision]:
+        """Decisions that restore the configured settings, for the steps after `step`."""
+        pairs = (
+            ("micro_batch", self.micro_batch_size, configured.micro_batch_size),
+            (
+                "activation_checkpointing",
+                self.activation_checkpointing,
+                configured.activation_checkpointing,
+            ),
+            ("device", self.device, configured.device),
+        )
+        return [
+            Decision(step, kind, value, "more memory")
+            for kind, current, value in pairs
+            if current != value
+        ]
 
     def after(self, decisions: Iterable[Decision]) -> MemoryLadder:
         """The settings after these decisions; other decisions are ignored."""
@@ -81,22 +104,3 @@ def apply_memory_settings(
     if device is not None and str(device) != session.device.type:
         session.move(torch.device(str(device)))
     return int(schedule.setting_at(step, "micro_batch") or config.micro_batch_size)
-
-
-_OUT_OF_MEMORY_TEXTS = (
-    "out of memory",  # CUDA, HIP, MPS, XPU allocators and driver errors
-    "defaultcpuallocator: can't allocate memory",
-    "defaultcpuallocator: not enough memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that the memory of a device or of the machine is exhausted."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError):
-        return error.errno == errno.ENOMEM
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(t in text for t in _OUT_OF_MEMORY_TEXTS)

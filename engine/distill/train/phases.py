@@ -68,6 +68,8 @@ class Decision(msgspec.Struct, frozen=True):
     ]
     value: int | float | str | bool
     reason: str = ""
+    memory: int = 0
+    """Of decisions that save memory: bytes that the job could use on the device; 0: unknown."""
 
 
 def plan_phases(config: RunConfig, experts: Sequence[ExpertLike]) -> tuple[Phase, ...]:

@@ -19,6 +19,7 @@ from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig
 from engine.distill.data.streams import StreamReadError
+from engine.distill.device import usable_memory
 from engine.distill.train.batches import Row, StepBatches, StepData, TrainingData, batch_of
 from engine.distill.train.checkpoint_policy import CheckpointPolicy
 from engine.distill.train.decisions import (
@@ -38,7 +39,6 @@ from engine.distill.train.memory_ladder import (
     MemoryLadder,
     apply_memory_settings,
     describe,
-    is_out_of_memory,
 )
 from engine.distill.train.pace import Pace
 from engine.distill.train.phases import Phase, Schedule
@@ -46,6 +46,7 @@ from engine.distill.train.rollback import rollback_state, stopped_text
 from engine.distill.train.session import Session
 from engine.errors import GladiusError
 from engine.events import GuardTripped, PhaseStarted, StepDone
+from engine.out_of_memory import is_out_of_memory, release
 from engine.run.job import JobContext, JobStopped
 
 _SLOW_MICRO_BATCH = 5.0
@@ -127,6 +128,7 @@ class Trainer:
         self._micro_batch_size = parts.config.optimizer.micro_batch_size
         self._micro_batch_seconds = math.inf  # unknown before the first step
         self._phase: Phase | None = None
+        self._in_step = False
         self.ctx.attach_trainer(
             save=lambda: self.checkpoints.save("asked"), step=lambda: self.session.progress.step
         )
@@ -152,17 +154,21 @@ class Trainer:
         """
         while True:
             try:
+                self._in_step = False
                 self.ctx.checkpoint_point("training")
                 self.ctx.questions.answer()
-                self.between_steps()
                 step = self.session.progress.step + 1
-                if self.schedule.phase_at(step).kind == "save":
-                    return "completed"
+                # Before the evaluation: it runs on the device that was decided.
                 self._micro_batch_size = apply_memory_settings(
                     self.session, self.schedule, self.config.optimizer, step
                 )
+                self.between_steps()
+                if self.schedule.phase_at(step).kind == "save":
+                    return "completed"
                 self._report_phase(step)
+                self._in_step = True
                 self.train_step(step)
+                continue
             except JobStopped:
                 self.checkpoints.save("stop")
                 return "stopped"
@@ -172,7 +178,10 @@ class Trainer:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self._save_memory(error)
+                failure = error
+            # Outside of the except block, in which Python holds what the failed pass allocated.
+            self._save_memory(failure)
+            del failure
 
     # One step
 
@@ -187,13 +196,13 @@ class Trainer:
         session.optimizer.zero_grad(set_to_none=True)
         data = self.batches.next(self.schedule, step)
         micro_batches = list(data.micro_batches(self._micro_batch_size))
-        sums = torch.zeros(4, dtype=torch.float64)  # loss, divergence, CE, teacher's weight
+        parts: list[Tensor] = []  # of each micro-batch: loss, divergence, CE, teacher's weight
         for rows in micro_batches:
             self.ctx.checkpoint_point("training")
             with self._heartbeats():
-                sums += self._forward_backward(rows, data.scored_positions)
+                parts.append(self._forward_backward(rows, data.scored_positions))
         self._micro_batch_seconds = (time.monotonic() - began) / len(micro_batches)
-        loss, divergence, ce, teacher_weight = sums.tolist()
+        loss, divergence, ce, teacher_weight = _summed(parts)
 
         clip = self.config.optimizer.grad_clip
         grad_norm = float(torch.nn.utils.clip_grad_norm_(session.model.parameters(), clip))
@@ -226,7 +235,8 @@ class Trainer:
         self._layers.step_done(step)
 
     def _forward_backward(self, rows: list[Row], denominator: int) -> Tensor:
-        """Add the gradient of one micro-batch; (4,) sums of loss, divergence, CE and weight."""
+        """Add the gradient of one micro-batch; (4,) sums of loss, divergence, CE and weight, on
+        the device: the host does not wait for them."""
         batch = batch_of(rows, self.session.device)
         targets = self.batches.soft_targets(rows)
         hidden = hidden_states(
@@ -246,7 +256,7 @@ class Trainer:
         )
         parts.loss.backward()
         sums = [parts.loss.detach(), parts.divergence, parts.ce, parts.teacher_weight]
-        return torch.stack(sums).double().cpu()
+        return torch.stack(sums)
 
     def _heartbeats(self) -> AbstractContextManager[None]:
         """Heartbeats from a thread, if micro-batches take long."""
@@ -322,15 +332,17 @@ class Trainer:
     def _save_memory(self, error: Exception) -> None:
         """Change the next setting that saves memory; the step is then taken again."""
         self.session.optimizer.zero_grad(set_to_none=True)
-        step = self.session.progress.step
-        decision = self._memory.after(self.schedule.decisions).next(step)
+        step, device = self.session.progress.step, self.session.device
+        release(error)
+        decision = self._memory.after(self.schedule.decisions).next(
+            step, usable_memory(device), in_step=self._in_step
+        )
         if decision is None:
+            where = "" if self._in_step else " in an evaluation"
             raise GladiusError(
-                "out of memory, with micro-batch size 1 and activation checkpointing on the CPU; "
-                "use a smaller optimizer.max_seq_len or a smaller student"
+                f"out of memory{where}, with every setting that saves memory, on the "
+                f"{device.type.upper()}; use a smaller optimizer.max_seq_len or a smaller student"
             ) from error
-        if self.session.device.type == "cuda":
-            torch.cuda.empty_cache()
         self.plan.decide([decision])
         action = describe(decision).replace(" is ", " is now ", 1)
         self.ctx.emit(GuardTripped(step=step, guard="out_of_memory", action=action))
@@ -390,6 +402,15 @@ class Trainer:
                 skipped=result.skipped,
             )
         )
+
+
+def _summed(parts: list[Tensor]) -> list[float]:
+    """The sums over all micro-batches, in float64, with one copy to the host."""
+    rows = torch.stack(parts).cpu().double()
+    total = torch.zeros(4, dtype=torch.float64)
+    for row in rows:
+        total += row
+    return total.tolist()
 
 
 def _finite(value: float) -> float | None:

@@ -16,9 +16,10 @@ from engine.errors import GladiusError
 from engine.events import GpuReading
 from engine.experts.registry import ExpertSpec, expert_status, load_experts
 from engine.hardware import available_ram, disk_free, has_bf16, total_ram
+from engine.memory_plan import cards_text, run_memory
 from engine.preflight import check_experts, launch_training, stored_config
 from engine.run.state import read_state
-from engine.sizing import parameter_count, training_memory
+from engine.sizing import parameter_count
 from engine.workspace import Workspace
 from gladius_tui.app.model.form import Form
 from gladius_tui.format import size
@@ -233,11 +234,20 @@ def _machine(
         total, free = total_ram(), available_ram()
     yield from _check_lines(machine.check_gpu(gpus, "", config, specs))
     yield from _check_lines(
-        machine.check_memory(config, specs, total=total, available=free, half=half)
+        machine.check_memory(
+            config,
+            specs,
+            total=total,
+            available=free,
+            half=half,
+            topic="gpu memory" if on_gpu else "memory",
+        )
     )
-    need = training_memory(config, half)
-    yield Line("", f"weights, gradients, optimizer {size(need.state + need.half_copy)}")
-    yield Line("", f"activations and loss {size(need.activations + need.loss)}")
+    device = "cuda" if on_gpu else "cpu"
+    for name, count in run_memory(config, specs, half, device).configured.parts():
+        if count:
+            yield Line("", f"{name} {size(count)}")
+    yield Line("gpu sizes", cards_text(config, specs, half=True))
     budget = token_budget(config, specs)
     scored = text.scored_tokens(config, specs, budget)
     yield from _check_lines(machine.check_disk(config, states, disk_free(ws.root), scored))

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.distill.align.blocks import EncodedBlock
+from engine.distill.align.blocks import LENGTH_STEP, EncodedBlock
 from engine.distill.data.cursors import (
     Cursor,
     StreamPosition,
     cursors_from_json,
     cursors_to_json,
 )
-from engine.distill.data.packing import LENGTH_STEP, Mixer, make_batch, pack
+from engine.distill.data.packing import Mixer, make_batch, pack
 from engine.distill.data.sources import EpochBlocks
 
 MAX = 100

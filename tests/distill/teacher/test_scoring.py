@@ -73,7 +73,7 @@ def logits_of(teacher: Teacher, block: TextBlock) -> torch.Tensor:
 def test_a_block_in_a_batch_gets_the_hidden_states_it_gets_alone(teacher, blocks, monkeypatch):
     expected = torch.cat([logits_of(teacher, block) for block in blocks], dim=1)
     for limit in (1, 200, 10_000):  # one block a pass, some, all padded together
-        monkeypatch.setitem(scoring._TOKENS_PER_PASS, "cpu", limit)
+        monkeypatch.setitem(scoring.TOKENS_PER_PASS, "cpu", limit)
         output = teacher_forward(teacher, blocks)
         assert len(output.alignment) == sum(len(block.alignment) for block in blocks)
         torch.testing.assert_close(
@@ -137,7 +137,7 @@ def score(
 def test_cached_targets_are_the_projection_of_each_block(
     teacher, projector, blocks, monkeypatch, limit
 ):
-    monkeypatch.setitem(scoring._TOKENS_PER_PASS, "cpu", limit)
+    monkeypatch.setitem(scoring.TOKENS_PER_PASS, "cpu", limit)
     for part, block in zip(score(teacher, projector, blocks), blocks, strict=True):
         assert part.block is block
         projected = project_all(projector, logits_of(teacher, block), block)

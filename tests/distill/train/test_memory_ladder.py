@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.distill.train.memory_ladder import MemoryLadder, is_out_of_memory
+from engine.distill.train.memory_ladder import MemoryLadder
+from engine.out_of_memory import is_out_of_memory
 
 
 def all_steps(ladder: MemoryLadder) -> list[tuple[str, object]]:
