@@ -254,7 +254,8 @@ class RunView:
             case Progress():
                 self._work(event)
             case HealthWarning():
-                self._warn(event)
+                _keep_warning(self.warnings, event)
+                self.changed |= {"run"}
             case QuestionAnswered():
                 self.answers.append(event)
                 self.changed |= {"answers"}
@@ -331,13 +332,6 @@ class RunView:
             self.work[event.task] = event
         self.changed |= {"run"}
 
-    def _warn(self, event: HealthWarning) -> None:
-        if event.active:
-            self.warnings[event.kind, event.subject] = event
-        else:
-            self.warnings.pop((event.kind, event.subject), None)
-        self.changed |= {"run"}
-
     def _end(self, event: RunEnded) -> None:
         self.ended, self.paused = event, False
         for kind in ("disk", "throughput"):  # they are about work in progress
@@ -364,6 +358,14 @@ def _keep_best(best: dict[str, float], event: CapabilitiesScored) -> None:
     for score in event.scores:
         share = score.right / max(1, score.asked)
         best[score.capability] = max(best.get(score.capability, 0.0), share)
+
+
+def _keep_warning(warnings: dict[tuple[str, str], HealthWarning], event: HealthWarning) -> None:
+    key = event.kind, event.subject
+    if event.active:
+        warnings[key] = event
+    else:
+        warnings.pop(key, None)
 
 
 def log_entry(event: AnyEvent) -> LogEntry | None:

@@ -1,4 +1,4 @@
-"""The first steps on an empty root, one key each: fetch an expert, start the small preset, watch it."""
+"""The first steps on an empty root, one key each: fetch an expert, start a small run, watch it."""
 
 from __future__ import annotations
 
