@@ -26,7 +26,6 @@ from engine.events import (
     PhaseStarted,
     ProbeRead,
     Progress,
-    QuestionAnswered,
     RunEnded,
     RunPaused,
     RunResumed,
@@ -162,7 +161,6 @@ class RunView:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     warnings: dict[tuple[str, str], HealthWarning] = field(default_factory=dict)
     """The warnings that hold, by kind and subject."""
-    answers: deque[QuestionAnswered] = field(default_factory=lambda: deque(maxlen=READINGS))
     logged: int = 0
     """Lines that the log has had in total."""
     ended: RunEnded | None = None
@@ -256,9 +254,6 @@ class RunView:
             case HealthWarning():
                 _keep_warning(self.warnings, event)
                 self.changed |= {"run"}
-            case QuestionAnswered():
-                self.answers.append(event)
-                self.changed |= {"answers"}
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
                 self._set_status("paused" if self.paused else "training")

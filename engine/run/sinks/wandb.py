@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import wandb
+import wandb  # pyright: ignore[reportMissingImports]
 
 from engine.run.sinks.sink import RunInfo
 
