@@ -123,12 +123,20 @@ class Overfitting:
     kind: WarningKind = "overfitting"
 
     def __init__(self) -> None:
+        self._phase: int | None = None
         self._evaluations: list[tuple[int, float, float | None]] = []
         self._losses: list[float] = []
 
     def take(self, event: AnyEvent) -> Found | None:
         match event:
+            case RunStarted() if event.resumed_from is not None:
+                last = event.resumed_from
+                self._evaluations = [e for e in self._evaluations if e[0] <= last]
+                self._losses = []
+            case PhaseStarted() if event.phase == self._phase:
+                pass  # of a resumed run
             case RunStarted() | PhaseStarted():
+                self._phase = event.phase if isinstance(event, PhaseStarted) else None
                 self._evaluations, self._losses = [], []
                 return {}
             case StepDone() if event.loss is not None and not event.skipped:
@@ -208,6 +216,7 @@ class Plateau:
     kind: WarningKind = "plateau"
 
     def __init__(self) -> None:
+        self._phase: int | None = None
         self._kl: dict[str, list[tuple[int, float]]] = {}
         self._titles: dict[str, str] = {}
         self._taught: str | None = None
@@ -216,24 +225,34 @@ class Plateau:
     def take(self, event: AnyEvent) -> Found | None:
         match event:
             case RunStarted():
-                self._titles = {expert.name: expert.title for expert in event.experts}
-                self._kl = {}
-                return {}
-            case PhaseStarted():
-                self._taught, self._kl = event.expert, {}
+                return self._begin(event)
+            case PhaseStarted() if event.phase != self._phase:
+                self._phase, self._taught, self._kl = event.phase, event.expert, {}
                 return {}
             case EvalDone():
-                found: Found = {}
-                for score in event.scores:
-                    if score.kl is None or self._taught not in (None, score.expert):
-                        continue
-                    values = self._kl.setdefault(score.expert, [])
-                    values.append((event.step, score.kl))
-                    title = self._titles.get(score.expert, score.expert)
-                    if text := plateau_text(title, values):
-                        found[score.expert] = text
-                return found
+                return self._evaluated(event)
         return None
+
+    def _begin(self, event: RunStarted) -> Found | None:
+        self._titles = {expert.name: expert.title for expert in event.experts}
+        last = event.resumed_from
+        if last is not None:
+            self._kl = {n: [v for v in kl if v[0] <= last] for n, kl in self._kl.items()}
+            return None
+        self._phase, self._kl = None, {}
+        return {}
+
+    def _evaluated(self, event: EvalDone) -> Found:
+        found: Found = {}
+        for score in event.scores:
+            if score.kl is None or self._taught not in (None, score.expert):
+                continue
+            values = self._kl.setdefault(score.expert, [])
+            values.append((event.step, score.kl))
+            title = self._titles.get(score.expert, score.expert)
+            if text := plateau_text(title, values):
+                found[score.expert] = text
+        return found
 
 
 def plateau_text(title: str, values: Sequence[tuple[int, float]]) -> str:

@@ -45,7 +45,7 @@ BATCH_EVENTS = 200
 
 
 _GUARDED = (
-    *(("RunStarted", 1), ("PhaseStarted", 1), ("DataReady", 100), ("CheckpointSaved", 10)),
+    *(("RunStarted", 50), ("PhaseStarted", 50), ("DataReady", 100), ("CheckpointSaved", 10)),
     *(("EvalDone", 200), ("StepDone", 300), ("HealthWarning", 200)),
 )
 """Events that the warnings of a resumed run depend on, and how many of each are read."""

@@ -27,7 +27,6 @@ from engine.events import (
     PhaseStarted,
     ProbeRead,
     Progress,
-    QuestionAnswered,
     RunEnded,
     RunPaused,
     RunResumed,
@@ -186,7 +185,6 @@ class RunView:
     log: deque[LogEntry] = field(default_factory=lambda: deque(maxlen=LOG_LINES))
     warnings: dict[tuple[str, str], HealthWarning] = field(default_factory=dict)
     """The warnings that hold, by kind and subject."""
-    answers: deque[QuestionAnswered] = field(default_factory=lambda: deque(maxlen=READINGS))
     logged: int = 0
     """Lines that the log has had in total."""
     ended: RunEnded | None = None
@@ -286,10 +284,8 @@ class RunView:
             case Progress():
                 self._work(event)
             case HealthWarning():
-                self._warn(event)
-            case QuestionAnswered():
-                self.answers.append(event)
-                self.changed |= {"answers"}
+                _keep_warning(self.warnings, event)
+                self.changed |= {"run"}
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
                 self._set_status("paused" if self.paused else "training")
@@ -373,13 +369,6 @@ class RunView:
             self.work[event.task] = event
         self.changed |= {"run"}
 
-    def _warn(self, event: HealthWarning) -> None:
-        if event.active:
-            self.warnings[event.kind, event.subject] = event
-        else:
-            self.warnings.pop((event.kind, event.subject), None)
-        self.changed |= {"run"}
-
     def _end(self, event: RunEnded) -> None:
         self.ended, self.paused = event, False
         for kind in ("disk", "throughput"):  # they are about work in progress
@@ -432,6 +421,14 @@ def _keep_best(best: dict[str, float], event: CapabilitiesScored) -> None:
     for score in event.scores:
         share = score.right / max(1, score.asked)
         best[score.capability] = max(best.get(score.capability, 0.0), share)
+
+
+def _keep_warning(warnings: dict[tuple[str, str], HealthWarning], event: HealthWarning) -> None:
+    key = event.kind, event.subject
+    if event.active:
+        warnings[key] = event
+    else:
+        warnings.pop(key, None)
 
 
 def log_entry(event: AnyEvent) -> LogEntry | None:

@@ -14,6 +14,7 @@ from textual.message import Message
 
 from engine.workspace import Workspace
 from gladius_tui.app.job_messages import CommandAnswered, JobsChanged
+from gladius_tui.app.model.texts import without_root
 from gladius_tui.app.services import ModeScreen
 from gladius_tui.app.watch import JobWatcher
 
@@ -125,7 +126,8 @@ class JobsApp(App[int]):
             shown |= screen.launch_ended(ended) and mode == self.current_mode
         if ended.error and not shown:
             title = f"gladius_train {ended.argv[0]}"
-            self.notify(ended.error, title=title, severity="error", timeout=30, markup=False)
+            text = without_root(ended.error, self.ws.root)
+            self.notify(text, title=title, severity="error", timeout=30, markup=False)
 
     def send_command(self, job: Job, command: AnyCommand) -> None:
         """Send a command to a running job; its answer is shown as a notification."""

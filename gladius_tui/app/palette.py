@@ -74,7 +74,9 @@ def _command_entries(app: App, services: AppServices) -> Iterator[SystemCommand]
                 run = partial(_print, app, services, [name, word, *show_help])
                 yield SystemCommand(f"{title} {word}", sub.get_short_help_str(90), run)
         else:
-            yield SystemCommand(title, about, partial(_print, app, services, [name]))
+            show_help = ["--help"] if any(param.required for param in command.params) else []
+            run = partial(_print, app, services, [name, *show_help])
+            yield SystemCommand(title, about, run)
 
 
 def _print(app: App, services: AppServices, argv: Sequence[str]) -> None:

@@ -185,6 +185,20 @@ def test_a_resumed_run_knows_the_warnings_that_were_given():
     assert [w for event in (resumed, step(60)) for w in guardian.take(event)] == []
 
 
+def test_a_resumed_run_goes_on_with_the_evaluations_of_its_phase():
+    bits = [1.5, 1.3, 1.2, 1.21, 1.22, 1.25]
+    before = [START, PHASE, *with_evaluations(bits, falling(6), falling(6))]
+    warnings = guard(before)
+    guardian = Guardian()
+    guardian.replay([*before, *warnings])
+    resumed = RunStarted(run_id="r", job="train", attempt=2, pid=1, resumed_from=60)
+    steps = [step(60 + n, 0.5) for n in range(1, 11)]
+    same = [resumed, PHASE, *steps, evaluation(70, 1.26)]
+    assert [w for event in same for w in guardian.take(event)] == []
+    (ended,) = guardian.take(evaluation(80, 1.19))
+    assert (ended.kind, ended.active) == ("overfitting", False)
+
+
 def test_the_view_has_the_warnings_that_hold_and_all_in_its_log():
     view = RunView()
     warning = HealthWarning(seq=2, kind="disk", text="only 1 GiB is free: free some space")

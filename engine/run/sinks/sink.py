@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import MissingError
-from engine.events import AnyEvent, EvalDone, LogLine, RunEnded, RunStarted, SampleDrawn, StepDone
+from engine.events import (
+    AnyEvent,
+    CapabilitiesScored,
+    EvalDone,
+    RunEnded,
+    RunStarted,
+    SampleDrawn,
+    StepDone,
+)
 from engine.run.rollup import measurements
 
 _QUEUE = 20_000
@@ -151,8 +159,6 @@ class SinkThread:
                 self._status = event.status
             case SampleDrawn():
                 sink.text(event.step, event.time, "sample", f"> {event.prompt}\n\n{event.text}")
-            case LogLine():
-                pass
             case _:
                 values = {
                     name: value
@@ -165,7 +171,7 @@ class SinkThread:
                     sink.log(event.step, event.time, {_metric(n): v for n, v in values.items()})
 
 
-_TAKEN = (RunStarted, StepDone, EvalDone, SampleDrawn, RunEnded)
+_TAKEN = (RunStarted, StepDone, EvalDone, CapabilitiesScored, SampleDrawn, RunEnded)
 
 
 def _metric(name: str) -> str:

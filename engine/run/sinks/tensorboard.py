@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 
 import numpy as np
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.compat.proto.event_pb2 import Event  # pyright: ignore
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata  # pyright: ignore
+from tensorboard.compat.proto.tensor_pb2 import TensorProto  # pyright: ignore
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto  # pyright: ignore
+from tensorboard.compat.proto.types_pb2 import DT_STRING  # pyright: ignore
+from tensorboard.summary.writer.event_file_writer import EventFileWriter  # pyright: ignore
 
 from engine.run.sinks.sink import RunInfo
 

@@ -18,7 +18,7 @@ class TrackioSink:
     def __init__(self, run: RunInfo) -> None:
         # Read when it is imported.
         os.environ.setdefault("TRACKIO_DIR", str(run.folder))
-        import trackio
+        import trackio  # pyright: ignore[reportMissingImports]
 
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", _PROJECT),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-import wandb
+import wandb  # pyright: ignore[reportMissingImports]
 
 from engine.run.sinks.sink import RunInfo
 
@@ -31,7 +31,7 @@ class WandbSink:
         self._run.log(dict(values), step=step)
 
     def text(self, step: int, time: float, name: str, text: str) -> None:
-        pass  # its tables would be uploaded anew with every sample
+        pass  # its tables would be uploaded again with every sample
 
     def close(self, status: str) -> None:
         self._run.finish(exit_code=0 if status in ("completed", "stopped") else 1)

@@ -31,16 +31,20 @@ _ABOUT = (
 
 
 class Ask(Dialog[None]):
-    """A line for the question, and the questions so far with their answers."""
+    """A line for the question, and the questions so far with their answers.
+
+    Args:
+        answers: to those asked before; new ones are appended.
+    """
 
     BINDINGS: ClassVar = [
         Binding("pageup", "scroll(-1)", "Earlier", show=False, id="ask.up", tooltip="Scroll up"),
         Binding("pagedown", "scroll(1)", "Later", show=False, id="ask.down", tooltip="Scroll down"),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, answers: list[QuestionAnswered]) -> None:
         super().__init__()
-        self.answers: list[QuestionAnswered] = []
+        self.answers = answers
         self.waiting = ""
         """The question that is being answered."""
         self._error = ""

@@ -39,22 +39,8 @@ class RunsChoice:
     run: RunSummary
 
 
-class Runs(Dialog[RunsChoice | None]):
-    """Returns the run to open or to lay over; None for escape.
-
-    Args:
-        shown: id of the run that the Dashboard shows; "" for none.
-    """
-
-    BINDINGS: ClassVar = [
-        Binding("o", "overlay", "Overlay", id="runs.overlay",
-                tooltip="Lay this run over the shown one, or take it away"),
-        Binding("c", "compare", "Compare", id="runs.compare",
-                tooltip="The fields of the config in which it differs from the shown run"),
-        Binding("n", "name", "Name", id="runs.name", tooltip="Give the run a name"),
-        Binding("t", "note", "Note", id="runs.note", tooltip="Write a note to the run"),
-        Binding("escape,h,q", "cancel", "Back", tooltip="Close the list", id="dialog.back"),
-    ]  # fmt: skip
+class RunsTable(Dialog[RunsChoice | None]):
+    """The runs in a table. `shown`: id of the run that the Dashboard shows; "" for none."""
 
     def __init__(self, shown: str) -> None:
         super().__init__()
@@ -71,13 +57,14 @@ class Runs(Dialog[RunsChoice | None]):
 
     def on_mount(self) -> None:
         self.query_one(Table).focus()
-        self._read()
+        self.read()
 
     def on_resize(self) -> None:
         self._show()
 
     @work(thread=True, exclusive=True, group="runs", exit_on_error=False)
-    def _read(self) -> None:
+    def read(self) -> None:
+        """Read the list again."""
         found = list_runs(services(self).ws)
         self.app.call_later(self._loaded, found)
 
@@ -125,6 +112,20 @@ class Runs(Dialog[RunsChoice | None]):
             text = " · ".join(filter(None, [run.run_id if run.name else "", run.note]))
             text = text or "held-out score in bits per byte"
         self.query_one("#runs-line", Static).update(text)
+
+
+class Runs(RunsTable):
+    """Returns the run to open or to lay over; None for escape."""
+
+    BINDINGS: ClassVar = [
+        Binding("o", "overlay", "Overlay", id="runs.overlay",
+                tooltip="Lay this run over the shown one, or take it away"),
+        Binding("c", "compare", "Compare", id="runs.compare",
+                tooltip="The fields of the config in which it differs from the shown run"),
+        Binding("n", "name", "Name", id="runs.name", tooltip="Give the run a name"),
+        Binding("t", "note", "Note", id="runs.note", tooltip="Write a note to the run"),
+        Binding("escape,h,q", "cancel", "Back", tooltip="Close the list", id="dialog.back"),
+    ]  # fmt: skip
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         run = self.runs.get(event.row_key.value or "")
@@ -183,4 +184,4 @@ class Runs(Dialog[RunsChoice | None]):
         except GladiusError as error:
             self.app.call_later(self._edit, what, value, str(error))
             return
-        self.app.call_later(self._read)
+        self.app.call_later(self.read)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from textual.content import Content
 
 from engine.events import Progress
@@ -46,6 +48,11 @@ def cut(text: str, width: int) -> str:
     """The text in one line of at most `width` cells; … marks a cut."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def without_root(text: str, root: Path) -> str:
+    """The text with paths below the root written relative to it."""
+    return text.replace(f"{root}/", "") if str(root) != "/" else text
 
 
 def padded(text: str, width: int) -> str:

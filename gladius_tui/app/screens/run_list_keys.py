@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from textual.binding import Binding
 
+from engine.events import QuestionAnswered
 from gladius_tui.app.screens.run_display import RunDisplay
 from gladius_tui.app.widgets.chart_pane import ChartPane
 
@@ -19,6 +20,11 @@ class RunListKeys(RunDisplay):
         Binding("i", "ask", "Ask", id="dashboard.ask",
                 tooltip="Put a question to the student, side by side with an expert"),
     ]  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[QuestionAnswered] = []
+        """The questions that were asked here, with their answers."""
 
     def action_runs(self) -> None:
         from gladius_tui.app.dialogs.runs import Runs, RunsChoice
@@ -47,4 +53,4 @@ class RunListKeys(RunDisplay):
     def action_ask(self) -> None:
         from gladius_tui.app.dialogs.ask import Ask
 
-        self.app.push_screen(Ask())
+        self.app.push_screen(Ask(self.answers))

@@ -1,4 +1,4 @@
-"""The first steps on an empty root, one key each: fetch an expert, start the small preset, watch it."""
+"""The first steps on an empty root, one key each: fetch an expert, start a small run, watch it."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class StarterGuide(ExpertBrowser):
     """A browser of experts with the guide above it until the root has a run."""
 
     BINDINGS: ClassVar = [
-        Binding("f", "guide_fetch", "Fetch", show=False, id="models.guide_fetch",
+        Binding("f", "guide_fetch", "Fetch", id="models.guide_fetch",
                 tooltip="First step: fetch the expert of the small preset"),
-        Binding("n", "guide_start", "Start nano", show=False, id="models.guide_start",
+        Binding("n", "guide_start", "Start nano", id="models.guide_start",
                 tooltip="Second step: start the small preset; fetches its expert if needed"),
     ]  # fmt: skip
 

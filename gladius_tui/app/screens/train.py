@@ -78,7 +78,7 @@ class RunForm(GladiusScreen):
         self.read_options()
 
     def on_screen_resume(self) -> None:
-        if self.form.ready:
+        if self.query(TrainForm) and self.form.ready:
             self.read_options()
 
     @property

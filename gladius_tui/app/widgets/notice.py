@@ -6,6 +6,9 @@ from typing import Literal
 
 from textual.widgets import Static
 
+from gladius_tui.app.model.texts import without_root
+from gladius_tui.app.services import services
+
 Tone = Literal["", "error", "warning", "done"]
 _SIGNS = {"error": "✗ ", "warning": "! ", "done": "✓ ", "": ""}
 
@@ -29,6 +32,7 @@ class Notice(Static):
 
     def show(self, text: str, tone: Tone = "") -> None:
         """Show `text`; "" hides the line."""
+        text = without_root(text, services(self).ws.root) if text else text
         self.text = text
         self.update(_SIGNS[tone] + text)
         for name in ("error", "warning", "done"):

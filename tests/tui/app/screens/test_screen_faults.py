@@ -249,3 +249,9 @@ async def test_a_type_without_its_tool_is_marked_and_does_not_start(root, monkey
         await pilot.press("ctrl+s")
         await until(pilot, lambda: "needs llama.cpp's quantizer" in notice(app))
         assert app.launched == []
+
+
+async def test_paths_in_a_notice_are_relative_to_the_root(root):
+    async with opened(root, "models") as (app, _):
+        app.screen.notice.show(f"{root.root}/models/x.gguf can't be written")
+        assert notice(app) == "models/x.gguf can't be written"
