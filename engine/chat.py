@@ -418,6 +418,8 @@ def _dropped(text: str, messages: Sequence[Message], tools: Tools | None) -> str
         found = text.find(content, position)
         if found < 0:
             found = text.find(content)
+        if found < 0 and message.role == "tool":
+            found = text.find(to_json(content)[1:-1])  # Llama 3 writes results as JSON strings
         if found < 0:
             return f"turn {number} ({message.role}) is missing"
         position = found + len(content)

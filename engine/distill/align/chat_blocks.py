@@ -28,6 +28,8 @@ PROMPT_TOO_LONG = "the prompt is longer than the context"
 
 _MAX_TOKEN_CHARS = 16
 """A context with more characters for each token of the limit is not tried."""
+_CHARS_PER_TOKEN = 6
+"""More than a token of ordinary text has."""
 _MIN_ROOM = 8
 """Tokens for an answer that a prompt must leave in a block."""
 
@@ -255,8 +257,8 @@ class _Conversation:
     def _begin(self, answer: _Answer) -> None:
         """Begin a block with the answer, after as many of the earlier turns as fit."""
         starts = self._starts(answer.turn)
-        short = len(answer.text) <= _MAX_TOKEN_CHARS * min(side.limit for side in self._sides)
-        if short and (found := self._first_fitting(starts, answer, whole=True)) is not None:
+        found = None if self._is_long(answer) else self._first_fitting(starts, answer, whole=True)
+        if found is not None:
             start, pieces = found
             self._open = _OpenBlock(start, [ModelText(), ModelText()], pieces.prompts)
             self._commit(self._open, pieces, answer)
@@ -264,6 +266,16 @@ class _Conversation:
         found = self._first_fitting(starts, answer, whole=False)
         start, pieces = found or (starts[-1], self._opened(starts[-1], answer, ""))
         self._split(answer, pieces)
+
+    def _is_long(self, answer: _Answer) -> bool:
+        """Whether the answer fits into no block, whatever its context is."""
+        limit = min(side.limit for side in self._sides)
+        if len(answer.text) <= 2 * limit:
+            return False  # seldom: it is found out with the context
+        if len(answer.text) > _MAX_TOKEN_CHARS * limit:
+            return True
+        spans = ((side, side.encoder.encode_span(answer.text)) for side in self._sides)
+        return any(span is not None and len(span.ids) >= side.limit for side, span in spans)
 
     def _starts(self, turn: int) -> list[int]:
         """Turns at which the context of an answer may begin: the first, and those of users."""
@@ -313,7 +325,7 @@ class _Conversation:
 
     def _split(self, answer: _Answer, opened: _Pieces) -> None:
         """The answer in consecutive blocks, each with the end of the one before as context."""
-        first, done = 0, 0
+        first, done, most = 0, 0, _CHARS_PER_TOKEN * max(side.limit for side in self._sides)
         contexts = opened.context
         while first < len(answer.text):
             rooms = [
@@ -324,7 +336,8 @@ class _Conversation:
                 if room < _MIN_ROOM:
                     size = f"{len(context):,} tokens of the {side.title}"
                     raise _NotLearnt(PROMPT_TOO_LONG, f"{size}, at most {side.limit:,}")
-            stop, spans = self._fitting_piece(answer.text, first, rooms)
+            stop, spans = self._fitting_piece(answer.text, first, rooms, most)
+            most = max(64, (stop - first) * 5 // 4)  # the next piece is about as long
             texts = [ModelText(), ModelText()]
             for n, side in enumerate(self._sides):
                 context, span = contexts[n], spans[n]
@@ -358,10 +371,13 @@ class _Conversation:
         return np.concatenate([opening, span.ids[-(side.limit // 4) :]])
 
     def _fitting_piece(
-        self, text: str, first: int, rooms: Sequence[int]
+        self, text: str, first: int, rooms: Sequence[int], most: int
     ) -> tuple[int, list[EncodedSpan]]:
-        """End of the piece of the text from `first` on that fits into the rooms, and its tokens."""
-        stop = min(len(text), first + 6 * min(rooms))
+        """End of the piece of the text from `first` on that fits into the rooms, and its tokens.
+
+        most: characters that are tried.
+        """
+        stop = min(len(text), first + _CHARS_PER_TOKEN * min(rooms), first + most)
         while True:
             if stop < len(text):
                 cut = white_space_before(text, (first + stop) // 2 + 1, stop)
