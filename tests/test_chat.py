@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from engine.chat import PLAIN, ChatRefused, ChatRenderer, encode_chat, render_chat
+from engine.chat import ChatRefused, ChatRenderer, encode_chat, render_chat
+from engine.chat_forms import PLAIN
 from engine.chat_tools import (
     answer_parts,
     answer_text,
