@@ -255,20 +255,15 @@ class BlockEncoder:
     Attributes:
         max_seq_len: the student's tokens in a block, at most.
         trust_end: whether the expert's probability of an end of turn is a target.
-        teacher_context: the expert's tokens in a block, at most; None: only as below.
+        max_teacher_tokens: the expert's tokens in a block, at most; by default `max_seq_len` or
+            MIN_TEACHER_CONTEXT, whichever is more.
     """
 
     student: ChatEncoder
     teacher: ChatEncoder
     max_seq_len: int
     trust_end: bool = True
-    teacher_context: int | None = None
-
-    @property
-    def max_teacher_tokens(self) -> int:
-        """The expert's tokens in a block, at most."""
-        longest = max(self.max_seq_len, MIN_TEACHER_CONTEXT)
-        return min(longest, self.teacher_context or longest)
+    max_teacher_tokens: int | None = None
 
     def encode(self, example: Example) -> Iterator[TextBlock | None]:
         """The blocks of one example; None for each that has to be skipped."""
@@ -277,7 +272,8 @@ class BlockEncoder:
             self.student,
             self.teacher,
             max_student_tokens=self.max_seq_len,
-            max_teacher_tokens=self.max_teacher_tokens,
+            max_teacher_tokens=self.max_teacher_tokens
+            or max(self.max_seq_len, MIN_TEACHER_CONTEXT),
             trust_end=self.trust_end,
         ):
             yield block if block is not None and len(block.alignment) else None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.distill.align.alignment import Alignment, concatenate
-from engine.distill.align.blocks import LENGTH_STEP, ChatEncoder, TextBlock
+from engine.distill.align.blocks import LENGTH_STEP, MIN_TEACHER_CONTEXT, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projected, Projector
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.sparse_targets import BlockTargets, collect_columns, sparsify, temper
@@ -32,6 +32,12 @@ def teacher_encoder(teacher: Teacher) -> ChatEncoder:
         return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]
 
     return ChatEncoder(teacher.tokenizer, render, teacher.end_ids, teacher.vocab_size)
+
+
+def longest_block(max_seq_len: int, context: int | None) -> int:
+    """The expert's tokens in a block, at most: its `context` may be shorter than is usual."""
+    usual = max(max_seq_len, MIN_TEACHER_CONTEXT)
+    return min(usual, context or usual)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_blocks_are_cut_to_the_experts_context_and_scored(tmp_path, name):
     teacher = load_teacher(folder, FREE, dtype=torch.float32)
     assert context_of(folder) == teacher.context == 100
     encoder = teacher_encoder(teacher)
-    blocks = list(BlockEncoder(encoder, encoder, 512, teacher_context=100).encode(DOCUMENT))
+    blocks = list(BlockEncoder(encoder, encoder, 512, max_teacher_tokens=100).encode(DOCUMENT))
     assert len(blocks) > 3 and None not in blocks
     lengths = [len(block.teacher_ids) for block in blocks if block is not None]
     assert max(lengths) <= 100 < sum(lengths)
