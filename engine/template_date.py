@@ -56,9 +56,11 @@ def dated(template: str) -> str:
     return f"{_BEGIN}{json.dumps(values)}{_MACRO}{template}"
 
 
-def undated(template: str | None) -> str | None:
-    """The template as it was before `dated`."""
-    if template is None or not template.startswith(_BEGIN):
+def undated(template: Any) -> Any:
+    """A tokenizer's template, or its templates by name, as before `dated`."""
+    if isinstance(template, dict):
+        return {name: undated(text) for name, text in template.items()}
+    if not isinstance(template, str) or not template.startswith(_BEGIN):
         return template
     return template.partition(_MACRO)[2]
 

@@ -163,6 +163,9 @@ def load_tokenizer(path: Path, vocab_size: int) -> PreTrainedTokenizerFast:
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    if isinstance(tokenizer.chat_template, dict):  # several by name, such as one for tools
+        named = tokenizer.chat_template
+        tokenizer.chat_template = named.get("default") or next(iter(named.values()), None)
     if not tokenizer.chat_template:
         tokenizer.chat_template = _ZEPHYR
     _check_template(tokenizer, folder)

@@ -159,7 +159,7 @@ class _Child:
         """Why a child without a result is not waited for any longer."""
         if self._process.is_alive() or self._process.exitcode == -signal.SIGXCPU:
             why = "takes too long"
-        elif self._process.exitcode == -signal.SIGKILL:
+        elif self._process.exitcode in (-signal.SIGKILL, -signal.SIGABRT):
             why = "needs too much memory"
         else:
             why = f"ends the process that reads it (exit code {self._process.exitcode})"
@@ -180,8 +180,13 @@ def _main(writing: Connection, data: bytes) -> None:
     """The child: set limits, run TARGET, send messages."""
     with contextlib.suppress(OSError):
         os.setsid()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ["HF_HUB_OFFLINE"] = "1"
+    _die_with_parent()
+    # No GPU, no network, and no pool of threads, whose stacks count as address space.
+    os.environ |= {
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     request = msgspec.json.decode(data, type=TrialRequest)
     name = request.spec.name
 
@@ -213,6 +218,15 @@ def _main(writing: Connection, data: bytes) -> None:
             text = f"{name}: {doing} fails ({type(error).__name__}: {text[:160]}); correct it, or "
             text += "choose another model"
         send(_Message("refused", text.removeprefix(f"expert {name}: ")))
+
+
+def _die_with_parent() -> None:
+    """Let the kernel kill this process when the server ends, as it does with the job (Linux)."""
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of prctl(2)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def _limit(stage: Stage) -> None:

@@ -111,7 +111,8 @@ def is_ready(
     manifest = read_manifest(path)
     if manifest is None or verify_hashes(path, manifest, heartbeat):
         return False
-    _store_times(path, {name: (path / name).stat().st_mtime_ns for name in manifest.files})
+    if spec.source != "folder":  # a user's folder is never written to
+        _store_times(path, {name: (path / name).stat().st_mtime_ns for name in manifest.files})
     return True
 
 

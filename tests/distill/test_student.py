@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import msgspec
@@ -218,6 +219,16 @@ def test_a_tokenizer_without_a_template_is_known(own):
     assert not has_template(own)
     chat = [{"role": "user", "content": "Hello"}]
     assert "<|user|>" in str(load_tokenizer(own, 400).apply_chat_template(chat, tokenize=False))
+
+
+def test_of_several_templates_the_student_gets_the_default_one(own):
+    template = (own / "chat_template.jinja").read_text()
+    (own / "chat_template.jinja").unlink()
+    config = json.loads((own / "tokenizer_config.json").read_text())
+    named = [{"name": "rag", "template": "x"}, {"name": "default", "template": template}]
+    config["chat_template"] = named
+    (own / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(own, 400).chat_template == template
 
 
 def test_an_unreadable_tokenizer_is_one_line(own):

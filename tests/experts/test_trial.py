@@ -75,7 +75,7 @@ TEMPLATES = {
         "{{ ''.__class__.__mro__[1].__subclasses__() }}",
         "(SecurityError",
     ),
-    "nothing is rendered": ("hello<|im_end|>", "its chat template leaves out what the user says"),
+    "nothing is rendered": ("hello<|im_end|>", "its chat template "),
 }
 
 

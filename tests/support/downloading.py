@@ -97,7 +97,9 @@ def big_shards(folder: Path, megabytes: int) -> dict[str, bytes | Path]:
         files[name] = folder / name
         (folder / name).write_bytes(safetensors(megabytes * 500_000, number, f"w{number}"))
         weight_map |= dict.fromkeys([f"w{number}", *(SHAPES if number == 1 else ())], name)
-    files["model.safetensors.index.json"] = json.dumps({"weight_map": weight_map}).encode()
+    files["model.safetensors.index.json"] = json.dumps(
+        {"metadata": {}, "weight_map": weight_map}
+    ).encode()
     return files
 
 

@@ -198,7 +198,7 @@ def chat(*turns: str, **more) -> Example:
 def encode(
     example: Example, student: ChatEncoder, teacher: ChatEncoder, limit: int = 4096, **more
 ) -> EncodedExample:
-    encoder = BlockEncoder(student, teacher, limit, teacher_context=limit, **more)
+    encoder = BlockEncoder(student, teacher, limit, max_teacher_tokens=limit, **more)
     return encoder.encode(example)
 
 

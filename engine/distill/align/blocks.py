@@ -89,20 +89,15 @@ class BlockEncoder:
     Attributes:
         max_seq_len: the student's tokens in a block, at most.
         trust_end: whether the expert's probability of an end of turn is a target.
-        teacher_context: the expert's own context in tokens, where it is known to be limited.
+        max_teacher_tokens: the expert's tokens in a block, at most; by default `max_seq_len` or
+            MIN_TEACHER_CONTEXT, whichever is more.
     """
 
     student: ChatEncoder
     teacher: ChatEncoder
     max_seq_len: int
     trust_end: bool = True
-    teacher_context: int | None = None
-
-    @property
-    def max_teacher_tokens(self) -> int:
-        """The expert's tokens in a block, at most."""
-        longest = max(self.max_seq_len, MIN_TEACHER_CONTEXT)
-        return min(longest, self.teacher_context or longest)
+    max_teacher_tokens: int | None = None
 
     def encode(self, example: Example) -> EncodedExample:
         """The blocks of one example, and the reason where it is not, or only partly, learnt.
@@ -110,7 +105,8 @@ class BlockEncoder:
         A document that is too long for a block is split at white space, and so is an answer; only
         the last piece is complete. A conversation that is too long is split between its turns.
         """
-        limits = self.max_seq_len, self.max_teacher_tokens
+        most = self.max_teacher_tokens or max(self.max_seq_len, MIN_TEACHER_CONTEXT)
+        limits = self.max_seq_len, most
         arguments = self.student, self.teacher, limits, self.trust_end
         try:
             _require_unicode(example)

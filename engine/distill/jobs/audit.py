@@ -32,7 +32,12 @@ from engine.distill.teacher.end_tokens import end_tokens
 from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.loading import load_tokenizer as load_teacher_tokenizer
 from engine.distill.teacher.model_config import context_of
-from engine.distill.teacher.scoring import projection_chunk, teacher_encoder, teacher_forward
+from engine.distill.teacher.scoring import (
+    longest_block,
+    projection_chunk,
+    teacher_encoder,
+    teacher_forward,
+)
 from engine.distill.teacher.teacher import Teacher
 from engine.errors import GladiusError
 from engine.events import JobRequest, KindAudit, SpeedMeasured, TokenizersAudited
@@ -149,9 +154,8 @@ def audit(
     """
     expert = tokenizer_encoder(expert_path(workspace, spec), spec)
     path = expert_path(workspace, spec)
-    encoder = BlockEncoder(
-        student, expert, config.optimizer.max_seq_len, spec.trust_end, context_of(path)
-    )
+    longest = longest_block(config.optimizer.max_seq_len, context_of(path))
+    encoder = BlockEncoder(student, expert, config.optimizer.max_seq_len, spec.trust_end, longest)
     encoded = _encode(sample, encoder)
     weight = residual = None
     if teacher is not None:

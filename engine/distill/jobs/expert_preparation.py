@@ -16,12 +16,7 @@ import msgspec
 from engine.budget import scores_online
 from engine.chat import ChatRefused
 from engine.chat_tools import uses_tools
-from engine.distill.align.blocks import (
-    MIN_TEACHER_CONTEXT,
-    BlockEncoder,
-    ChatEncoder,
-    TextBlock,
-)
+from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.align.tables import load_tables, tables_digest
 from engine.distill.align.vocabulary import ByteVocabulary
@@ -35,7 +30,7 @@ from engine.distill.jobs.setup import RunSetup
 from engine.distill.teacher.loading import load_tokenizer
 from engine.distill.teacher.model_config import context_of
 from engine.distill.teacher.pool import LoadedExpert
-from engine.distill.teacher.scoring import teacher_encoder
+from engine.distill.teacher.scoring import longest_block, teacher_encoder
 from engine.distill.teacher.target_store import ShardKey, TargetStore
 from engine.distill.teacher.teacher import Teacher
 from engine.distill.train.lens import (
@@ -159,7 +154,7 @@ def load_expert(setup: RunSetup, spec: ExpertSpec, student: ChatEncoder) -> Load
             teacher=encoder,
             max_seq_len=setup.config.optimizer.max_seq_len,
             trust_end=spec.trust_end,
-            teacher_context=teacher.context,
+            max_teacher_tokens=longest_block(setup.config.optimizer.max_seq_len, teacher.context),
         ),
         projector=_projector(setup, teacher, encoder, student),
     )
@@ -208,10 +203,9 @@ def _shard_key(
     limits = (config.optimizer.max_seq_len, config.data.max_teacher_tokens)
     template = undated(split.student.tokenizer.chat_template)
     text = f"{corpus.corpus_digest(examples, split.held_out)} {limits} {template}"
-    longest = max(config.optimizer.max_seq_len, MIN_TEACHER_CONTEXT)
-    context = context_of(path)
-    if context is not None and context < longest:
-        text += f" {context}"  # its blocks are shorter than those of other experts
+    longest = longest_block(config.optimizer.max_seq_len, context_of(path))
+    if longest < longest_block(config.optimizer.max_seq_len, None):
+        text += f" {longest}"  # its blocks are shorter than those of other experts
     if split.streamed:
         text += split.streamed.fingerprint(spec)
     return ShardKey(

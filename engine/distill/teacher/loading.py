@@ -58,7 +58,7 @@ def _load_folder(path: Path, spec: ExpertSpec, dtype: torch.dtype) -> Any:
             config = read_config(path)
             if getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None):
                 options["attn_implementation"] = "eager"  # the fused kernels have no cap
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 config=config,
                 dtype=dtype,
@@ -71,6 +71,7 @@ def _load_folder(path: Path, spec: ExpertSpec, dtype: torch.dtype) -> Any:
         raise GladiusError(
             f"expert {spec.name} can't be loaded from {path} ({why}); {_remedy(spec)}"
         ) from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise GladiusError(
             f"expert {spec.name}: its weights in {path} have no tensor {missing[0]} "

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.chat import ChatRenderer
 from engine.distill.align.alignment import Alignment, concatenate
-from engine.distill.align.blocks import ChatEncoder, TextBlock
+from engine.distill.align.blocks import MIN_TEACHER_CONTEXT, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projected, Projector
 from engine.distill.device import padded_length, to_device
 from engine.distill.teacher.soft_targets import SoftTargets
@@ -36,6 +36,12 @@ def teacher_encoder(teacher: Teacher) -> ChatEncoder:
 
     renderer = ChatRenderer(teacher.tokenizer, teacher.chat_format)
     return ChatEncoder(teacher.tokenizer, renderer, teacher.end_ids, teacher.vocab_size)
+
+
+def longest_block(max_seq_len: int, context: int | None) -> int:
+    """The expert's tokens in a block, at most: its `context` may be shorter than is usual."""
+    usual = max(max_seq_len, MIN_TEACHER_CONTEXT)
+    return min(usual, context or usual)
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def try_expert(request: TrialRequest, report: Report) -> None:
         report(note)
     if request.run_model:
         gigabytes = request.weight_bytes / 1e9
-        memory = 4 * _GIB + 4 * request.weight_bytes
+        memory = 6 * _GIB + 4 * request.weight_bytes
         report(Stage("its model", seconds=30 + 90 * gigabytes, memory=memory))
         _check_model(path, spec, request.weight_bytes, vocabulary.size)
 

@@ -90,8 +90,8 @@ def score_probes(
     """
     which: list[int] = []
     blocks: list[TextBlock] = []
-    context = min(512, teacher.context or 512)
-    encoder = BlockEncoder(student, expert, 512, teacher.spec.trust_end, teacher_context=context)
+    longest = min(512, teacher.context or 512)
+    encoder = BlockEncoder(student, expert, 512, teacher.spec.trust_end, longest)
     for number, example in enumerate(sentences()):
         if found := encoder.encode(example).blocks:
             which.append(number)

@@ -44,7 +44,7 @@ def test_blocks_are_cut_to_the_experts_context_and_scored(tmp_path, name):
     teacher = load_teacher(folder, FREE, dtype=torch.float32)
     assert context_of(folder) == teacher.context == 100
     encoder = teacher_encoder(teacher)
-    encoded = BlockEncoder(encoder, encoder, 512, teacher_context=100).encode(DOCUMENT)
+    encoded = BlockEncoder(encoder, encoder, 512, max_teacher_tokens=100).encode(DOCUMENT)
     blocks = encoded.blocks
     assert len(blocks) > 3 and not encoded.problem
     lengths = [len(block.teacher_ids) for block in blocks]
