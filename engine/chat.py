@@ -1,53 +1,359 @@
-"""Turn conversations into prompts for a language model: by its chat template or phi's format."""
+"""Turn conversations into prompts for a language model: by its chat template or phi's format.
+
+A template that refuses a conversation, or that drops a part of it, gets it in another form: system
+turns in the first user turn, user turns in a row as one, tools and reasoning as text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import os.path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise, product
 from typing import Any, Literal
 
-import jinja2
+import msgspec
 from transformers import PreTrainedTokenizerFast
 
-from engine.text.examples import Message
+from engine.chat_tools import (
+    THINK_END,
+    THINK_START,
+    call_text,
+    reasoning_as_text,
+    to_json,
+    tools_as_text,
+    uses_tools,
+)
+from engine.errors import GladiusError
+from engine.text.examples import Message, ToolCall
 
 ChatFormat = Literal["template", "phi"]
+Tools = Sequence[dict[str, Any]]
 
-_PHI_ROLES = {"user": "Instruct", "assistant": "Output", "tool": "Tool"}
+_PHI_ROLES = {"user": "Instruct", "assistant": "Output"}
+_MARK, _MARK_2 = "\u2402gladius\u2403", "\u2402gladius-2\u2403"
+_PROBE_CALL = ToolCall("gladius_probe", {"x": "probe-value"}, "call00001")
+_PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "gladius_probe",
+        "description": "A probe.",
+        "parameters": {
+            "type": "object",
+            "properties": {"x": {"type": "string", "description": "A text."}},
+            "required": ["x"],
+        },
+    },
+}
+REFUSES, DROPS = "refuses it", "drops a part of it"
+_MAX_FORMS = 4096
+_MAX_OPENING = 64
+"""Characters that a template may write between the generation prompt and the answer."""
+_ID_LENGTH = 9
+"""Mistral's templates refuse ids of calls of another length."""
+
+
+class ChatRefused(GladiusError):
+    """A chat template refuses a conversation, or drops a part of it.
+
+    Attributes:
+        reason: a few words, the same for all conversations.
+        words: the template's own.
+    """
+
+    def __init__(self, reason: str, words: str) -> None:
+        super().__init__(f"the chat template {reason}: {words}" if words else reason)
+        self.reason = reason
+        self.words = words
+
+
+@dataclass(frozen=True)
+class ChatForm:
+    """What has to be done to a conversation before a template renders it completely."""
+
+    text_tools: bool = False
+    """Tools, calls and results become text."""
+    text_reasoning: bool = False
+    """Reasoning becomes a part of the answer's text."""
+    fold_system: bool = False
+    """System turns are put before the first user turn."""
+    join_users: bool = False
+    """User turns in a row become one."""
+    drop_opening: bool = False
+    """Assistant turns before the first user turn are left out."""
+
+    def apply(self, messages: Sequence[Message], tools: Tools | None) -> list[Message]:
+        """The messages as the template reads them."""
+        turns = list(messages)
+        if self.text_tools:
+            turns = tools_as_text(turns, tools)
+        if self.text_reasoning:
+            turns = reasoning_as_text(turns)
+        if self.fold_system:
+            turns = _fold_system(turns)
+        if self.drop_opening:
+            while (n := _opening(turns)) is not None:
+                del turns[n]
+        return _join_users(turns) if self.join_users else turns
+
+
+PLAIN = ChatForm()
+
+
+class ChatRenderer:
+    """Renders conversations with one tokenizer's chat template, or in phi's format.
+
+    Attributes:
+        tokenizer: its chat template is read at each call.
+        is_phi: whether phi's format is used, also where there is no template.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat = "template"
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.chat_format: ChatFormat = chat_format
+        self.is_phi = chat_format == "phi" or not tokenizer.chat_template
+        self._forms: dict[tuple[str, ...], ChatForm | str] = {}
+        """By the roles of a conversation: its form, or the words of the refusal."""
+        self._openings: dict[Any, tuple[int, str, str]] = {}
+
+    def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> ChatRenderer:
+        """The same renderer with a copy of the tokenizer, for another thread."""
+        return ChatRenderer(tokenizer, self.chat_format)
+
+    def form(self, messages: Sequence[Message], tools: Tools | None = None) -> ChatForm:
+        """The form in which the template renders every part of the conversation.
+
+        Raises ChatRefused where there is none, with the template's words on the first form.
+        """
+        thinks = any(m.reasoning_content for m in messages)
+        if thinks or uses_tools(messages, tools):
+            return self._find_form(messages, tools)
+        # Without tools and reasoning, the order of the roles decides.
+        key = tuple(m.role for m in messages)
+        found = self._forms.get(key)
+        if found is None:
+            try:
+                found = self._find_form(messages, tools)
+            except ChatRefused as refused:
+                if refused.reason != REFUSES:
+                    raise
+                found = refused.words
+            if len(self._forms) < _MAX_FORMS:
+                self._forms[key] = found
+        if isinstance(found, str):
+            raise ChatRefused(REFUSES, found)
+        return found
+
+    def render(
+        self,
+        form: ChatForm,
+        messages: Sequence[Message],
+        tools: Tools | None = None,
+        generation_prompt: bool = True,
+    ) -> str:
+        """The conversation as text; with `generation_prompt`, up to where the next answer begins.
+
+        Raises ChatRefused with whatever the template raises.
+        """
+        turns = form.apply(messages, tools)
+        if self.is_phi:
+            turns = tools_as_text(reasoning_as_text(_fold_system(turns)), None)
+            text = "".join(f"{_PHI_ROLES[m.role]}: {m.content}\n" for m in turns)
+            return text + "Output: " if generation_prompt else text
+        try:
+            text = self.tokenizer.apply_chat_template(
+                _as_dicts(turns),
+                tools=None if form.text_tools or not tools else list(tools),
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            kind = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
+            raise ChatRefused(REFUSES, f"{kind}{error}") from error
+        assert isinstance(text, str)
+        return text
+
+    def opening(
+        self,
+        form: ChatForm,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        prompt: str,
+        thinks: bool,
+    ) -> tuple[str, str]:
+        """The text before an answer to `messages`, as the template writes it with the answer; and
+        the white space that it writes between the answer and its end token.
+
+        It differs from the generation prompt: Mistral's templates write a space before the answer,
+        Qwen 3's an empty thought before an answer without one.
+
+        Args:
+            prompt: the generation prompt after these messages.
+            thinks: whether the answer begins with a thought.
+        """
+        if self.is_phi:
+            return prompt, ""
+        last = messages[-1].role if messages else ""
+        first = not any(m.role == "assistant" for m in messages)
+        key = form, last, first, bool(tools), thinks
+        if key not in self._openings:
+            self._openings[key] = self._find_opening(form, messages, tools, prompt, thinks)
+        drop, suffix, closing = self._openings[key]
+        return prompt[: len(prompt) - drop] + suffix, closing
+
+    @cached_property
+    def has_tools(self) -> bool:
+        """Whether the template renders tools, calls and results."""
+        text = self._probe_tools
+        return (
+            text.count(_PROBE_CALL.name) > 1
+            and "probe-value" in text
+            and "probe-result" in text
+            and "A probe." in text
+        )
+
+    @cached_property
+    def writes_calls(self) -> bool:
+        """Whether the template writes calls as a student does."""
+        return self.has_tools and call_text(_PROBE_CALL) in self._probe_tools
+
+    @cached_property
+    def _probe_tools(self) -> str:
+        if self.is_phi:
+            return ""
+        chat = [
+            Message("user", "Hi."),
+            Message("assistant", "", tool_calls=(_PROBE_CALL,)),
+            Message("tool", "probe-result", name=_PROBE_CALL.name, tool_call_id=_PROBE_CALL.id),
+        ]
+        try:
+            return self.render(PLAIN, chat, [_PROBE_TOOL])
+        except ChatRefused:
+            return ""
+
+    @cached_property
+    def has_reasoning(self) -> bool:
+        """Whether the template renders the reasoning of the last turn."""
+        return _MARK in self._probe_reasoning
+
+    @cached_property
+    def writes_reasoning(self) -> bool:
+        """Whether the template writes reasoning as a student does."""
+        return f"{THINK_START}{_MARK}{THINK_END}{_MARK_2}" in self._probe_reasoning
+
+    @cached_property
+    def _probe_reasoning(self) -> str:
+        if self.is_phi:
+            return ""
+        chat = [Message("user", "Hi."), Message("assistant", _MARK_2, reasoning_content=_MARK)]
+        try:
+            return self.render(PLAIN, chat, generation_prompt=False)
+        except ChatRefused:
+            return ""
+
+    def _find_form(self, messages: Sequence[Message], tools: Tools | None) -> ChatForm:
+        refused: ChatRefused | None = None
+        for form in self._candidates(messages, tools):
+            try:
+                text = self.render(form, messages, tools, generation_prompt=False)
+            except ChatRefused as error:
+                refused = refused or error
+                continue
+            turns = form.apply(messages, tools)
+            dropped = _dropped(text, turns, None if form.text_tools else tools)
+            if not dropped:
+                return form
+            refused = refused or ChatRefused(DROPS, dropped)
+        assert refused is not None
+        raise refused
+
+    def _candidates(self, messages: Sequence[Message], tools: Tools | None) -> Iterator[ChatForm]:
+        """Forms, those that change the least first."""
+        text_tools = [False]
+        if uses_tools(messages, tools):
+            text_tools = [False, True] if self.has_tools else [True]
+        text_reasoning = any(m.reasoning_content for m in messages) and not self.has_reasoning
+        for one in text_tools:
+            base = ChatForm(text_tools=one, text_reasoning=text_reasoning)
+            turns = base.apply(messages, tools)
+            system = {"system", "user"} <= {m.role for m in turns}
+            folds = [False, True][: 1 + system]
+            opens = [False, True][: 1 + (_opening(turns) is not None)]
+            roles = [m.role for m in turns if m.role != "system"]
+            joins = [False, True][: 1 + (("user", "user") in pairwise(roles))]
+            for opening, join, fold in product(opens, joins, folds):
+                yield replace(base, fold_system=fold, join_users=join, drop_opening=opening)
+
+    def _find_opening(
+        self,
+        form: ChatForm,
+        messages: Sequence[Message],
+        tools: Tools | None,
+        prompt: str,
+        thinks: bool,
+    ) -> tuple[int, str, str]:
+        """(characters to drop from the generation prompt, text to add, space before the end)."""
+        marks = Message("assistant", _MARK_2, reasoning_content=_MARK if thinks else None)
+        try:
+            text = self.render(form, [*messages, marks], tools, generation_prompt=False)
+        except ChatRefused:
+            return 0, "", ""
+        before, found, after = text.partition(_MARK_2)
+        if not found:
+            return 0, "", ""
+        rest = after.lstrip(" \n")
+        ends = tuple(t for t in (self.tokenizer.eos_token, *self.tokenizer.all_special_tokens) if t)
+        closing = after[: len(after) - len(rest)] if rest.startswith(ends) else ""
+        if thinks:
+            start, thought, _ = before.partition(_MARK)
+            if thought and not start.endswith(THINK_START):
+                return 0, "", closing  # the template has a form of its own for reasoning
+            before = start.removesuffix(THINK_START) if thought else before
+        same = len(os.path.commonprefix([before, prompt]))  # noqa: RUF071
+        drop, suffix = len(prompt) - same, before[same:]
+        if max(drop, len(suffix)) > _MAX_OPENING:
+            return 0, "", closing  # the template writes the turns before it in another way too
+        return drop, suffix, closing
 
 
 def render_chat(
     tokenizer: PreTrainedTokenizerFast,
     messages: Sequence[Message],
     chat_format: ChatFormat = "template",
+    tools: Tools | None = None,
 ) -> str:
     """The conversation as text, up to where the next answer begins.
 
     Uses the tokenizer's chat template, or phi's "Instruct: ...\\nOutput: " where there is none.
-    Where a template refuses system turns, their text is put before the first user turn.
+    Raises ChatRefused where the template renders it in no form.
     """
-    if _uses_phi_format(tokenizer, chat_format):
-        turns = [f"{_PHI_ROLES[m.role]}: {m.content}\n" for m in _fold_system(messages)]
-        return "".join(turns) + "Output: "
+    renderer = ChatRenderer(tokenizer, chat_format)
     try:
-        return _render_template(tokenizer, messages)
-    except jinja2.TemplateError:
-        return _render_template(tokenizer, _fold_system(messages))
+        form = renderer.form(messages, tools)
+    except ChatRefused as refused:
+        if refused.reason == REFUSES:
+            raise
+        form = PLAIN  # the template rewrites a turn, as Qwen 3's does with an earlier thought
+    return renderer.render(form, messages, tools)
 
 
 def encode_chat(
     tokenizer: PreTrainedTokenizerFast,
     messages: Sequence[Message],
     chat_format: ChatFormat = "template",
+    tools: Tools | None = None,
 ) -> list[int]:
     """Token ids of the prompt for the next answer.
 
     They begin with exactly one BOS where the tokenizer adds one: some templates write it
-    themselves, others leave it to the tokenizer. Nothing is added at the end.
+    themselves, others leave it to the tokenizer. Nothing is added at the end. A space at the end is
+    left out: it belongs to the token of the answer's first word.
     """
-    text = render_chat(tokenizer, messages, chat_format)
-    if _uses_phi_format(tokenizer, chat_format):
-        # In byte-level BPE the space belongs to the answer's first word.
-        text = text.rstrip(" ")
+    text = render_chat(tokenizer, messages, chat_format, tools).removesuffix(" ")
     ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
     bos: Any = tokenizer.bos_token_id
     added = tokenizer.encode("", add_special_tokens=True)
@@ -56,18 +362,69 @@ def encode_chat(
     return ids
 
 
-def _uses_phi_format(tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat) -> bool:
-    return chat_format == "phi" or not tokenizer.chat_template
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as transformers' templates read them."""
+    chat: list[dict[str, Any]] = []
+    calls: list[ToolCall] = []
+    results = 0
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning_content:
+            turn["reasoning_content"] = message.reasoning_content
+        if message.tool_calls:
+            calls, results = list(message.tool_calls), 0
+            turn["tool_calls"] = [
+                {
+                    "type": "function",
+                    "id": _call_id(call.id, n),
+                    "function": {"name": call.name, "arguments": call.arguments},
+                }
+                for n, call in enumerate(calls)
+            ]
+        if message.role == "tool":
+            call = calls[results] if results < len(calls) else None
+            turn["tool_call_id"] = _call_id(message.tool_call_id or (call and call.id), results)
+            if name := message.name or (call and call.name):
+                turn["name"] = name
+            results += 1
+        elif message.name:
+            turn["name"] = message.name
+        chat.append(turn)
+    return chat
 
 
-def _render_template(tokenizer: PreTrainedTokenizerFast, messages: Sequence[Message]) -> str:
-    text = tokenizer.apply_chat_template(
-        [{"role": m.role, "content": m.content} for m in messages],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    assert isinstance(text, str)
-    return text
+def _call_id(given: str | None, number: int) -> str:
+    """The id of a call, in the length that all templates take."""
+    if given and len(given) == _ID_LENGTH and given.isascii() and given.isalnum():
+        return given
+    if not given:
+        return f"call{number:05d}"
+    return hashlib.sha256(given.encode(errors="replace")).hexdigest()[:_ID_LENGTH]
+
+
+def _dropped(text: str, messages: Sequence[Message], tools: Tools | None) -> str:
+    """What the rendered text lacks; "" where it has every part.
+
+    White space around a turn may be missing, and so may thoughts of earlier turns.
+    """
+    for tool in tools or ():
+        described = tool.get("function", tool)
+        name = described.get("name") if isinstance(described, dict) else None
+        if not isinstance(name, str) or name not in text:
+            return f"the tool {name!r} is missing"
+    position = 0
+    for number, message in enumerate(messages, start=1):
+        content = message.content.rpartition("</think>")[2].strip()
+        found = text.find(content, position)
+        if found < 0:
+            found = text.find(content)
+        if found < 0:
+            return f"turn {number} ({message.role}) is missing"
+        position = found + len(content)
+        for call in message.tool_calls:
+            if call.name not in text or to_json(call.arguments) not in text:
+                return f"turn {number}: the call of {call.name} is missing"
+    return ""
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
@@ -76,6 +433,25 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
     others = [m for m in messages if m.role != "system"]
     for n, message in enumerate(others):
         if system and message.role == "user":
-            others[n] = Message("user", "\n\n".join([*system, message.content]))
+            content = "\n\n".join([*system, message.content])
+            others[n] = msgspec.structs.replace(message, content=content)
             break
     return others
+
+
+def _join_users(messages: Sequence[Message]) -> list[Message]:
+    joined: list[Message] = []
+    for message in messages:
+        if joined and message.role == "user" == joined[-1].role:
+            content = f"{joined.pop().content}\n\n{message.content}"
+            message = msgspec.structs.replace(message, content=content)
+        joined.append(message)
+    return joined
+
+
+def _opening(messages: Sequence[Message]) -> int | None:
+    """Index of the assistant turn that opens the conversation; None where a user does."""
+    for n, message in enumerate(messages):
+        if message.role != "system":
+            return n if message.role == "assistant" else None
+    return None

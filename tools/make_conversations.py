@@ -12,7 +12,7 @@ import sys
 import torch
 
 from engine.config import DataConfig
-from engine.distill.align.blocks import ChatEncoder
+from engine.distill.align.blocks import BlockEncoder, ChatEncoder
 from engine.distill.data.conversations import choose, kept_examples, write_answers
 from engine.distill.teacher.loading import load_teacher
 from engine.distill.teacher.scoring import teacher_encoder
@@ -37,9 +37,8 @@ SEED = 0
 
 def _count(encoder: ChatEncoder, example: Example) -> int:
     """Tokens of the whole conversation; 0 if its encoding does not reproduce every byte."""
-    chat = [{"role": m.role, "content": m.content} for m in example.messages or ()]
-    encoded = encoder.encode_chat(chat, example.complete)
-    return 0 if encoded is None else len(encoded.ids)
+    encoded = BlockEncoder(encoder, encoder, max_seq_len=1 << 20).encode(example)
+    return sum(len(block.teacher_ids) for block in encoded.blocks)
 
 
 def _report(event: Event) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,10 +16,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from engine.chat import ChatRenderer
+from engine.chat_tools import with_tools
 from engine.checkpoint.layout import TOKENIZER
 from engine.checkpoint.model_record import ModelRecord, write_record
 from engine.config import RunConfig, StudentConfig
-from engine.distill.align.blocks import Chat, ChatEncoder
+from engine.distill.align.blocks import ChatEncoder
 from engine.errors import MissingError, UsageError
 from engine.experts.registry import expert_path, load_experts
 from engine.generation import Generator
@@ -70,7 +73,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         bos_token="<|endoftext|>",
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        chat_template=_CHATML,
+        chat_template=with_tools(_CHATML),
         clean_up_tokenization_spaces=False,
     )
 
@@ -126,15 +129,10 @@ def tokenizer_path(workspace: Workspace, config: RunConfig) -> Path:
 
 def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> ChatEncoder:
     """Encodes text for the student; its only end-of-turn token is its EOS."""
-
-    def render(messages: Chat) -> str:
-        return str(
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        )
-
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer requires an EOS token"
-    return ChatEncoder(tokenizer, render, [eos], vocab_size)
+    renderer = ChatRenderer(tokenizer)
+    return ChatEncoder(tokenizer, renderer, [eos], vocab_size, as_generated=True)
 
 
 def student_generator(
@@ -239,8 +237,13 @@ def save_student(
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer's files and the matching generation config."""
-    tokenizer.save_pretrained(folder)
+    """Write the tokenizer's files and the matching generation config.
+
+    A chat template without tools gets them, in the form in which the student learnt them.
+    """
+    copied = copy.deepcopy(tokenizer)
+    copied.chat_template = with_tools(str(tokenizer.chat_template))
+    copied.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

@@ -1,22 +1,53 @@
 """Write Ollama's Modelfile next to a GGUF file, with the chat template as a Go template.
 
 A Jinja chat template that only puts text before and after each message is converted: the text is
-found by rendering the template, and checked on another conversation. Other templates are left out.
+found by rendering the template, and checked on other conversations. Other templates are left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
+from engine.chat import PLAIN, ChatRefused, ChatRenderer
+from engine.chat_tools import (
+    CALL_END,
+    CALL_START,
+    RESULT_END,
+    RESULT_START,
+    THINK_END,
+    THINK_START,
+    TOOLS_AFTER,
+    TOOLS_BEFORE,
+    reasoning_as_text,
+    tools_as_text,
+)
 from engine.export.tokenizer import GgufTokenizer
+from engine.text.examples import Message, ToolCall
 from engine.workspace import write_bytes
 
 _ROLES = ("system", "user", "assistant")
 _PLACEHOLDER = "\u2402gladius\u2403"
+
+_GO_CONTENT = "{{ .Content }}"
+_GO_TOOLS = (
+    "{{ if .System }}{{ .System }}\n\n{{ end }}"
+    + TOOLS_BEFORE
+    + '{{ range .Tools }}\n{"type": "function", "function": {{ .Function }}}{{ end }}'
+    + TOOLS_AFTER
+)
+_GO_ANSWER = (
+    "{{ if .Thinking }}" + THINK_START + "{{ .Thinking }}" + THINK_END + "{{ end }}"
+    "{{ $content := .Content }}{{ $content }}{{ range $n, $call := .ToolCalls }}"
+    "{{ if or $content $n }}\n{{ end }}"
+    + CALL_START
+    + '{"name": "{{ $call.Function.Name }}", "arguments": {{ $call.Function.Arguments }}}'
+    + CALL_END
+    + "{{ end }}"
+)
 
 Messages = list[dict[str, str]]
 
@@ -42,6 +73,8 @@ class ChatFormat:
     """Opens the assistant's answer."""
     prefix: str = ""
     """Before the first message: a beginning-of-text token, which Ollama adds by itself."""
+    has_tools: bool = False
+    """Whether tools, calls, results and reasoning are rendered in the form of `chat_tools`."""
 
 
 def write_modelfile(gguf: Path, folder: Path, tokenizer: GgufTokenizer) -> Modelfile:
@@ -98,9 +131,31 @@ def detect_chat_format(tokenizer: PreTrainedTokenizerFast) -> ChatFormat | None:
             {"role": "assistant", "content": " Well.\n"},
             {"role": "user", "content": "{}"},
         ]
-        return chat_format if render(probe, True) == format_chat(chat_format, probe) else None
+        if render(probe, True) != format_chat(chat_format, probe):
+            return None
+        return replace(chat_format, has_tools=_renders_tools(tokenizer, chat_format))
     except Exception:  # a template may raise anything for an unknown role
         return None
+
+
+def _renders_tools(tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat) -> bool:
+    """Whether the template puts the same text around each message of a conversation with tools."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    calls = ToolCall("f", {"x": "é"}, "call00001"), ToolCall("f", {}, "call00002")
+    probe = [
+        Message("system", "Be brief."),
+        Message("user", "How?"),
+        Message("assistant", "So.", "A thought.", calls),
+        Message("tool", "1", name="f", tool_call_id="call00001"),
+        Message("assistant", "", tool_calls=calls[:1]),
+        Message("tool", "2", name="f", tool_call_id="call00001"),
+    ]
+    as_text = reasoning_as_text(tools_as_text(probe, [tool]))
+    expected = format_chat(chat_format, [{"role": m.role, "content": m.content} for m in as_text])
+    try:
+        return ChatRenderer(tokenizer).render(PLAIN, probe, [tool]) == expected
+    except ChatRefused:
+        return False
 
 
 def _repeats(render: Callable[[Messages], str], bos: str) -> bool:
@@ -119,16 +174,34 @@ def format_chat(chat_format: ChatFormat, messages: Messages) -> str:
 
 
 def go_template(chat_format: ChatFormat) -> str:
-    """The format as a Go template; empty where its text contains a Go delimiter."""
+    """The format as a Go template; empty where its text contains a Go delimiter.
+
+    Ollama writes the JSON of tools and arguments without spaces after `,` and `:`, and each result
+    in a user turn of its own; llama.cpp reads the Jinja template in the GGUF file instead.
+    """
     texts = [
         chat_format.generation_prompt,
         *(text for pair in chat_format.around.values() for text in pair),
     ]
     if any("{{" in text or '"""' in text or "}}" in text for text in texts):
         return ""
-    branches = []
-    for number, (role, (before, after)) in enumerate(chat_format.around.items()):
-        keyword = "if" if number == 0 else "else if"
-        branches.append(f'{{{{ {keyword} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
-    body = "".join(branches) + "{{ end }}"
-    return "{{ range .Messages }}" + body + "{{ end }}" + chat_format.generation_prompt
+    branches = {
+        role: before
+        + (_GO_ANSWER if role == "assistant" and chat_format.has_tools else _GO_CONTENT)
+        + after
+        for role, (before, after) in chat_format.around.items()
+    }
+    opening = ""
+    if chat_format.has_tools:
+        before, after = chat_format.around["system"]
+        opening = "{{ if .Tools }}" + before + _GO_TOOLS + after + "{{ end }}"
+        # The system turn stands before the list of tools, in one turn.
+        branches["system"] = "{{ if not $.Tools }}" + branches["system"] + "{{ end }}"
+        before, after = chat_format.around["user"]
+        branches["tool"] = before + RESULT_START + _GO_CONTENT + RESULT_END + after
+    body = "".join(
+        f'{{{{ {"else if" if number else "if"} eq .Role "{role}" }}}}{text}'
+        for number, (role, text) in enumerate(branches.items())
+    )
+    messages = "{{ range .Messages }}" + body + "{{ end }}{{ end }}"
+    return opening + messages + chat_format.generation_prompt

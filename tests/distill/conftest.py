@@ -8,6 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from engine.chat import ChatRenderer
 from engine.distill.align.blocks import ChatEncoder
 from tests.support.paths import REPO
 from tests.support.threads import one_thread  # noqa: F401
@@ -45,7 +46,7 @@ def real_encoder() -> Callable[[str], ChatEncoder]:
                 chat_template=_PLAIN,
             )
             ids = [backend.token_to_id(token) for token in ends]
-            encoders[name] = ChatEncoder(tokenizer, _renderer(tokenizer), ids)
+            encoders[name] = ChatEncoder(tokenizer, ChatRenderer(tokenizer), ids)
         return encoders[name]
 
     return get
@@ -56,12 +57,6 @@ _PLAIN = (
     "{% for m in messages %}{{ m['role'] + ':\n' + m['content'] + eos_token + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\n' }}{% endif %}"
 )
-
-
-def _renderer(tokenizer: PreTrainedTokenizerFast) -> Callable[[list[dict[str, str]]], str]:
-    return lambda messages: str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    )
 
 
 @pytest.fixture(scope="session")

@@ -55,7 +55,7 @@ def test_the_modelfile_has_file_template_and_stop_token(tmp_path: Path) -> None:
     modelfile = write_modelfile(tmp_path / "x.gguf", tmp_path, read_gguf_tokenizer(tmp_path, 900))
     text = modelfile.path.read_text()
     assert "FROM ./x.gguf\n" in text and 'PARAMETER stop "<|im_end|>"' in text
-    assert '{{ if eq .Role "system" }}<|im_start|>system\n{{ .Content }}<|im_end|>\n' in text
+    assert '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
     assert text.count('"""') == 2 and '{{ end }}{{ end }}<|im_start|>assistant\n"""' in text
 
 

@@ -19,7 +19,8 @@ from tokenizers import (
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from engine.distill.align.blocks import ChatEncoder, TextBlock, make_blocks
+from engine.chat import ChatRenderer
+from engine.distill.align.blocks import BlockEncoder, ChatEncoder, EncodedExample, TextBlock
 from engine.distill.align.projection import Projected, Projector
 from engine.distill.align.tables import build_tables
 from engine.distill.align.vocabulary import BYTE_TO_CHAR
@@ -145,7 +146,7 @@ class Toy:
         tokenizer.add_special_tokens([AddedToken("<end>", special=True)])
         self.id = {token: n for n, token in enumerate(self.tokens) if token is not None}
         fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
-        self.encoder = ChatEncoder(fast, lambda chat: "", [self.end])
+        self.encoder = ChatEncoder(fast, ChatRenderer(fast), [self.end])
 
     def split(self, data: bytes) -> list[bytes]:
         """BPE over the bytes: repeatedly merge the leftmost pair of the lowest rank."""
@@ -194,20 +195,24 @@ def chat(*turns: str, **more) -> Example:
     return Example(messages=messages, **more)
 
 
+def encode(
+    example: Example, student: ChatEncoder, teacher: ChatEncoder, limit: int = 4096, **more
+) -> EncodedExample:
+    encoder = BlockEncoder(student, teacher, limit, max_teacher_tokens=limit, **more)
+    return encoder.encode(example)
+
+
 def blocks_of(
     example: Example, student: ChatEncoder, teacher: ChatEncoder, limit: int = 4096, **more
-) -> list[TextBlock | None]:
-    return list(
-        make_blocks(
-            example, student, teacher, max_student_tokens=limit, max_teacher_tokens=limit, **more
-        )
-    )
+) -> list[TextBlock]:
+    return encode(example, student, teacher, limit, **more).blocks
 
 
 def block_of(example: Example, student: ChatEncoder, teacher: ChatEncoder, **more) -> TextBlock:
     """The only block of an example that can be encoded."""
-    (block,) = blocks_of(example, student, teacher, **more)
-    assert block is not None
+    encoded = encode(example, student, teacher, **more)
+    assert not encoded.problem, (encoded.problem, encoded.detail)
+    (block,) = encoded.blocks
     return block
 
 

@@ -35,7 +35,7 @@ from tests.support.validated import (
 NORM = "model.layers.0.input_layernorm.weight"
 STRUCTURE = {
     *("files", "tensors_finite", "parameters", "loads"),
-    *("tokenizer", "special_tokens", "chat_template", "greedy"),
+    *("tokenizer", "special_tokens", "chat_template", "chat_tools", "greedy"),
 }
 
 
@@ -83,7 +83,8 @@ def test_a_changed_config_and_a_truncated_file_are_found(workspace, model):
     (model / WEIGHTS).write_bytes(data[: len(data) // 2])
     outcome = check(workspace, model)
     assert {"files", "tensors_finite", "loads", "parameters"} <= outcome.failed
-    assert outcome.of("skip") == {"tokenizer", "special_tokens", "chat_template", "greedy"}
+    skipped = {"tokenizer", "special_tokens", "chat_template", "chat_tools", "greedy"}
+    assert outcome.of("skip") == skipped
     assert outcome.report.quality == "unknown"
 
 

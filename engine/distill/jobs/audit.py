@@ -18,7 +18,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from engine import hardware
-from engine.chat import render_chat
+from engine.chat import ChatRenderer
 from engine.checkpoint.layout import TOKENIZER
 from engine.config import RunConfig
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
@@ -36,7 +36,7 @@ from engine.errors import GladiusError
 from engine.events import JobRequest, KindAudit, SpeedMeasured, TokenizersAudited
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
 from engine.run.job import JobContext, JobStopped
-from engine.text.examples import Example, Message, read_data_file
+from engine.text.examples import Example, read_data_file
 from engine.workspace import Workspace, assets_dir
 
 SAMPLE = "audit/sample.jsonl"
@@ -189,12 +189,8 @@ def tokenizer_encoder(path: Path, spec: ExpertSpec) -> ChatEncoder:
             ends = GenerationConfig.from_pretrained(path, local_files_only=True).eos_token_id
         except (OSError, ValueError):
             pass  # it has none: the tokenizer's EOS is used
-
-    def render(chat: list[dict[str, str]]) -> str:
-        messages = [Message(**turn) for turn in chat]  # type: ignore[arg-type]
-        return render_chat(tokenizer, messages, spec.chat)
-
-    return ChatEncoder(tokenizer, render, end_tokens(tokenizer, spec, ends))
+    renderer = ChatRenderer(tokenizer, spec.chat)
+    return ChatEncoder(tokenizer, renderer, end_tokens(tokenizer, spec, ends))
 
 
 @dataclass

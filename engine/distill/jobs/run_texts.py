@@ -10,6 +10,7 @@ import msgspec
 from transformers import PreTrainedTokenizerFast
 
 from engine.budget import streamed_files
+from engine.chat_tools import answer_text
 from engine.distill.data import corpus
 from engine.distill.data.conversations import (
     chosen_prompts,
@@ -131,4 +132,7 @@ def student_tokenizer(setup: RunSetup, texts: RunTexts) -> PreTrainedTokenizerFa
 def _texts_of(example: Example) -> list[str]:
     if example.messages is None:
         return [example.text or ""]
-    return [message.content for message in example.messages]
+    return [
+        answer_text(message) if message.role == "assistant" else message.content
+        for message in example.messages
+    ]

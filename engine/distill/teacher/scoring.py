@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from engine.chat import ChatRenderer
 from engine.distill.align.alignment import Alignment, concatenate
 from engine.distill.align.blocks import LENGTH_STEP, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projected, Projector
 from engine.distill.teacher.soft_targets import SoftTargets
 from engine.distill.teacher.sparse_targets import BlockTargets, collect_columns, sparsify, temper
 from engine.distill.teacher.teacher import Teacher
-from engine.text.examples import Message
 
 _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
@@ -28,11 +28,9 @@ _TOKENS_PER_PASS = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 def teacher_encoder(teacher: Teacher) -> ChatEncoder:
     """Encodes text for the expert."""
 
-    def render(chat: list[dict[str, str]]) -> str:
-        return teacher.render([Message(**message) for message in chat])  # type: ignore[arg-type]
-
+    renderer = ChatRenderer(teacher.tokenizer, teacher.chat_format)
     vocab_size = teacher.head[0].shape[0]
-    return ChatEncoder(teacher.tokenizer, render, teacher.end_ids, vocab_size)
+    return ChatEncoder(teacher.tokenizer, renderer, teacher.end_ids, vocab_size)
 
 
 @dataclass(frozen=True)

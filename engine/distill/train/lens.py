@@ -23,7 +23,7 @@ from safetensors.numpy import save
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from engine.distill.align.blocks import ChatEncoder, EncodedBlock, TextBlock, make_blocks
+from engine.distill.align.blocks import BlockEncoder, ChatEncoder, EncodedBlock, TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.packing import make_batch
@@ -90,13 +90,11 @@ def score_probes(
     """
     which: list[int] = []
     blocks: list[TextBlock] = []
+    encoder = BlockEncoder(student, expert, 512, teacher.spec.trust_end, max_teacher_tokens=512)
     for number, example in enumerate(sentences()):
-        limits = {"max_student_tokens": 512, "max_teacher_tokens": 512}
-        trust = teacher.spec.trust_end
-        block = next(make_blocks(example, student, expert, trust_end=trust, **limits), None)
-        if block is not None and len(block.alignment):
+        if found := encoder.encode(example).blocks:
             which.append(number)
-            blocks.append(block)
+            blocks.append(found[0])
     size = student.vocabulary.size
     q = np.zeros((sum(len(b.alignment) for b in blocks), size), dtype=np.float32)
     kept = np.zeros(len(q), dtype=np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from engine.validate.checks import (
     chat_template,
+    chat_tools,
     determinism,
     files,
     finite,
@@ -22,6 +23,7 @@ STRUCTURAL_CHECKS = (
     tokenizer.CHECK,
     special_tokens.CHECK,
     chat_template.CHECK,
+    chat_tools.CHECK,
     determinism.CHECK,
     gguf_parity.CHECK,
 )

@@ -154,8 +154,9 @@ def test_a_template_that_trims_loses_only_what_it_changes(trained):
     check_block(block_of(chat("Hi.", "  spaced out \n"), s, t), s, t, ["  spaced out \n"])
     clean = chat("Hi.", "spaced", "More.", "out")
     check_block(block_of(clean, s, t), s, t, ["spaced", "out"])
-    # in an earlier turn the expert would not read what it is scored on
-    assert blocks_of(chat("Hi.", "spaced \n", "More.", "out"), s, t) == [None]
+    # in an earlier turn too: the expert reads it as it is scored
+    spaced = chat("Hi.", "spaced \n", "More.", " out")
+    check_block(block_of(spaced, s, t), s, t, ["spaced \n", " out"])
 
 
 def test_an_end_of_turn_is_added_where_the_template_has_none(trained):
@@ -179,30 +180,48 @@ def test_there_is_exactly_one_bos(trained):
         assert (block.teacher_ids == bos).sum() == 1
 
 
-def test_a_conversation_that_is_too_long_loses_its_last_turns(trained):
+def test_a_conversation_that_is_too_long_is_split_between_its_turns(trained):
     s, t = trained["byte_level"], trained["prepend"]
-    first, second = "A short answer.", PROSE
-    whole = block_of(chat("One?", first), s, t)
-    limit = max(len(whole.student_ids), len(whole.teacher_ids)) + 20
-    block = block_of(chat("One?", first, "Two?", second), s, t, limit=limit)
-    check_block(block, s, t, [first])
-    assert block.is_end[-1]
+    turns = [text for n in range(12) for text in (f"Question {n}?", f"The answer {n}.")]
+    blocks = blocks_of(chat(*turns), s, t, limit=160)
+    assert len(blocks) > 2
+    answers = turns[1::2]
+    for block in blocks:
+        assert max(len(block.student_ids), len(block.teacher_ids)) <= 160
+        count = int(block.is_end.sum())
+        check_block(block, s, t, answers[:count])
+        answers = answers[count:]
+        assert s.tokenizer.decode(block.student_ids).startswith("<|im_start|>user\nQuestion")
+    assert not answers
+    # a later block has earlier turns as context
+    assert blocks[1].student_scored[0] > len(s.encode_context(turns[0], False)) + 40
 
 
-def test_an_answer_that_is_too_long_is_cut_and_has_no_end(trained):
+def test_an_answer_that_is_too_long_is_split_into_consecutive_blocks(trained):
     s, t = trained["byte_level"], trained["prepend"]
-    block = block_of(chat("One?", PROSE), s, t, limit=120)
-    assert len(block.student_ids) <= 120
-    assert len(block.teacher_ids) <= 120
-    assert not block.is_end.any()
-    scored = b"".join(scored_bytes(s, block.student_ids, block.student_scored))
-    assert PROSE.encode().startswith(scored)
-    assert len(scored) > 50
+    for complete in (True, False):
+        example = chat("One?", "Short.", "Two?", PROSE * 2, "Three?", "Last.", complete=complete)
+        blocks = blocks_of(example, s, t, limit=120)
+        read = b""
+        for block in blocks:
+            assert max(len(block.student_ids), len(block.teacher_ids)) <= 120
+            scored = scored_bytes(s, block.student_ids, block.student_scored)
+            read += b"".join(b for b in scored if b is not None)
+            first = block.student_scored[0]
+            assert b"Two?" in b"".join(
+                s.vocabulary.token_bytes[i] or b"" for i in block.student_ids[:first]
+            ) or block in (blocks[0], blocks[-1])
+        assert read == b"Short." + (PROSE * 2).encode() + b"Last."
+        assert sum(int(block.is_end.sum()) for block in blocks) == 2 + complete
+        # the context of a later piece is the text before it
+        before = blocks[2].student_ids[: blocks[2].student_scored[0]]
+        tail = blocks[1].student_ids[blocks[1].student_scored][-20:]
+        assert before[-20:].tolist() == tail.tolist()
 
 
 def test_a_prompt_that_is_too_long_is_skipped(trained):
     s, t = trained["byte_level"], trained["prepend"]
-    assert blocks_of(chat(PROSE * 3, "x"), s, t, limit=64) == [None]
+    assert blocks_of(chat(PROSE * 3, "x"), s, t, limit=64) == []
 
 
 @pytest.mark.parametrize("limit", [60, 150, 1000])
@@ -210,7 +229,6 @@ def test_a_prompt_that_is_too_long_is_skipped(trained):
 def test_a_document_that_is_too_long_is_split_without_losing_a_byte(trained, limit, text):
     s, t = trained["byte_level"], trained["metaspace"]
     blocks = blocks_of(document(text), s, t, limit=limit)
-    assert None not in blocks
     assert sum(block.text_bytes for block in blocks) == len(text.encode())
     read = b"".join(
         b"".join(b or b"" for b in scored_bytes(s, block.student_ids, block.student_scored))
@@ -224,8 +242,8 @@ def test_a_document_that_is_too_long_is_split_without_losing_a_byte(trained, lim
 
 def test_text_that_a_tokenizer_changes_is_skipped(trained):
     s, t = trained["byte_level"], trained["prepend"]
-    assert blocks_of(chat("Hi.", "a sign: ▁"), s, t) == [None]
-    assert blocks_of(document("a sign: ▁"), s, t) == [None]
+    assert blocks_of(chat("Hi.", "a sign: ▁"), s, t) == []
+    assert blocks_of(document("a sign: ▁"), s, t) == []
 
 
 def test_a_chat_without_an_answer_is_skipped(trained):
