@@ -101,7 +101,7 @@ def _open(text: HubText, title: str, cache_dir: Path) -> tuple[Any, str | None, 
 
 def _needed_columns(builder: Any, column: str | None) -> list[str]:
     """The columns that are read, as far as they are known without reading; empty for all."""
-    known = list(builder.info.features or ())
+    known: list[str] = list(builder.info.features or ())
     if column is not None and (column in ("text", "content") or not known):
         return [column] if column in ("text", "content") else []
     needed = [key for key in (column, *dict.fromkeys(KEYS)) if key in known]

@@ -223,6 +223,8 @@ class TextStats:
     mean_residual: float = 0.0
     table: dict[str, Any] = field(default_factory=dict, compare=False)
     """The `TextsRead` of the text in memory, as plain data."""
+    stream_held_out: list[str] = field(default_factory=list)
+    """Split keys of streamed text that is held out, beside what its digest decides."""
 
     def add_block(self, block: TextBlock) -> None:
         alignment = block.alignment

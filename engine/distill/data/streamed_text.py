@@ -34,6 +34,8 @@ _HELD_OUT_BYTES = 64 << 20
 _TRIED_EXAMPLES, _TRIED_BYTES = 64, 1 << 17
 """Examples of a stream that are encoded before the first step, to see whether they can be, at most;
 and their bytes."""
+_KEPT_EXAMPLES = 8
+"""Examples with the smallest digests that are kept, to hold one out where none is by its digest."""
 _LEFT_OUT_BYTES = 64
 """Counted for what can't be read, so that a sample ends."""
 _MAX_SAMPLE_BYTES = 2.0**26
@@ -158,11 +160,13 @@ class StreamedText:
         return [e for s in streams for e in s.sample(_TOKENIZER_BYTES / len(streams))]
 
     def held_out_blocks(
-        self, spec: ExpertSpec, encoder: BlockEncoder, fixed_text: Collection[str]
-    ) -> list[TextBlock]:
-        """Held-out blocks from the beginning of the expert's streams.
+        self, spec: ExpertSpec, encoder: BlockEncoder, fixed_text: Collection[str], required: bool
+    ) -> tuple[list[TextBlock], frozenset[str]]:
+        """Held-out blocks from the beginning of the expert's streams; split keys of further text.
 
-        The digest of a text decides, so that no held-out text is ever trained on.
+        The digest of a text decides, so that no held-out text is ever trained on. Where a block is
+        required and the digests of a small text hold nothing out, the text with the smallest one is
+        held out; its split key is returned.
 
         fixed_text: keys of the text that is not streamed; none of it is taken.
 
@@ -171,6 +175,7 @@ class StreamedText:
         data = self._config.data
         streams, seen = self.streams_of(spec), set(fixed_text)
         blocks: list[TextBlock] = []
+        others: dict[str, Example] = {}
         for number, stream in enumerate(streams, start=1):
             target = max(1, data.held_out_streamed * number // len(streams))
             tally = TextTally()
@@ -182,6 +187,10 @@ class StreamedText:
                 if not self._teaches(spec, example, stream):
                     continue
                 key = corpus.example_key(example)
+                if key not in seen and not blocks:
+                    others[corpus.split_key(example)] = example
+                    if len(others) > _KEPT_EXAMPLES:
+                        del others[max(others)]
                 held_out = corpus.is_held_out_of_stream(example, data.held_out)
                 if key in seen or not held_out:
                     if tried < _TRIED_EXAMPLES and size < _TRIED_BYTES:
@@ -198,7 +207,11 @@ class StreamedText:
                 raise UsageError(
                     f"{stream.text.title}: none of its text can be learnt: {describe_texts(table)}"
                 )
-        return blocks
+        if not blocks and required and len(others) > 1:
+            for key in sorted(others):
+                if blocks := self._encode(encoder, others[key], TextTally()):
+                    return blocks, frozenset({key})
+        return blocks, frozenset()
 
     def _encode(self, encoder: BlockEncoder, example: Example, tally: TextTally) -> list[TextBlock]:
         """The blocks of an example, counted."""

@@ -130,7 +130,10 @@ def prepare_expert(
     stats = TextStats(**shards.held_out.meta) if encoded is None else encoded.stats
     train = encoded.train if online and encoded is not None else None
     _report(setup, spec, stats, shards, len(shards.train) if train is None else len(train))
-    sources, fingerprints = _sources(setup, spec, train, shards, split, expert)
+    held_out = split.held_out | frozenset(stats.stream_held_out)
+    sources, fingerprints = _sources(
+        setup, spec, train, shards, replace(split, held_out=held_out), expert
+    )
     load: Callable[[], LoadedExpert] = lambda: load_expert(setup, spec, split.student)  # noqa: E731
     if scores_online(setup.config):
         load = lambda: expert  # noqa: E731
@@ -281,7 +284,10 @@ def _encode(
         corpus.require_both_parts(encoded, spec, len(examples))
         return encoded
     assert split.streamed is not None
-    streamed = split.streamed.held_out_blocks(spec, encoder, split.fixed_text)
+    streamed, keys = split.streamed.held_out_blocks(
+        spec, encoder, split.fixed_text, required=not encoded.held_out
+    )
+    encoded.stats.stream_held_out = sorted(keys)
     for block in streamed:
         encoded.stats.add_block(block)
     if not encoded.held_out and not streamed:
