@@ -127,6 +127,7 @@ def run_in_foreground(
     config: bytes,
     resume: bool = False,
     fresh: bool = False,
+    run_id: str = "",
 ) -> None:
     """Run a job in this process, print its events, and end with its exit code."""
     from engine.events import RunEnded
@@ -142,7 +143,15 @@ def run_in_foreground(
             failure = event.reason or "the job failed; see tmp/logs"
         printer(event)
 
-    code = run_job(ws, job=job, config=config, resume=resume, fresh=fresh, on_event=on_event)
+    code = run_job(
+        ws,
+        job=job,
+        config=config,
+        run_id=run_id or None,
+        resume=resume,
+        fresh=fresh,
+        on_event=on_event,
+    )
     if failure:
         print_stderr(f"error: {failure}")
     if code:

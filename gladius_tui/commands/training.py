@@ -209,4 +209,5 @@ def _train(options: Options, ws: Workspace, launch: Launch) -> None:
         config=to_json(launch.config),
         resume=launch.resume,
         fresh=launch.fresh,
+        run_id=launch.run_id,
     )

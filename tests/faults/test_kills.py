@@ -11,14 +11,13 @@ import random
 import signal
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 
 import psutil
 import pytest
 
 from engine.workspace import FAILPOINT
-from tests.support.fork_server import ForkedRunning, ForkServer, fork_server
+from tests.support.fork_server import ForkedRunning, ForkServer
 from tests.support.program import Root
 from tests.support.waiting import gone, until
 
@@ -53,12 +52,6 @@ REPLACE = [
 SEAL = [f"seal.json/{at}" for at in ("opened", "half", "written", "synced", "renamed", "durable")]
 """Only the first start of a run writes its seal."""
 JOURNAL = [f"journal.jsonl/{at}" for at in ("opened", "half", "written", "synced")]
-
-
-@pytest.fixture(scope="module")
-def server(environment: None) -> Iterator[ForkServer]:
-    with fork_server() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
