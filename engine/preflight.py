@@ -40,6 +40,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """Move the files of the previous run aside (nothing is deleted) and start at step 0."""
     notes: tuple[str, ...] = ()
     """Lines for the user about how the run starts."""
+    run_id: str = ""
+    """Of the run that is resumed, as its seal has it; "" if that is not known."""
 
 
 def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = False) -> Launch:
@@ -51,11 +53,11 @@ def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = Fa
     _refuse_while_running(workspace)
     text_notes = _text_notes(check_text(config))
     check_experts(workspace, config)
-    stored = stored_config(workspace)
+    stored = _stored_run(workspace)
     if stored is None:
         return Launch(config=config, notes=text_notes)
-    step, old = stored
-    if fresh or read_state(workspace).status == "completed":
+    step, old, run_id = stored
+    if fresh or _is_completed(workspace, run_id):
         which = "previous" if fresh else "finished"
         note = f"the {which} run (step {step:,}) is moved aside in {workspace.checkpoints_dir}"
         return Launch(config=config, fresh=True, notes=(note, *text_notes))
@@ -73,7 +75,7 @@ def launch_training(workspace: Workspace, config: RunConfig, *, fresh: bool = Fa
         )
     note = f"resuming the unfinished run of this config from step {step:,}"
     notes = (note, *_change_notes(changes), *text_notes)
-    return Launch(config=config, resume=True, notes=notes)
+    return Launch(config=config, resume=True, notes=notes, run_id=run_id)
 
 
 def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float | None) -> Launch:
@@ -84,12 +86,12 @@ def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float |
     """
     _refuse_while_running(workspace)
     notes: list[str] = []
-    stored = stored_config(workspace, notes)
+    stored = _stored_run(workspace, notes)
     if stored is None:
         raise MissingError(
             f"no checkpoint in {workspace.checkpoints_dir}; start a run with: gladius_train train"
         )
-    step, old = stored
+    step, old, run_id = stored
     config = old
     if overrides or hours:
         config = change_config(workspace, old, overrides, hours, notes)
@@ -100,7 +102,7 @@ def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float |
             f"can't be changed within a run: {_differences(fixed)}; "
             "start a new run with these values: gladius_train train --fresh"
         )
-    if read_state(workspace).status == "completed" and not changes:
+    if _is_completed(workspace, run_id) and not changes:
         raise UsageError(
             f"the run is complete at step {step:,}; train longer with: gladius_train resume "
             "--hours N (or --set schedule.max_steps=N)"
@@ -108,7 +110,13 @@ def launch_resume(workspace: Workspace, overrides: Sequence[str], hours: float |
     text_notes = _text_notes(check_text(config))
     check_experts(workspace, config)
     notes += [f"resuming from step {step:,}", *_change_notes(changes), *text_notes]
-    return Launch(config=config, resume=True, notes=tuple(notes))
+    return Launch(config=config, resume=True, notes=tuple(notes), run_id=run_id)
+
+
+def _is_completed(workspace: Workspace, run_id: str) -> bool:
+    """Whether the state says that this run is complete; the state of another run says nothing."""
+    state = read_state(workspace)
+    return state.status == "completed" and run_id in ("", state.run_id)
 
 
 def check_experts(workspace: Workspace, config: RunConfig) -> None:
@@ -167,6 +175,14 @@ def stored_config(
     counts as none. Paths are those of the root as it is now, if it was moved. One line for each
     former field name is appended to `notes`.
     """
+    stored = _stored_run(workspace, notes)
+    return None if stored is None else stored[:2]
+
+
+def _stored_run(
+    workspace: Workspace, notes: list[str] | None = None
+) -> tuple[int, RunConfig, str] | None:
+    """Step, config and id of the stored run, see `stored_config`; the id is "" without a seal."""
     folder = workspace.checkpoints_dir
     try:
         found = list_checkpoints(folder)
@@ -176,10 +192,10 @@ def stored_config(
         try:
             manifest = read_manifest(info.path)
             config = from_json(read_small_file(info.path, CONFIG, manifest), notes)
-            if SEAL in manifest.files:
-                seal = decode_seal(read_small_file(info.path, SEAL, manifest))
-                config = move_paths(config, seal.root, workspace.root)
-            return info.step, config
+            if SEAL not in manifest.files:
+                return info.step, config, ""
+            seal = decode_seal(read_small_file(info.path, SEAL, manifest))
+            return info.step, move_paths(config, seal.root, workspace.root), seal.run_id
         except (OSError, Broken, Damaged):
             continue
     try:
@@ -190,7 +206,9 @@ def stored_config(
         seal = read_seal(folder / SEAL)
     except (OSError, Damaged):
         seal = None
-    return 0, move_paths(config, seal.root, workspace.root) if seal else config
+    if seal is None:
+        return 0, config, ""
+    return 0, move_paths(config, seal.root, workspace.root), seal.run_id
 
 
 def _refuse_while_running(workspace: Workspace) -> None:

@@ -129,6 +129,7 @@ def run_in_foreground(
     resume: bool = False,
     fresh: bool = False,
     extras: RunExtras | None = None,
+    run_id: str = "",
 ) -> None:
     """Run a job in this process, print its events, and end with its exit code."""
     from engine.events import RunEnded
@@ -148,6 +149,7 @@ def run_in_foreground(
         ws,
         job=job,
         config=config,
+        run_id=run_id or None,
         resume=resume,
         fresh=fresh,
         on_event=on_event,

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 
+from engine.checkpoint.hashing import record_of
+from engine.checkpoint.manifest import FILES, Manifest, encode_manifest
 from engine.config import RunConfig, load_config, to_json
 from engine.errors import LockedError, MissingError, UsageError
 from engine.preflight import launch_resume, launch_training, stored_config
@@ -38,8 +41,27 @@ def nano(ws: Workspace, *overrides: str, experts: tuple[str, ...] = ("local",)) 
 def store_checkpoint(ws: Workspace, step: int, config: RunConfig, status="paused") -> None:
     folder = ws.checkpoints_dir / f"step-{step:09d}"
     folder.mkdir()
-    (folder / "run_config.json").write_bytes(to_json(config))
+    store_config(folder, to_json(config))
     write_json(ws.state_file, RunState(status=status, step=step))
+
+
+def store_config(folder: Path, config: bytes) -> None:
+    """Write a checkpoint's config, and a manifest that has its digest."""
+    (folder / "run_config.json").write_bytes(config)
+    record = record_of(config)
+    manifest = Manifest(
+        kind="full",
+        step=int(folder.name[5:]),
+        tokens_seen=0,
+        reason="asked",
+        score=None,
+        created=0.0,
+        config_digest="",
+        threads=1,
+        versions={},
+        files=dict.fromkeys(FILES["full"], record),
+    )
+    (folder / "manifest.json").write_bytes(encode_manifest(manifest))
 
 
 def test_a_first_run_starts(ws):
@@ -83,8 +105,14 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_is_resumed(ws):
 
 def test_the_newest_checkpoint_with_a_readable_config_is_used(ws):
     store_checkpoint(ws, 7, nano(ws))
-    (ws.checkpoints_dir / "step-000000009").mkdir()
-    (ws.checkpoints_dir / "step-000000009" / "run_config.json").write_bytes(b"{torn")
+    for number, damage in enumerate((b"{torn", b"\xff", b"[" * 100_000), start=9):
+        folder = ws.checkpoints_dir / f"step-{number:09d}"
+        folder.mkdir()
+        store_config(folder, damage)
+    # A changed digit is valid JSON: only the digest in the manifest shows it.
+    store_checkpoint(ws, 20, nano(ws))
+    path = ws.checkpoints_dir / "step-000000020" / "run_config.json"
+    path.write_bytes(path.read_bytes().replace(b'"seed":0', b'"seed":1'))
     stored = stored_config(ws)
     assert stored is not None and stored[0] == 7
 
@@ -164,8 +192,8 @@ def test_a_running_job_is_reported_before_the_files_are_read(ws):
 def test_resume_reads_a_config_with_former_names_and_names_the_new_ones(ws):
     config = nano(ws)
     store_checkpoint(ws, 7, config)
-    path = ws.checkpoints_dir / "step-000000007" / "run_config.json"
-    path.write_bytes(path.read_bytes().replace(b"global_batch_size", b"rows_per_step"))
+    folder = ws.checkpoints_dir / "step-000000007"
+    store_config(folder, to_json(config).replace(b"global_batch_size", b"rows_per_step"))
     launch = launch_resume(ws, (), None)
     assert launch.config == config
     assert "optimizer.rows_per_step is now called optimizer.global_batch_size" in launch.notes

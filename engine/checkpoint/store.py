@@ -140,7 +140,8 @@ class CheckpointStore:
         began = time.monotonic()
         require_finite({"model": state.model_state})
         final = self._folders.free_path(best_folder(state.step))
-        content: Content = {MODEL: state.model_state, CONFIG: config_json}
+        # With the tokenizer and the seal: exported weights need no other file of the run.
+        content: Content = {MODEL: state.model_state, CONFIG: config_json, **state.files}
         with self._writer.temporary(final, content) as temporary:
             files = self._writer.write(temporary, content)
             manifest = _make_manifest(

@@ -234,4 +234,5 @@ def _train(options: Options, ws: Workspace, launch: Launch, extras: RunExtras) -
         resume=launch.resume,
         fresh=launch.fresh,
         extras=extras,
+        run_id=launch.run_id,
     )

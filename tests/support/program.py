@@ -101,14 +101,16 @@ class Running:
 class Root:
     """A root with the registered expert `tiny`, and the path of a training text."""
 
-    def __init__(self, path: Path, expert: Path, text: Path) -> None:
+    def __init__(self, path: Path, expert: Path, text: Path, register: bool = True) -> None:
+        """register: write the root's gladius.toml."""
         self.path = path
         self.text = text
         self.ws = Workspace.find(path)
         path.mkdir(parents=True, exist_ok=True)
-        (path / "gladius.toml").write_text(
-            f'[experts.tiny]\ntitle = "Tiny"\nrepo = "{expert}"\nend_tokens = ["<|im_end|>"]\n'
-        )
+        if register:
+            (path / "gladius.toml").write_text(
+                f'[experts.tiny]\ntitle = "Tiny"\nrepo = "{expert}"\nend_tokens = ["<|im_end|>"]\n'
+            )
         self._started: list[Running] = []
 
     def command(self, *arguments: str) -> list[str]:

@@ -107,9 +107,12 @@ class CheckpointPolicy:
 
     def save_best(self, score: float) -> None:
         """Keep the current weights as the best ones; `score` is their held-out bits per byte."""
+        state = self._session.state(self._pace.training_seconds)
         try:
+            if self._files is not None:
+                state.files = self._files.content()
             saved = self.store.save_best(
-                self._session.state(self._pace.training_seconds),
+                state,
                 config_json=self._config_json,
                 config_digest=self._config_digest,
                 score=score,
