@@ -16,6 +16,7 @@ import msgspec
 
 from engine.events import AnyEvent, Job, RunStarted, StepDone, decode_event, encode
 from engine.run import rollup
+from engine.run.compaction import pack, unpack
 from engine.run.database import Database, check
 from engine.run.rollup import Column
 
@@ -158,10 +159,10 @@ class HistoryReader:
     def _rows(self, query: str, arguments: tuple) -> list[tuple]:
         return self._database.read(lambda db: db.execute(query, arguments).fetchall()) or []
 
-    def _decode(self, body: str) -> AnyEvent | None:
+    def _decode(self, body: bytes | str) -> AnyEvent | None:
         try:
-            return decode_event(body)
-        except (msgspec.MsgspecError, TypeError, UnicodeError):
+            return decode_event(unpack(body))
+        except (msgspec.MsgspecError, TypeError, ValueError, RecursionError):
             self.skipped += 1
             return None
 
@@ -266,7 +267,7 @@ class History(HistoryReader):
                     attempt,
                     event.step,
                     type(event).__name__,
-                    encode(event).decode(),
+                    pack(encode(event)),
                 )
                 db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
                 if isinstance(event, RunStarted):

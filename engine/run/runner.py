@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from engine import hardware
+from engine.cleaning import remove_leftovers
 from engine.errors import ExitCode, GladiusError
 from engine.events import (
     AnyCommand,
@@ -41,7 +42,7 @@ from engine.run.server import ControlServer, Viewer
 from engine.run.spawn import WorkerProcess
 from engine.run.state import read_state
 from engine.run.worker import HUNG
-from engine.workspace import Workspace, runtime_dir
+from engine.workspace import Workspace, remove_runtime_dir, runtime_dir
 
 MAX_RESTARTS = 3
 _MAX_EARLY_DEATHS = 2
@@ -74,7 +75,8 @@ def run_job(
     """
     ws.create()
     socket_path = _socket_path(ws, job)
-    with hold_lock(ws, job, str(socket_path or "")):
+    with _runtime_folder(ws), hold_lock(ws, job, str(socket_path or "")):
+        remove_leftovers(ws)
         history = History(ws.history_file)
         if run_id is None and resume:
             run_id = _run_to_resume(ws, history, job)
@@ -91,6 +93,15 @@ def run_job(
         runner = _Runner(ws, history, record, request, target or JOBS[job].entry_point)
         with runner.signals():
             return runner.run(socket_path)
+
+
+@contextlib.contextmanager
+def _runtime_folder(ws: Workspace) -> Iterator[None]:
+    """Delete the folder of the socket afterwards."""
+    try:
+        yield
+    finally:
+        remove_runtime_dir(ws.root)
 
 
 def _socket_path(ws: Workspace, job: Job) -> Path | None:

@@ -160,6 +160,8 @@ class RunView:
     logged: int = 0
     """Lines that the log has had in total."""
     ended: RunEnded | None = None
+    trouble: str = ""
+    """Why the run is paused, when nobody asked for it: a full disk."""
     changed: set[str] = field(default_factory=set)
 
     @property
@@ -249,6 +251,8 @@ class RunView:
                 self._work(event)
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
+                reason = event.reason if isinstance(event, RunPaused) else "asked"
+                self.trouble = "" if reason == "asked" else reason
                 self._set_status("paused" if self.paused else "training")
             case GuardTripped(guard="stall"):
                 running: Status = "paused" if self.paused else "training"
@@ -272,6 +276,7 @@ class RunView:
         self.current_params = event.current_params
         self.step = event.resumed_from or 0
         self.status, self.ended, self.paused = "preparing", None, False
+        self.trouble = ""
         self.work.clear()
         self.experts = _expert_rows(event, self.experts)
         _set_phase_progress(self, None)
@@ -321,7 +326,7 @@ class RunView:
         self.changed |= {"run"}
 
     def _end(self, event: RunEnded) -> None:
-        self.ended, self.paused = event, False
+        self.ended, self.paused, self.trouble = event, False, ""
         self.status = _ENDS[event.status]
         self.work.clear()
         if self.status == "completed":

@@ -15,6 +15,7 @@ from engine.distill.train.memory_ladder import MemoryLadder, describe
 from engine.distill.train.phases import Decision
 from engine.errors import GladiusError
 from engine.events import GuardTripped
+from engine.run.disk import retry_when_full
 from engine.sizing import GIB, training_memory
 
 
@@ -59,7 +60,9 @@ def fit_into_memory(run: TrainingRun, decisions: list[Decision]) -> MemoryFit:
         ladder = ladder.after([decision])
         new.append(decision)
     for decision in new:
-        run.journal.append(decision)
+        retry_when_full(
+            run.ctx, lambda decision=decision: run.journal.append(decision), what="the journal"
+        )
         action = f"{describe(decision)} from the start: more would not fit in memory"
         run.ctx.emit(GuardTripped(guard="out_of_memory", action=action))
     return MemoryFit(device=torch.device(ladder.device), decisions=new)

@@ -18,6 +18,7 @@ from engine.budget import scores_online
 from engine.checkpoint.layout import RUN_CONFIG
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
+from engine.cleaning import record_made
 from engine.config import digest, to_json
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.jobs.memory_fit import fit_into_memory
@@ -40,6 +41,7 @@ from engine.distill.train.phases import Decision, Phase
 from engine.distill.train.session import Session
 from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
+from engine.run.disk import retry_when_full
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.sizing import parameter_count
 from engine.workspace import write_bytes
@@ -66,7 +68,8 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     try:
         if start.state is None:
             _report_phase(run, run.phases[0])
-        prepared = _prepare(run)
+        # What is prepared is stored piece by piece: on a full disk it is begun again where it was.
+        prepared = retry_when_full(run.ctx, lambda: _prepare(run), what="the prepared text")
         trainer = _build_trainer(run, start, prepared, fit.device, fit.decisions)
     except JobStopped:
         return ctx.ended("stopped", "stopped before the first step; what was prepared is kept")
@@ -297,6 +300,7 @@ def _finish(run: TrainingRun, prepared: _PreparedTraining, trainer: Trainer) -> 
     progress = trainer.session.progress
     _report_phase(run, run.phases[-1], progress.step)
     trainer.checkpoints.save("final")
+    record_made(run.workspace, run.workspace.models / f".tmp-{run.workspace.model_dir.name}")
     with run.ctx.busy("saving the model"):
         record = describe_run(
             run.config,
@@ -307,12 +311,17 @@ def _finish(run: TrainingRun, prepared: _PreparedTraining, trainer: Trainer) -> 
             evaluations=progress.evaluations,
             held_out=prepared.held_out,
         )
-        save_student(
-            trainer.session.model,
-            prepared.run.tokenizer,
-            run.workspace.model_dir,
-            run.dtype,
-            record,
+        retry_when_full(
+            run.ctx,
+            lambda: save_student(
+                trainer.session.model,
+                prepared.run.tokenizer,
+                run.workspace.model_dir,
+                run.dtype,
+                record,
+            ),
+            what="the model",
+            step=progress.step,
         )
     return run.ctx.ended(
         "completed",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 from engine.checkpoint.errors import CheckpointError
 from engine.checkpoint.store import CheckpointStore, SavedInfo
@@ -11,9 +12,11 @@ from engine.config import RunConfig, digest, to_json
 from engine.distill.train.pace import Pace
 from engine.distill.train.session import Session
 from engine.events import CheckpointSaved, LogLine
+from engine.run.disk import retry_when_full
 from engine.run.job import JobContext
 
 Reason = Literal["interval", "asked", "stop", "best", "decay", "final", "phase"]
+_Saved = TypeVar("_Saved")
 
 
 class CheckpointPolicy:
@@ -37,6 +40,8 @@ class CheckpointPolicy:
         self._ctx = ctx
         self._last_save = time.monotonic()
         self._saved_step: int | None = None
+        self._waiting = False
+        """Whether a checkpoint is being written, or waits for room."""
 
     def restored(self, step: int) -> None:
         """The session was loaded from the checkpoint of this step."""
@@ -70,17 +75,22 @@ class CheckpointPolicy:
     def save(self, reason: Reason, protect: bool = False) -> None:
         """Save a checkpoint of the last completed step.
 
-        If that fails, training continues with a warning; raises CheckpointError if the run can't
-        continue without it (reason `stop` or `final`).
+        While the disk is full the run is paused. If it fails otherwise, training continues with a
+        warning; raises CheckpointError if the run can't continue without it (reason `stop` or
+        `final`).
         """
+        if self._waiting:
+            return  # requested while another one waits for room
         self._last_save = time.monotonic()
         try:
-            saved = self.store.save(
-                self._session.state(self._pace.training_seconds),
-                config_json=self._config_json,
-                config_digest=self._config_digest,
-                reason=reason,
-                protect=protect,
+            saved = self._retried(
+                lambda: self.store.save(
+                    self._session.state(self._pace.training_seconds),
+                    config_json=self._config_json,
+                    config_digest=self._config_digest,
+                    reason=reason,
+                    protect=protect,
+                )
             )
         except CheckpointError as error:
             if reason in ("stop", "final"):
@@ -94,17 +104,27 @@ class CheckpointPolicy:
     def save_best(self, score: float) -> None:
         """Keep the current weights as the best ones; `score` is their held-out bits per byte."""
         try:
-            saved = self.store.save_best(
-                self._session.state(self._pace.training_seconds),
-                config_json=self._config_json,
-                config_digest=self._config_digest,
-                score=score,
+            saved = self._retried(
+                lambda: self.store.save_best(
+                    self._session.state(self._pace.training_seconds),
+                    config_json=self._config_json,
+                    config_digest=self._config_digest,
+                    score=score,
+                )
             )
         except CheckpointError as error:
             self._warn(f"the best weights could not be saved: {error}")
             return
         if saved is not None:
             self._report(saved, "best")
+
+    def _retried(self, write: Callable[[], _Saved]) -> _Saved:
+        self._waiting = True
+        try:
+            step = self._session.progress.step
+            return retry_when_full(self._ctx, write, what="the checkpoint", step=step)
+        finally:
+            self._waiting = False
 
     def _report(self, saved: SavedInfo, reason: Reason) -> None:
         self._ctx.emit(
