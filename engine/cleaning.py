@@ -6,7 +6,6 @@ keep files too, only what is recorded in `tmp/made.jsonl` is deleted.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -24,8 +23,6 @@ _PARTIAL = re.compile(
     r"|\S+\.tmp\d+"  # projection tables
     r"|\.(?:train|export|validate|data|audit|download)-tmp"  # checkpoints as model folders
 )
-_SMALL_PARTIAL = re.compile(r"\.probe-(\d+)|\.\S+\.(\d+)-\d+\.tmp")
-"""Files of Workspace.create and of write_bytes, with the pid of their writer."""
 _LOG = re.compile(
     r"training_\d{8}(?:\.\d+)?\.log|runner\.out|launch_[a-z-]+_\d{8}-\d{6}_[0-9a-f]{4}\.out"
 )
@@ -94,18 +91,6 @@ def recorded(ws: Workspace) -> list[Path]:
 
 def _record_file(ws: Workspace) -> Path:
     return ws.tmp / "made.jsonl"
-
-
-def remove_leftovers(ws: Workspace) -> None:
-    """Delete temporary files of the state, locks and other small files whose process has ended."""
-    from engine.run.lock import identity_of
-
-    for folder in (ws.tmp, ws.checkpoints_dir):
-        for path in _matching(folder, _SMALL_PARTIAL, deep=False):
-            found = _SMALL_PARTIAL.fullmatch(path.name)
-            if found is not None and identity_of(int(found[1] or found[2])) is None:
-                with contextlib.suppress(OSError):
-                    path.unlink()
 
 
 def clean_targets(

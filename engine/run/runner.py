@@ -15,7 +15,6 @@ from typing import Literal
 import msgspec
 
 from engine import hardware
-from engine.cleaning import remove_leftovers
 from engine.errors import ExitCode, GladiusError
 from engine.events import (
     AnyCommand,
@@ -34,6 +33,7 @@ from engine.events import (
 )
 from engine.run.history import History
 from engine.run.job import JOBS
+from engine.run.leftovers import remove_leftovers
 from engine.run.liveness import Liveness
 from engine.run.lock import hold_lock
 from engine.run.pending import PendingCommands

@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from engine.cleaning import remove_leftovers
 from engine.events import StepDone
+from engine.run.leftovers import remove_leftovers
 from engine.run.log import TextLog
 from engine.workspace import Workspace, runtime_dir
 from tests.support.waiting import gone, until
