@@ -1,8 +1,8 @@
 """Train for a long time while viewers come and go, and check that nothing grows: `make soak`.
 
 A tiny student trains with pauses, checkpoints and evaluations; printed viewers and the app attach
-and leave; exports run side by side. Memory, open files and threads of runner and worker, the disk
-and what is left in /dev/shm are sampled. Prints one JSON object, and ends with 1 if something grew.
+and leave; exports run side by side. Memory, open files, threads and semaphores of runner and
+worker and the disk are sampled. Prints one JSON object, and ends with 1 if something grew.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class Soak:
             disk=tree_bytes(self._ws.root) - history - logs,
             history=history,
             logs=logs,
-            semaphores=len(list(Path("/dev/shm").glob("sem.mp-*"))),
+            semaphores=sum(map(_semaphores, (self._runner, self._worker))),
         )
 
     def _pause(self) -> None:
@@ -199,6 +199,12 @@ class Soak:
     def _export(self) -> None:
         code = self._start("export", "--checkpoint", "latest", "--type", "f16").wait(300)
         assert code == 0, f"export ended with {code}"
+
+
+def _semaphores(process: psutil.Process) -> int:
+    """Named semaphores that a process has mapped: they stay in /dev/shm when all are killed."""
+    maps = Path(f"/proc/{process.pid}/maps")
+    return maps.read_text().count("/dev/shm/sem.") if maps.exists() else 0
 
 
 def _training_words(ws: Workspace) -> list[str]:

@@ -22,8 +22,7 @@ from engine.run.job import JobContext
 from engine.workspace import append_line, write_bytes
 
 class Link:
-    """A link that keeps the events; without torch, which is slow to import."""
-
+    # tests.support.small_run has one, but imports torch.
     def __init__(self):
         self.events = []
         self.emit = self.events.append
