@@ -5,6 +5,7 @@
 # make bench-gpu      measure attention, tokens per second, MFU and memory on one GPU (8 minutes)
 # make compare        train the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         run the tests of kills, cut connections and full disks (most are in `make test`)
+# make soak           train for MINUTES (30) while viewers come and go, check that nothing grows
 # make pictures       run the demo and take the pictures of the README (about 5 minutes)
 # make tokenizers     download real tokenizers for the tests into tmp/tokenizers
 # make llama-cpp      build llama-cpp-python in .venv-gguf, to check exports (about ten minutes)
@@ -19,7 +20,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # The demo trains on the answers in assets/, and on a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
-.PHONY: help setup demo test check format bench bench-gpu compare faults pictures tokenizers llama-cpp conversations clean-venv
+.PHONY: help setup demo test check audit format bench bench-gpu compare faults soak pictures tokenizers llama-cpp conversations clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +49,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory audit
+
+# Known vulnerabilities of the installed packages; skipped where the index can't be reached.
+audit: setup
+	@$(BIN)/python tools/audit.py
 
 format: setup
 	$(BIN)/ruff format .
@@ -68,6 +74,11 @@ faults: setup
 		tests/checkpoint/test_store.py tests/distill/train/test_guards.py \
 		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
 		tests/export/test_job.py tests/distill/align/test_round_trip.py
+
+MINUTES ?= 30
+
+soak: setup
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 pictures: setup
 	@./gladius_train --no-ui --quiet download smollm2

@@ -745,7 +745,8 @@ def _describe_run(
                 return f"{text} · step {event.first_step:,}"
             return f"{text} · from step {event.first_step:,}" if event.first_step else text
         case RunPaused():
-            return f"paused{_at_step(event)}"
+            because = "" if event.reason == "asked" else f": {event.reason}"
+            return f"paused{_at_step(event)}{because}"
         case RunResumed():
             return f"resumed{_at_step(event)}"
         case RunEnded():

@@ -1,13 +1,13 @@
-"""Paths below a root, durable writes (write, fsync, rename), and what `clean` deletes."""
+"""Paths below a root, and durable writes (write, fsync, rename)."""
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import os
 import re
 import stat
 import threading
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -127,33 +127,55 @@ def expert_dir(workspace: Workspace, name: str) -> Path:
 def runtime_dir(root: Path) -> Path:
     """An owner-only folder (0700) for sockets, short enough for AF_UNIX; created if missing.
 
-    Raises GladiusError if it belongs to another user.
+    In XDG_RUNTIME_DIR if that can be used, else in the temporary folder. Raises GladiusError if
+    none can be used, or if it belongs to another user.
     """
     import hashlib  # imported here because `status` needs neither of them
     import tempfile
 
+    name = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    problem: OSError | None = None
     candidates = (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp")
-    # A socket's path may have 107 bytes; 40 of them are for our part.
-    usable = (c for c in candidates if c and len(os.fsencode(c)) < 67 and os.path.isdir(c))
-    base = Path(next(usable, "/tmp")) / f"gladius-{os.getuid()}"
-    folder = base / hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-    for path in (base, folder):
-        try:
-            path.mkdir(mode=0o700, exist_ok=True)
-            found = path.lstat()
-        except OSError as error:
-            raise GladiusError(
-                f"can't create {path} for control sockets: {error.strerror}; "
-                "set XDG_RUNTIME_DIR to a folder that you own"
-            ) from error
-        # In a shared temporary folder another user may have created it first.
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise GladiusError(
-                f"{path} belongs to another user; set XDG_RUNTIME_DIR to a folder that you own"
-            )
-        if stat.S_IMODE(found.st_mode) != 0o700:
-            path.chmod(0o700)
-    return folder
+    for candidate in dict.fromkeys(candidates):
+        # A relative one would be another folder for each process. A socket's path may have 107
+        # bytes; 40 of them are for our part.
+        if candidate and os.path.isabs(candidate) and len(os.fsencode(candidate)) < 67:
+            base = Path(candidate) / f"gladius-{os.getuid()}"
+            try:
+                _make_private(base)
+                _make_private(base / name)
+                return base / name
+            except OSError as error:
+                problem = error
+    raise GladiusError(
+        f"no folder for control sockets can be created ({problem}); "
+        "set XDG_RUNTIME_DIR to a folder that you own"
+    )
+
+
+def _make_private(path: Path) -> None:
+    """Create an owner-only folder; raises OSError if it can't be created or written, GladiusError
+    if it belongs to another user, who may have created it first in a shared temporary folder."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise GladiusError(
+            f"{path} belongs to another user; set XDG_RUNTIME_DIR to a folder that you own"
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        path.chmod(0o700)
+    if not os.access(path, os.W_OK | os.X_OK):  # a file system that is read-only
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def remove_runtime_dir(root: Path) -> None:
+    """Delete the root's folder for sockets, if no other job uses it."""
+    try:
+        folder = runtime_dir(root)
+        folder.rmdir()
+        folder.parent.rmdir()
+    except (OSError, GladiusError):
+        pass
 
 
 def moved_path(path: str, before: str | Path, after: str | Path) -> str:
@@ -349,68 +371,6 @@ def tree_bytes(path: Path) -> int:
         except OSError:
             continue
     return total
-
-
-# What `clean` can delete, by name: folders (Workspace properties) and patterns of entries.
-_CLEANABLE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "downloads": (("downloads_dir",), ("*",)),
-    "partials": (
-        ("experts_dir", "experts_cache_dir", "checkpoints_dir", "models"),
-        (".*tmp*", "*.tmp[0-9]*", ".probe-*"),
-    ),
-    "logs": (("logs_dir",), ("*.log*", "runner.out")),
-    "cache": (("cache_dir",), ("*",)),
-    "answers": (("experts_cache_dir",), ("*",)),
-    "history": (("logs_dir",), ("history*",)),
-    "checkpoints": (("checkpoints_dir",), ("*",)),
-    "experts": (("experts_dir",), ("*",)),
-    "models": (("models",), ("*",)),
-}
-CLEANABLE = tuple(_CLEANABLE)
-CLEANED_BY_DEFAULT = ("downloads", "partials", "logs")
-
-
-def clean_targets(
-    workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT
-) -> list[tuple[Path, int]]:
-    """What cleaning `names` (of CLEANABLE) would delete: paths and their bytes.
-
-    Nothing behind a link is deleted: folders that are links are skipped (see `linked_folders`).
-    Raises UsageError when tmp/ itself is a link.
-    """
-    if workspace.tmp.is_symlink():
-        raise UsageError(
-            f"{workspace.tmp} is a link, and its target is not cleaned; clean it with: "
-            f"--root {workspace.tmp.resolve().parent}, or by hand"
-        )
-    skipped = set(linked_folders(workspace, names))
-    found: dict[Path, int] = {}
-    for name in names:
-        folders, patterns = _CLEANABLE[name]
-        for folder in (getattr(workspace, folder) for folder in folders):
-            if folder in skipped:
-                continue
-            for entry in _matching(folder, patterns, deep=name == "partials"):
-                if not any(parent in found for parent in entry.parents):
-                    found[entry] = tree_bytes(entry)
-    return list(found.items())
-
-
-def linked_folders(workspace: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT) -> list[Path]:
-    """The folders of `names` that are links."""
-    folders = (getattr(workspace, folder) for name in names for folder in _CLEANABLE[name][0])
-    return [folder for folder in dict.fromkeys(folders) if folder.is_symlink()]
-
-
-def _matching(folder: Path, patterns: Sequence[str], *, deep: bool) -> list[Path]:
-    """Entries whose names match, in order; `deep`: also in subfolders. Links are not followed."""
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            if name != ".gitkeep" and any(fnmatch.fnmatchcase(name, p) for p in patterns):
-                found.append(Path(parent, name))
-        folders[:] = [f for f in folders if deep and Path(parent, f) not in found]
-    return sorted(found)
 
 
 def remove_entry(path: Path) -> None:

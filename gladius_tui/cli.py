@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
 
 import gladius_tui.commands  # noqa: F401  (registers every command)
 from engine.errors import ExitCode, GladiusError, UsageError
-from engine.foreign_text import LINES, shown
+from engine.foreign_text import LINES, UNENCODABLE, shown
 from engine.workspace import Workspace
 from gladius_tui.shell import app, print_stderr
 
@@ -17,6 +18,9 @@ _FLAGS = frozenset({"--no-ui", "--json", "--quiet", "-q", "--version", "--debug"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return the exit code. An error is one line on standard error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # for what click prints itself, such as help
+            stream.reconfigure(errors=UNENCODABLE)
     global_options, command_words = _split_options(sys.argv[1:] if arguments is None else arguments)
     arguments = [*global_options, *command_words]
     debug = "--debug" in arguments

@@ -201,7 +201,13 @@ def print_json(value: Any) -> None:
     """Print data as JSON on standard output."""
     import msgspec
 
-    print_stdout([msgspec.json.format(msgspec.json.encode(value), indent=2).decode()])
+    from engine.foreign_text import shown_values
+
+    try:
+        data = msgspec.json.encode(value)
+    except UnicodeEncodeError:  # names that are not UTF-8
+        data = msgspec.json.encode(shown_values(msgspec.to_builtins(value)))
+    print_stdout([msgspec.json.format(data, indent=2).decode()])
 
 
 def print_stdout(lines: Iterable[str]) -> None:

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from engine.cleaning import clean_targets, linked_folders
 from engine.errors import GladiusError, UsageError
 from engine.workspace import (
     Workspace,
     append_line,
     assets_dir,
-    clean_targets,
     expert_dir,
-    linked_folders,
     publish_dir,
     remove_entry,
     runtime_dir,

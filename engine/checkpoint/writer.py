@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -100,7 +101,7 @@ class CheckpointWriter:
             raise OutOfSpace(
                 f"the next checkpoint needs {needed / 2**30:.2f} GiB and the disk of {root} has "
                 f"{free / 2**30:.2f} GiB free; make room, then resume"
-            )
+            ) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def encode_state(state: TrainState) -> bytes:

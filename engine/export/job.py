@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from engine import hardware
 from engine.checkpoint.hashing import hash_file
 from engine.checkpoint.model_record import RECORD
+from engine.cleaning import record_made
 from engine.errors import GladiusError
 from engine.events import CheckDone, Exported, JobRequest
 from engine.export import llama_runtime
@@ -113,6 +114,8 @@ class ExportJob:
         self._warn_about_odd_rows(weights, file_type)
         require_disk_space(path, weights, tokenizer, file_type)
         temporary = temporary_path(path, file_type.name)
+        lossless = temporary_path(temporary, "lossless")
+        record_made(self.workspace, temporary, lossless, path)
         try:
             self._write(temporary, source, weights, tokenizer, file_type)
             checks = self._verify(temporary, source, file_type)
@@ -124,6 +127,7 @@ class ExportJob:
         finally:
             temporary.unlink(missing_ok=True)
         companions = self._write_companions(path, source, tokenizer, file_type, checks)
+        record_made(self.workspace, *companions)
         self.finished_file = path
         if self.options.push:
             self._push(self.options.push, source, [path, *companions])

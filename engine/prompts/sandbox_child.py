@@ -5,6 +5,7 @@ It imports only Python's standard library. `sandbox` starts it.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import resource
@@ -68,6 +69,8 @@ _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 _MAX_VALUE_BYTES = 32 << 10
 """Longest report of one value."""
+_MAX_ITEMS = 10_000
+"""Items of an iterator that are reported."""
 _PRELOADED = (
     "abc array base64 bisect calendar cmath collections collections.abc contextlib copy "
     "dataclasses datetime decimal enum fractions functools hashlib heapq io itertools json math "
@@ -182,8 +185,8 @@ def _plain(value: object, depth: int = 0) -> object:
         if isinstance(value, container):
             return {container.__name__: [_plain(item, depth + 1) for item in value]}
     if hasattr(value, "__next__"):
-        items = [_plain(item, depth + 1) for _, item in zip(range(10_000), value)]  # noqa: B905
-        return {"iterator": items}
+        items = itertools.islice(value, _MAX_ITEMS)  # type: ignore[call-overload]
+        return {"iterator": [_plain(item, depth + 1) for item in items]}
     raise TypeError(f"the code returned a {type(value).__name__}")
 
 

@@ -85,7 +85,7 @@ def split_test(text: str) -> SplitTest:
         splitter = _Splitter(count)
         expression = ast.fix_missing_locations(ast.Expression(splitter.visit(statement.test)))
         _check_comparison(expression)
-        steps += [("eval", call) for call in splitter.calls]
+        steps.extend(("eval", call) for call in splitter.calls)
         comparisons.append(expression)
         count += len(splitter.calls)
     return SplitTest(tuple(steps), tuple(comparisons), text)

@@ -35,6 +35,8 @@ _CORRUPT, _NOT_A_DATABASE = 11, 26
 _LOCK_SECONDS = 1.0
 _STILL_LOCKED_SECONDS = 0.02
 _MAX_CHECKED_BYTES = 256 << 20
+_WAL_PAGES = 32
+"""Pages of 4 KiB in the write-ahead log, after which they move into the database."""
 
 T = TypeVar("T")
 
@@ -126,6 +128,8 @@ class Database:
             # loses nothing, one of the machine at most the last transactions.
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
+            db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
+            db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
             db.executescript(_SCHEMA)
             rollup.upgrade(db)
         except BaseException:

@@ -28,6 +28,7 @@ from engine.events import (
     encode,
 )
 from engine.run import rollup
+from engine.run.compaction import pack, unpack
 from engine.run.database import Database, check
 from engine.run.rollup import Column
 from engine.small_files import BAD_JSON
@@ -176,9 +177,9 @@ class HistoryReader:
     def _rows(self, query: str, arguments: tuple) -> list[tuple]:
         return self._database.read(lambda db: db.execute(query, arguments).fetchall()) or []
 
-    def _decode(self, body: str) -> AnyEvent | None:
+    def _decode(self, body: bytes | str) -> AnyEvent | None:
         try:
-            return decode_event(body)
+            return decode_event(unpack(body))
         except (*BAD_JSON, TypeError):
             self.skipped += 1
             return None
@@ -341,7 +342,7 @@ class History(HistoryReader):
                     attempt,
                     event.step,
                     type(event).__name__,
-                    encode(event).decode(),
+                    pack(encode(event)),
                 )
                 db.execute("INSERT OR REPLACE INTO events VALUES (?, ?, ?, ?, ?, ?)", row)
                 if isinstance(event, RunStarted):

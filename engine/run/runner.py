@@ -36,6 +36,7 @@ from engine.events import (
 from engine.run.extras import RunExtras
 from engine.run.history import History
 from engine.run.job import JOBS, MAX_RESTARTS
+from engine.run.leftovers import remove_leftovers
 from engine.run.liveness import Liveness
 from engine.run.lock import Owner, hold_lock, lock_path, restore_lock
 from engine.run.pending import PendingCommands
@@ -44,7 +45,7 @@ from engine.run.server import ControlServer, Viewer
 from engine.run.spawn import WorkerProcess
 from engine.run.state import read_state
 from engine.run.worker import HUNG
-from engine.workspace import Workspace, runtime_dir
+from engine.workspace import Workspace, remove_runtime_dir, runtime_dir
 
 _MAX_EARLY_DEATHS = 2
 """Deaths in a row before any progress, after which a restart is pointless."""
@@ -80,7 +81,8 @@ def run_job(
     """
     ws.create()
     socket_path = _socket_path(ws, job)
-    with hold_lock(ws, job, str(socket_path or "")) as owner:
+    with _runtime_folder(ws), hold_lock(ws, job, str(socket_path or "")) as owner:
+        remove_leftovers(ws)
         history = History(ws.history_file)
         if run_id is None and resume:
             run_id = _run_to_resume(ws, history, job)
@@ -98,6 +100,15 @@ def run_job(
         runner = _Runner(ws, history, record, request, target or JOBS[job].entry_point, owner)
         with runner.signals():
             return runner.run(socket_path)
+
+
+@contextlib.contextmanager
+def _runtime_folder(ws: Workspace) -> Iterator[None]:
+    """Delete the folder of the socket afterwards."""
+    try:
+        yield
+    finally:
+        remove_runtime_dir(ws.root)
 
 
 def _socket_path(ws: Workspace, job: Job) -> Path | None:

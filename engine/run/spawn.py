@@ -1,16 +1,16 @@
-"""A worker process as its runner handles it: spawn, queue from it, pipe to it, exit."""
+"""A worker process as its runner handles it: spawn, pipes from it and to it, exit."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
-import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from engine.events import AnyCommand, JobRequest, encode
 from engine.run.worker import COMMITTED, run_worker
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# After a worker ended: how long its queue may stay silent before its reader is abandoned.
+# After a worker ended: how long its pipe may stay silent before its reader is abandoned.
 _QUIET_SECONDS = 1.0
 
 
@@ -28,8 +28,8 @@ class WorkerProcess:
     """A spawned worker.
 
     `on_message(data)` is called in a reading thread with every encoded event, in order. A worker
-    killed in the middle of a message can block that thread forever; it is then abandoned, and the
-    queue is never used again.
+    killed in the middle of a message can block that thread, if one of its children still holds the
+    pipe; it is then abandoned.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class WorkerProcess:
         """Start the worker; `target` is the job's "module:function"."""
         context = multiprocessing.get_context("spawn")
         resource_tracker.ensure_running()
-        outbox = context.Queue()
+        # Pipes and no queue: a queue's semaphores in /dev/shm stay when all processes are killed.
+        events, outbox = context.Pipe(duplex=False)
         reading_end, self._pipe = context.Pipe(duplex=False)
         # A suspended worker must not block its runner. A command is far shorter than PIPE_BUF, so
         # it is written completely or not at all.
@@ -60,11 +61,11 @@ class WorkerProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         reading_end.close()
-        # With our copy open, the end of the worker would not be the end of its queue.
-        outbox._writer.close()  # type: ignore[attr-defined]
+        # With our copy open, the end of the worker would not be the end of its events.
+        outbox.close()
         self._read_at = time.monotonic()
         self._reader = threading.Thread(
-            target=self._read, args=(outbox, on_message), name="queue", daemon=True
+            target=self._read, args=(events, on_message), name="events", daemon=True
         )
         self._reader.start()
         self._view = psutil.Process(self._process.pid)
@@ -122,13 +123,12 @@ class WorkerProcess:
         self._process.join()
         self._process.close()
 
-    def _read(self, outbox: multiprocessing.Queue, on_message: Callable[[bytes], None]) -> None:
+    def _read(self, events: Connection, on_message: Callable[[bytes], None]) -> None:
         while True:
             try:
-                data = outbox.get()
-            except queue.Empty:
-                continue
-            except Exception:  # end of file or half a message: nothing readable follows
+                data = events.recv_bytes()
+            except (EOFError, OSError):  # its end, or half a message: nothing readable follows
+                events.close()
                 return
             self._read_at = time.monotonic()
             on_message(data)

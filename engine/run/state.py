@@ -111,7 +111,7 @@ def state_of(view: RunView, pid: int | None = None, identity: str = "") -> RunSt
         hardware=view.hardware,
         pid=pid if ended is None else None,
         identity=identity if ended is None else "",
-        last_error=ended.reason if ended is not None and ended.status == "failed" else "",
+        last_error=ended.reason if ended is not None and ended.status == "failed" else view.trouble,
         warnings=tuple(view.warnings.values()),
         texts=tuple(view.texts.values()),
     )

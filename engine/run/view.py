@@ -188,6 +188,8 @@ class RunView:
     logged: int = 0
     """Lines that the log has had in total."""
     ended: RunEnded | None = None
+    trouble: str = ""
+    """Why the run is paused, when nobody asked for it: a full disk."""
     changed: set[str] = field(default_factory=set)
 
     @property
@@ -288,6 +290,8 @@ class RunView:
                 self.changed |= {"run"}
             case RunPaused() | RunResumed():
                 self.paused = isinstance(event, RunPaused)
+                reason = event.reason if isinstance(event, RunPaused) else "asked"
+                self.trouble = "" if reason == "asked" else reason
                 self._set_status("paused" if self.paused else "training")
             case StopRequested():
                 if not event.finish:
@@ -320,6 +324,7 @@ class RunView:
         self.current_params = event.current_params
         self.step = event.resumed_from or 0
         self.status, self.ended, self.paused = "preparing", None, False
+        self.trouble = ""
         self.work.clear()
         self.texts.clear()
         self.experts = _expert_rows(event, self.experts)
@@ -370,7 +375,7 @@ class RunView:
         self.changed |= {"run"}
 
     def _end(self, event: RunEnded) -> None:
-        self.ended, self.paused = event, False
+        self.ended, self.paused, self.trouble = event, False, ""
         for kind in ("disk", "throughput"):  # they are about work in progress
             self.warnings.pop((kind, ""), None)
         self.status = _ENDS[event.status]

@@ -5,9 +5,11 @@ It calls the job's `main(ctx, request) -> int`. Nothing here imports torch.
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import importlib
 import io
+import multiprocessing
 import os
 import queue
 import signal
@@ -51,11 +53,36 @@ COMMIT_SECONDS = 10.0
 HANG_VARIABLE = "GLADIUS_HANG_SECONDS"
 _HANG_SECONDS = 900.0
 _HEARTBEAT_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1
 
 
 def hang_seconds() -> float:
     """Seconds without a heartbeat after which a worker counts as hung."""
     return float(os.environ.get(HANG_VARIABLE) or _HANG_SECONDS)
+
+
+class Outbox:
+    """Sends messages to the runner from a thread of its own, in order: `put` never blocks."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._send, name="events", daemon=True)
+        self._thread.start()
+
+    def put(self, message: bytes) -> None:
+        """Queue a message."""
+        self._messages.put(message)
+
+    def close(self) -> None:
+        """Wait until everything is sent."""
+        self._messages.put(None)
+        self._thread.join()
+
+    def _send(self) -> None:
+        with contextlib.suppress(OSError):  # the runner has exited
+            while (message := self._messages.get()) is not None:
+                self._pipe.send_bytes(message)
 
 
 class WorkerLink:
@@ -64,9 +91,9 @@ class WorkerLink:
     `emit` and `heartbeat` may be called from any thread, `poll` and `wait` from one.
     """
 
-    def __init__(self, outbox: Any, commands: Connection, hang_seconds: float) -> None:
-        """`outbox` is the multiprocessing queue to the runner, `commands` the reading end of the
-        pipe from it. Without a heartbeat for `hang_seconds` the process exits with HUNG."""
+    def __init__(self, outbox: Outbox, commands: Connection, hang_seconds: float) -> None:
+        """`outbox` sends to the runner, `commands` is the reading end of the pipe from it. Without
+        a heartbeat for `hang_seconds` the process exits with HUNG."""
         self._outbox = outbox
         self._pipe = commands
         self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
@@ -155,16 +182,13 @@ class WorkerLink:
     def close(self) -> None:
         """Wait until all events have been sent to the runner."""
         self._outbox.close()
-        self._outbox.join_thread()
 
     def _listen(self) -> None:
         while True:
             try:
                 data = self._pipe.recv_bytes()
             except (EOFError, OSError):
-                # The runner has exited, so nothing would record this job. The queue's feeder thread
-                # may be stuck on a full queue, and a normal exit would wait for it.
-                self._outbox.cancel_join_thread()
+                # The runner has exited, so nothing would record this job.
                 os._exit(ORPHANED)
             if data.startswith(COMMITTED):
                 with self._committed:
@@ -189,18 +213,19 @@ class WorkerLink:
 
 
 def run_worker(
-    target: str, request: bytes, outbox: Any, commands: Connection, log_path: str
+    target: str, request: bytes, events: Connection, commands: Connection, log_path: str
 ) -> None:
     """The main function of the spawned process: call `target` ("module:function") and exit.
 
     Exit codes: 0 or 1 as the job's main returned (1 after RunEnded(failed)), else it died.
     """
+    _die_with_runner()
     _ignore_signals()
     _redirect_streams(Path(log_path))
     set_environment()
     # Also handles SIGABRT, with which the runner aborts a worker that never releases the GIL.
     faulthandler.enable(file=2)
-    link = WorkerLink(outbox, commands, hang_seconds())
+    link = WorkerLink(Outbox(events), commands, hang_seconds())
     code = _run_job(link, target, msgspec.json.decode(request, type=JobRequest))
     link.close()
     sys.exit(code)
@@ -238,6 +263,19 @@ def set_environment() -> None:
 def _load(target: str) -> Callable[[JobContext, JobRequest], int]:
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)
+
+
+def _die_with_runner() -> None:
+    """Let the system kill this process when its runner ends: it may be suspended then, and unable
+    to notice. Only Linux can; elsewhere the end of the pipe must do."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    runner = multiprocessing.parent_process()
+    if runner is not None and os.getppid() != runner.pid:
+        os._exit(ORPHANED)  # it ended before the call
 
 
 def _ignore_signals() -> None:

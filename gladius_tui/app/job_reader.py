@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from engine.errors import GladiusError
 from engine.events import (
     AnyEvent,
     Job,
@@ -83,6 +84,8 @@ class JobReader:
                         self._sink.update_info(self.job, info)
             if batch:
                 self._sink.deliver(self, batch)
+        except GladiusError:
+            pass  # a runner of another version, whose messages can't be read
         finally:
             self._attachment.close()
             self._sink.detach(self)

@@ -8,8 +8,10 @@ from typing import get_args
 
 import click
 
+from engine.cleaning import CLEANABLE, CLEANED_BY_DEFAULT
 from engine.errors import ExitCode, LockedError
-from engine.workspace import CLEANABLE, CLEANED_BY_DEFAULT, Workspace
+from engine.foreign_text import shown
+from engine.workspace import Workspace
 from gladius_tui.shell import Options, command, print_json, print_stderr, print_stdout
 
 Targets = list[tuple[Path, int]]
@@ -24,9 +26,10 @@ def clean(options: Options, what: tuple[str, ...], confirm: bool) -> None:
     """List leftover files with sizes; delete them with --confirm.
 
     Without names: downloads, partials and logs. Checkpoints, experts, models, the history, the
-    cache and the experts' answers are deleted only if you name them.
+    cache and the experts' answers are deleted only if you name them. Of models/ only files that
+    this program has made are deleted.
     """
-    from engine.workspace import clean_targets, linked_folders
+    from engine.cleaning import clean_targets, linked_folders
 
     ws = options.workspace
     names = what or CLEANED_BY_DEFAULT
@@ -50,8 +53,8 @@ def _print_result(
 
     cleaned = [(path, count) for path, count in targets if path not in failures]
     if options.json:
-        entries = [{"path": str(path), "bytes": count} for path, count in cleaned]
-        failed = [{"path": str(path), "reason": reason} for path, reason in failures.items()]
+        entries = [{"path": shown(str(path)), "bytes": count} for path, count in cleaned]
+        failed = [{"path": shown(str(path)), "reason": reason} for path, reason in failures.items()]
         print_json({"deleted": confirm, "entries": entries, "failed": failed})
     elif not cleaned:
         print_stdout(["nothing to clean" if not failures else "nothing deleted"])
@@ -73,10 +76,11 @@ def _delete(ws: Workspace, names: tuple[str, ...]) -> tuple[Targets, dict[Path, 
     Raises:
         LockedError: a job is running.
     """
+    from engine.cleaning import clean_targets
     from engine.events import Job
     from engine.run.control import running_jobs
     from engine.run.lock import hold_lock
-    from engine.workspace import clean_targets, remove_entry
+    from engine.workspace import remove_entry
 
     failures: dict[Path, str] = {}
     if jobs := running_jobs(ws):

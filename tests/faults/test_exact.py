@@ -24,6 +24,7 @@ from engine.events import (
     StepDone,
 )
 from engine.run.control import attach
+from engine.run.state import read_state
 from tests.support.program import Root, Running
 from tests.support.waiting import gone, until
 
@@ -76,11 +77,34 @@ def test_five_pauses_change_nothing(root: Root, undisturbed):
     assert root.trace(STEPS) == undisturbed
 
 
-def test_a_run_that_ends_because_the_disk_is_full_is_resumed_exactly(root: Root, undisturbed):
+def test_a_full_disk_pauses_the_run_which_then_continues_exactly(
+    root: Root, undisturbed, monkeypatch
+):
+    monkeypatch.setenv("GLADIUS_DISK_SECONDS", "0.2")
     running = root.start(*root.training(**FIELDS)).reach(9)
+    worker = running.worker_pid()
+    everything = resource.prlimit(worker, resource.RLIMIT_FSIZE)
     # Limit the size of the worker's files, as a full disk does.
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, (20_000, everything[1]))
+    until(lambda: root.status() == "paused", 30)
+    steps = running.steps()
+    assert "can't be written: file too large" in read_state(root.ws).last_error
+    (guard,) = guards(running.events(), "disk")
+    assert "continues when there is room" in guard
+    time.sleep(1.0)
+    assert running.steps() == steps and leftovers(root) == []
+    resource.prlimit(worker, resource.RLIMIT_FSIZE, everything)
+    assert running.end() == 0
+    assert not read_state(root.ws).last_error and len(guards(running.events(), "disk")) == 1
+    assert root.trace(STEPS) == undisturbed
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_the_disk_is_full_is_resumed_exactly(root: Root, undisturbed):
+    running = root.start(*root.training(**FIELDS)).reach(9)
     resource.prlimit(running.worker_pid(), resource.RLIMIT_FSIZE, (20_000, 20_000))
-    assert running.end() == 1
+    until(lambda: root.status() == "paused", 30)
+    assert running.end(signal.SIGTERM) == 1
     (line,) = [x for x in running.errors.read_text().splitlines() if x.startswith("error: ")]
     assert "disk" in line and "resume" in line and "Traceback" not in running.errors.read_text()
     kept = root.saved_steps()

@@ -12,10 +12,11 @@ from typing import get_args
 
 import pytest
 
+from engine.cleaning import CLEANABLE
 from engine.errors import LockedError
 from engine.events import Job
 from engine.run.lock import hold_lock
-from engine.workspace import CLEANABLE, Workspace
+from engine.workspace import Workspace
 from gladius_tui import cli
 from tests.support.paths import REPO
 
@@ -74,7 +75,7 @@ def test_the_target_of_a_link_is_not_changed_by_a_byte(ws: Workspace, tmp_path, 
     moved = tmp_path / "elsewhere"
     (ws.root / linked).rename(moved)
     (ws.root / linked).symlink_to(moved)
-    (ws.root / "tmp/logs/link.log").symlink_to(moved)
+    (ws.root / "tmp/logs/training_20200101.log").symlink_to(moved)
     before = digest(moved)
     result = clean(ws, *CLEANABLE, "--confirm")
     assert digest(moved) == before
@@ -83,7 +84,7 @@ def test_the_target_of_a_link_is_not_changed_by_a_byte(ws: Workspace, tmp_path, 
     else:
         assert result.returncode == 0, result.stderr
         assert not (ws.downloads_dir / "qwen").exists()
-        assert not os.path.lexists(ws.root / "tmp/logs/link.log")
+        assert not os.path.lexists(ws.root / "tmp/logs/training_20200101.log")
     reported = "is a symbolic link: its target is not cleaned" in result.stderr
     assert reported == (linked in ("tmp/checkpoints", "models"))
 
@@ -148,3 +149,60 @@ def test_an_empty_folder_stays_empty(tmp_path):
     ws = Workspace.find(tmp_path)
     assert clean(ws, "--confirm").stdout == "nothing to clean\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_the_user_stay_whatever_they_are_called(ws: Workspace):
+    """Below models/ what is recorded is deleted, elsewhere only names that the program gives."""
+    from engine.cleaning import record_made
+
+    mine = [
+        ws.models / name
+        for name in (
+            ".tmp-notes/a", "mine/.tmp-1-draft", "mine/x.tmp1", "mine/.my.tmp", ".old-thing/a",
+            "gladius_primary/.mine.1-2.tmp", "gladius_primary/notes.md", "other/model.safetensors",
+        )
+    ]  # fmt: skip
+    mine += [
+        ws.logs_dir / "my.log",
+        ws.logs_dir / "history-of-mine.txt",
+        ws.logs_dir / "launch_notes.out",
+        ws.checkpoints_dir / ".tmp-mine",
+        ws.tmp / "notes.tmp",
+    ]
+    fill(ws)
+    made = [
+        ws.models / ".tmp-gladius_primary" / "model.safetensors",
+        ws.model_dir / ".gladius.gguf.q8_0-77.tmp",
+        ws.logs_dir / "launch_train_20260101-000000_ab12.out",
+        ws.logs_dir / "training_20260101.2.log",
+        ws.tmp / ".train.lock.12-34.tmp",
+    ]
+    record_made(ws, made[1], ws.models / ".." / ".." / "etc")
+    with open(ws.tmp / "made.jsonl", "ab") as file:
+        file.write(b'{"path":"../mine"}\n{"path":"models/../x"}\n\xff\n' + b"[" * 9000 + b"\n")
+    for path in (*mine, *made):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    assert clean(ws, "--confirm").returncode == 0
+    assert not [path for path in made if path.exists()]
+    assert not [path for path in mine if not path.exists()]
+    # Of a finished model the files that its record names, and what was recorded.
+    (ws.model_dir / "gladius.json").write_text('{"files": {"model.safetensors": 1, "../a": 2}}')
+    record_made(ws, ws.model_dir / "gladius.gguf")
+    (ws.model_dir / "gladius.gguf").write_text("x")
+    assert clean(ws, "models", "--confirm").returncode == 0
+    assert not [path for path in mine if not path.exists()]
+    left = sorted(path.name for path in ws.model_dir.iterdir())
+    assert left == [".mine.1-2.tmp", "notes.md"]
+
+
+def test_names_that_are_not_utf_8_are_listed_and_deleted(ws: Workspace):
+    path = os.fsencode(ws.downloads_dir) + b"/\xff\x1b[2J.part"
+    Path(os.fsdecode(path)).write_text("x")
+    for words in ((), ("--json",)):
+        result = clean(ws, *words)
+        assert result.returncode == 0 and "\\udcff\\u001b[2J.part" in result.stdout.replace(
+            "\\\\", "\\"
+        )
+    assert json.loads(clean(ws, "--confirm", "--json").stdout)["deleted"]
+    assert not os.listdir(ws.downloads_dir)

@@ -280,3 +280,26 @@ def test_the_launcher_without_an_environment_names_the_command_that_makes_one(ws
         [str(launcher), "status"], capture_output=True, text=True, env={"PATH": str(empty)}
     )
     assert result.returncode == 3 and "setup" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("status",), ("train", "--help"), ("models", "--json"), ("-x",)])
+def test_a_terminal_that_is_not_utf_8_gets_every_line(root, words):
+    """It got nothing, with exit code 0: UnicodeEncodeError was taken for a closed pipe."""
+    root.user_config.write_text('[experts.x]\nrepo = "me/x"\ntitle = "Ä ✓ –"\n')
+
+    def output(encoding: str) -> tuple[int, str, str]:
+        result = subprocess.run(
+            [sys.executable, "-m", "gladius_tui.cli", "--root", str(root.root), *words],
+            capture_output=True,
+            env={**os.environ, "PYTHONIOENCODING": encoding},
+            cwd=REPO,
+            timeout=60,
+        )
+        return result.returncode, result.stdout.decode(encoding), result.stderr.decode(encoding)
+
+    expected, found = output("utf-8"), output("ascii")
+    assert found[0] == expected[0]
+    for there, here in zip(expected[1:], found[1:], strict=True):
+        assert len(there.splitlines()) == len(here.splitlines())
+    if "--json" in words:
+        assert json.loads(found[1]) == json.loads(expected[1])

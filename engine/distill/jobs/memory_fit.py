@@ -19,6 +19,7 @@ from engine.distill.train.phases import Decision
 from engine.errors import UsageError
 from engine.events import GuardTripped
 from engine.memory_plan import settings_that_fit
+from engine.run.disk import retry_when_full
 from engine.sizing import CUDA_CONTEXT, GIB, MemoryNeed, training_memory
 
 _MORE = 1.1
@@ -61,7 +62,9 @@ def fit_into_memory(run: TrainingRun, start: StartingPoint) -> MemoryFit:
         ladder = ladder.after([decision])
         reduced.append(decision)
     for decision in (*restored, *reduced):
-        run.journal.append(decision)
+        retry_when_full(
+            run.ctx, lambda decision=decision: run.journal.append(decision), what="the journal"
+        )
     for decision in restored:
         run.ctx.log(f"{describe(decision)} again: there is more memory than before")
     for decision in reduced:

@@ -19,6 +19,7 @@ from engine.budget import scores_online, streams_text
 from engine.checkpoint.layout import RUN_CONFIG
 from engine.checkpoint.model_record import describe_run, write_held_out
 from engine.checkpoint.train_state import TrainState
+from engine.cleaning import record_made
 from engine.config import digest, to_json
 from engine.determinism import refuse_nondeterminism, set_deterministic
 from engine.distill.align.vocabulary import ByteVocabulary
@@ -48,6 +49,7 @@ from engine.distill.train.trainer import Trainer, TrainerParts
 from engine.errors import GladiusError
 from engine.events import ExpertShare, JobRequest, PhasePlan, PhaseStarted, Progress
 from engine.out_of_memory import is_out_of_memory
+from engine.run.disk import retry_when_full
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.sizing import GIB, parameter_count
 from engine.template_date import use_date_of_run
@@ -88,7 +90,10 @@ def _train(run: TrainingRun, start: StartingPoint, sealing: Sealing, recent: Rec
     try:
         if start.state is None:
             _report_phase(run, run.phases[0])
-        prepared = _prepare(run, sealing)
+        # What is prepared is stored piece by piece: on a full disk it is begun again where it was.
+        prepared = retry_when_full(
+            run.ctx, lambda: _prepare(run, sealing), what="the prepared text"
+        )
         trainer = _build_trainer(run, start, prepared, fit.device, fit.decisions)
         seal = sealing.complete(prepared.vocabulary.digest, prepared.run.stream_fingerprints)
         trainer.checkpoints.keep_with_run(
@@ -352,6 +357,7 @@ def _finish(run: TrainingRun, prepared: _PreparedTraining, trainer: Trainer) -> 
     progress = trainer.session.progress
     _report_phase(run, run.phases[-1], progress.step)
     trainer.checkpoints.save("final")
+    record_made(run.workspace, run.workspace.models / f".tmp-{run.workspace.model_dir.name}")
     with run.ctx.busy("saving the model"):
         record = describe_run(
             run.config,
@@ -362,12 +368,17 @@ def _finish(run: TrainingRun, prepared: _PreparedTraining, trainer: Trainer) -> 
             evaluations=progress.evaluations,
             held_out=prepared.held_out,
         )
-        save_student(
-            trainer.session.model,
-            prepared.run.tokenizer,
-            run.workspace.model_dir,
-            run.dtype,
-            record,
+        retry_when_full(
+            run.ctx,
+            lambda: save_student(
+                trainer.session.model,
+                prepared.run.tokenizer,
+                run.workspace.model_dir,
+                run.dtype,
+                record,
+            ),
+            what="the model",
+            step=progress.step,
         )
     return run.ctx.ended(
         "completed",

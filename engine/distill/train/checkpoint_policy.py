@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 from engine.checkpoint.errors import CheckpointError
 from engine.checkpoint.store import CheckpointStore, SavedInfo
+from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig, digest, to_json
 from engine.distill.train.pace import Pace
 from engine.distill.train.run_files import RunFiles
 from engine.distill.train.session import Session
 from engine.events import CheckpointSaved, LogLine
+from engine.run.disk import retry_when_full
 from engine.run.job import JobContext
 
 Reason = Literal["interval", "asked", "stop", "best", "decay", "final", "phase"]
+_Saved = TypeVar("_Saved")
 
 
 class CheckpointPolicy:
@@ -39,6 +43,8 @@ class CheckpointPolicy:
         self._last_save = time.monotonic()
         self._saved_step: int | None = None
         self._files: RunFiles | None = None
+        self._waiting = False
+        """Whether a checkpoint is being written, or waits for room."""
 
     def keep_with_run(self, files: RunFiles) -> None:
         """Store these files of the run in each checkpoint from now on."""
@@ -77,22 +83,24 @@ class CheckpointPolicy:
     def save(self, reason: Reason, protect: bool = False) -> None:
         """Save a checkpoint of the last completed step.
 
-        If that fails, training continues with a warning; raises CheckpointError if the run can't
-        continue without it (reason `stop` or `final`).
+        While the disk is full the run is paused. If it fails otherwise, training continues with a
+        warning; raises CheckpointError if the run can't continue without it (reason `stop` or
+        `final`).
         """
+        if self._waiting:
+            return  # requested while another one waits for room
         self._last_save = time.monotonic()
-        state = self._session.state(self._pace.training_seconds)
         # So that the history has every step of every checkpoint, whatever is killed.
         self._ctx.commit()
         try:
-            if self._files is not None:
-                state.files = self._files.content()
-            saved = self.store.save(
-                state,
-                config_json=self._config_json,
-                config_digest=self._config_digest,
-                reason=reason,
-                protect=protect,
+            saved = self._retried(
+                lambda: self.store.save(
+                    self._state(),
+                    config_json=self._config_json,
+                    config_digest=self._config_digest,
+                    reason=reason,
+                    protect=protect,
+                )
             )
         except CheckpointError as error:
             if reason in ("stop", "final"):
@@ -107,21 +115,35 @@ class CheckpointPolicy:
 
     def save_best(self, score: float) -> None:
         """Keep the current weights as the best ones; `score` is their held-out bits per byte."""
-        state = self._session.state(self._pace.training_seconds)
         try:
-            if self._files is not None:
-                state.files = self._files.content()
-            saved = self.store.save_best(
-                state,
-                config_json=self._config_json,
-                config_digest=self._config_digest,
-                score=score,
+            saved = self._retried(
+                lambda: self.store.save_best(
+                    self._state(),
+                    config_json=self._config_json,
+                    config_digest=self._config_digest,
+                    score=score,
+                )
             )
         except CheckpointError as error:
             self._warn(f"the best weights could not be saved: {error}")
             return
         if saved is not None:
             self._report(saved, "best")
+
+    def _state(self) -> TrainState:
+        """The state of the last completed step, with the files of the run."""
+        state = self._session.state(self._pace.training_seconds)
+        if self._files is not None:
+            state.files = self._files.content()
+        return state
+
+    def _retried(self, write: Callable[[], _Saved]) -> _Saved:
+        self._waiting = True
+        try:
+            step = self._session.progress.step
+            return retry_when_full(self._ctx, write, what="the checkpoint", step=step)
+        finally:
+            self._waiting = False
 
     def _report(self, saved: SavedInfo, reason: Reason) -> None:
         self._ctx.emit(

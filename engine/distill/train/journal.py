@@ -26,6 +26,8 @@ import msgspec
 from engine import workspace
 from engine.distill.train.phases import Decision, Schedule
 from engine.errors import GladiusError
+from engine.run.disk import retry_when_full
+from engine.run.job import JobContext
 from engine.small_files import Damaged, decode_json, read_bytes
 
 _CHAIN_DIGITS = 16
@@ -223,14 +225,29 @@ def _split(line: bytes) -> tuple[bytes, str | None]:
 
 
 class RunPlan:
-    """The current schedule of a run; every decision goes to the journal first."""
+    """The current schedule of a run; every decision goes to the journal first.
 
-    def __init__(self, schedule: Schedule, journal: Journal) -> None:
+    With `ctx` the run is paused while the journal's disk is full.
+    """
+
+    def __init__(self, schedule: Schedule, journal: Journal, ctx: JobContext | None = None) -> None:
         self.schedule = schedule
         self.journal = journal
+        self._ctx = ctx
 
     def decide(self, decisions: Iterable[Decision]) -> None:
         """Write decisions to the journal, then apply them. Raises GladiusError."""
         for decision in decisions:
-            self.journal.append(decision)
+            self._append(decision)
             self.schedule = self.schedule.with_decision(decision)
+
+    def _append(self, decision: Decision) -> None:
+        if self._ctx is None:
+            self.journal.append(decision)
+            return
+        retry_when_full(
+            self._ctx,
+            lambda: self.journal.append(decision),
+            what="the journal",
+            step=decision.step,
+        )

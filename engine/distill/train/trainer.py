@@ -106,7 +106,7 @@ class Trainer:
         self.ctx = parts.ctx
         self.session = parts.session
         self.dtype = parts.dtype
-        self.plan = RunPlan(parts.schedule, parts.journal)
+        self.plan = RunPlan(parts.schedule, parts.journal, parts.ctx)
         self.pace = Pace(parts.ctx, parts.training_seconds)
         self.batches = StepBatches(parts.config, parts.data, parts.session, parts.ctx)
         self.checkpoints = CheckpointPolicy(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from gladius_tui.app.model.download_state import DownloadState
 from gladius_tui.app.model.inventory import STATE_MARKS
 from gladius_tui.app.model.job_info import download_stage
-from gladius_tui.app.model.texts import eta, fraction_done, rate
+from gladius_tui.app.model.texts import cut, eta, fraction_done, rate
 from gladius_tui.app.widgets.table import Cell, Table, coloured
 from gladius_tui.format import NONE, bar, share_of, size
 
@@ -55,7 +55,7 @@ class DownloadQueue(Table):
         amount = size(total) if width < 100 else share_of(done, total)
         row: list[Cell] = [
             "●" if name in (state.selection or ()) else coloured(self.app, "○", "dim"),
-            spec.title,
+            cut(spec.title, 40),
             coloured(self.app, mark, colour),
             meter,
             amount if total else NONE,

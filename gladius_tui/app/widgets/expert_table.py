@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gladius_tui.app.model.inventory import STATE_MARKS, Inventory
+from gladius_tui.app.model.texts import cut
 from gladius_tui.app.widgets.table import Cell, Table, coloured
 from gladius_tui.format import NONE, size
 
 if TYPE_CHECKING:
     from engine.experts.registry import ExpertSpec, ExpertStatus
 
+_TITLE = 40
+"""Characters of a title that are shown."""
 _WIDE, _VERY_WIDE = 100, 150
 """Columns of the terminal from which on more columns are shown."""
 
@@ -50,7 +53,7 @@ class ExpertTable(Table):
             share = f" {min(0.99, status.present_bytes / status.expected_bytes):.0%}"
         cells: list[Cell] = [
             coloured(self.app, f"{mark}{share}", colour),
-            spec.title,
+            cut(spec.title, _TITLE),
             size(status.expected_bytes) if status.expected_bytes else NONE,
             f"{spec.weight:.2f}".removesuffix("0"),
         ]

@@ -2,16 +2,37 @@
 
 from __future__ import annotations
 
+import shlex
+
 from textual.app import ComposeResult
 from textual.containers import Horizontal
+from textual.events import Paste
 from textual.widgets import Input, Label, Select
 
 from gladius_tui.app.widgets.line_input import LineInput
 
 
-def text_input(name: str, placeholder: str) -> Input:
-    """A field for a line of text."""
-    return LineInput(placeholder=placeholder, id=name, compact=True)
+class ListInput(LineInput):
+    """A field for several entries as in a shell; pasted lines become entries."""
+
+    def _on_paste(self, event: Paste) -> None:
+        lines = [line.strip() for line in event.text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            return  # as in any field
+        event.prevent_default()
+        event.stop()
+        start, end = sorted(self.selection)
+        before, after = self.value[:start], self.value[end:]
+        text = shlex.join(lines)
+        text = f"{' ' if before and not before.endswith(' ') else ''}{text}"
+        text += " " if after and not after.startswith(" ") else ""
+        self.replace(text, start, end)
+
+
+def text_input(name: str, placeholder: str, *, several: bool = False) -> Input:
+    """A field for a line of text, or for `several` entries as in a shell."""
+    kind = ListInput if several else LineInput
+    return kind(placeholder=placeholder, id=name, compact=True)
 
 
 def select(name: str, values: list[tuple[str, str]], value: str) -> Select[str]:

@@ -46,10 +46,12 @@ class TrainForm(VerticalScroll):
             yield Label("experts", markup=False)
             yield ExpertList()
         yield from form_row("hours", text_input("hours", "no limit"))
-        yield from form_row("data", text_input("data", "files, folders or hf:org/name"))
+        yield from form_row(
+            "data", text_input("data", "files, folders or hf:org/name", several=True)
+        )
         devices = [(name, name) for name in _DEVICES]
         yield from form_row("device", select("device", devices, "auto"))
-        yield from form_row("set", text_input("overrides", "section.field=value ..."))
+        yield from form_row("set", text_input("overrides", "section.field=value ...", several=True))
         yield from form_row("config", text_input("file", "a TOML file laid over the preset"))
 
     @property

@@ -47,13 +47,12 @@ async def test_no_screen_parses_or_passes_on_foreign_text(hostile_root):
         for mode in MODES:
             await pilot.press(mode.function_key)
             await until(pilot, lambda mode=mode: app.current_mode == mode.name)
-            await pilot.press("down", "end")
+            await pilot.press("down")
             await pilot.pause(0.2)
             assert is_clean(text_of(app.screen)), mode.name
-            if mode.name in ("models", "dashboard", "validate", "export"):
-                await until(pilot, lambda: "[/] v2 [b]" in text_of(app.screen))
-        await pilot.press("f2", "end")
+        await pilot.press("f2", *["down"] * 7)
         await until(pilot, lambda: "Mine [/] v2 [b]" in text_of(app.screen))
+        assert is_clean(text_of(app.screen))
         app.notify(TEXT, title=TITLE, markup=False)
         await pilot.pause(0.2)
         assert is_clean(text_of(app.screen))
@@ -84,3 +83,28 @@ def test_an_app_that_crashes_ends_with_1_and_one_line(root, monkeypatch, capsys)
     assert output.err.startswith("error: RuntimeError: a fault\\u001b[31m; this is a bug")
     assert len(output.err.splitlines()) == 1 and not output.out
     assert "Traceback" in root.log_file().read_text()
+
+
+async def test_pasted_lines_become_entries_where_a_field_takes_several(root, tmp_path):
+    from textual.events import Paste
+    from textual.widgets import Input
+
+    paths = [tmp_path / "a.jsonl", tmp_path / "b c.jsonl"]
+    for path in paths:
+        path.write_text('{"text": "x"}\n')
+    async with opened(root, "train") as (app, pilot):
+        field = app.screen.query_one("#data", Input)
+        field.focus()
+        await pilot.pause()
+        field.post_message(Paste(f"{paths[0]}\r\n\n{paths[1]}\n"))
+        await until(pilot, lambda: field.value == f"{paths[0]} '{paths[1]}'")
+        field.post_message(Paste("hf:org/name\nhf:org/other"))
+        await until(pilot, lambda: field.value.endswith("' hf:org/name hf:org/other"))
+        field.value = ""
+        field.post_message(Paste("one two"))
+        await until(pilot, lambda: field.value == "one two")
+        words = "\n".join(["loss.alpha=0.3", "optimizer.lr=1e-3"])
+        overrides = app.screen.query_one("#overrides", Input)
+        overrides.focus()
+        overrides.post_message(Paste(words))
+        await until(pilot, lambda: overrides.value == "loss.alpha=0.3 optimizer.lr=1e-3")

@@ -15,6 +15,7 @@ from gladius_tui.app.widgets.panes.text import (
     Part,
     join_lines,
     left_right,
+    printable,
     progress_bar,
 )
 from gladius_tui.format import NONE, duration, number, percent, short_size, time_ago
@@ -60,6 +61,8 @@ def run_pane(run: RunView, width: int, now: float, mfu: float | None = None) -> 
         lines.append(
             Content.styled(_end_reason(run), "$text-error" if run.status == "failed" else MUTED)
         )
+    if run.trouble:
+        lines.append(Content.styled(printable(run.trouble), "$text-warning"))
     if run.phase is not None:
         room = max(0, width - 8 - len(phase))
         lines.append([("phase ", MUTED), (phase, STRONG), f"  {run.phase_name[:room]}"])

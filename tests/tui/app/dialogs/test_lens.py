@@ -89,7 +89,10 @@ def test_the_predictions_are_shown_in_words():
 
 
 def test_white_space_is_visible():
-    assert [visible(text) for text in (" a", "\n", "\t", "", "\x1b")] == ["·a", "⏎", "⇥", "∅", " "]
+    assert [visible(text) for text in (" a", "\n", "\t", "", "\x1b")] == [
+        *("·a", "⏎", "⇥", "∅"),
+        "\\u001b",
+    ]
 
 
 def test_the_whole_sentence_is_summarized():
