@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import msgspec
 from transformers import PreTrainedTokenizerFast
@@ -22,6 +22,7 @@ from engine.distill.data.streamed_text import StreamedText, open_streams
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.student import load_tokenizer, tokenizer_path, train_tokenizer
 from engine.distill.teacher.loading import expert_digest
+from engine.events import TextsRead
 from engine.experts.registry import ExpertSpec
 from engine.prompts.checkers import VERSION as CHECKS_VERSION
 from engine.text.examples import Example, LeftOut, encode_example, read_data_file
@@ -37,11 +38,13 @@ class RunTexts:
         fixed: text in memory, by expert: its own answers, then its share of the files.
         streamed: text that is read while the student trains; None where there is none.
         left_out: texts of the files that can't be read.
+        table: of the files, before they are encoded.
     """
 
     fixed: dict[str, list[Example]]
     streamed: StreamedText | None
     left_out: Sequence[LeftOut] = ()
+    table: TextsRead = field(default_factory=TextsRead)
 
 
 def read_texts(setup: RunSetup) -> RunTexts:
@@ -78,7 +81,8 @@ def read_texts(setup: RunSetup) -> RunTexts:
         writes = data.generate and data.max_answers != 0
         answers = expert_answers(setup, spec) if writes else []
         fixed[spec.name] = answers + from_files[spec.name]
-    return RunTexts(fixed, streamed if streamed and not cached else None, read.left_out)
+    streams = streamed if streamed and not cached else None
+    return RunTexts(fixed, streams, read.left_out, read.table)
 
 
 def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
