@@ -6,23 +6,29 @@ turns in the first user turn, user turns in a row as one, tools and reasoning as
 
 from __future__ import annotations
 
-import hashlib
 import os.path
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import pairwise, product
 from typing import Any, Literal
 
-import msgspec
 from transformers import PreTrainedTokenizerFast
 
+from engine.chat_forms import (
+    PLAIN,
+    ChatForm,
+    Tools,
+    as_dicts,
+    fold_system,
+    missing_part,
+    opening_turn,
+)
 from engine.chat_tools import (
     THINK_END,
     THINK_START,
     call_text,
     reasoning_as_text,
-    to_json,
     tools_as_text,
     uses_tools,
 )
@@ -30,7 +36,6 @@ from engine.errors import GladiusError
 from engine.text.examples import Message, ToolCall
 
 ChatFormat = Literal["template", "phi"]
-Tools = Sequence[dict[str, Any]]
 
 _PHI_ROLES = {"user": "Instruct", "assistant": "Output"}
 _MARK, _MARK_2 = "\u2402gladius\u2403", "\u2402gladius-2\u2403"
@@ -51,8 +56,6 @@ REFUSES, DROPS = "refuses it", "drops a part of it"
 _MAX_FORMS = 4096
 _MAX_OPENING = 64
 """Characters that a template may write between the generation prompt and the answer."""
-_ID_LENGTH = 9
-"""Mistral's templates refuse ids of calls of another length."""
 
 
 class ChatRefused(GladiusError):
@@ -67,39 +70,6 @@ class ChatRefused(GladiusError):
         super().__init__(f"the chat template {reason}: {words}" if words else reason)
         self.reason = reason
         self.words = words
-
-
-@dataclass(frozen=True)
-class ChatForm:
-    """What has to be done to a conversation before a template renders it completely."""
-
-    text_tools: bool = False
-    """Tools, calls and results become text."""
-    text_reasoning: bool = False
-    """Reasoning becomes a part of the answer's text."""
-    fold_system: bool = False
-    """System turns are put before the first user turn."""
-    join_users: bool = False
-    """User turns in a row become one."""
-    drop_opening: bool = False
-    """Assistant turns before the first user turn are left out."""
-
-    def apply(self, messages: Sequence[Message], tools: Tools | None) -> list[Message]:
-        """The messages as the template reads them."""
-        turns = list(messages)
-        if self.text_tools:
-            turns = tools_as_text(turns, tools)
-        if self.text_reasoning:
-            turns = reasoning_as_text(turns)
-        if self.fold_system:
-            turns = _fold_system(turns)
-        if self.drop_opening:
-            while (n := _opening(turns)) is not None:
-                del turns[n]
-        return _join_users(turns) if self.join_users else turns
-
-
-PLAIN = ChatForm()
 
 
 class ChatRenderer:
@@ -161,12 +131,12 @@ class ChatRenderer:
         """
         turns = form.apply(messages, tools)
         if self.is_phi:
-            turns = tools_as_text(reasoning_as_text(_fold_system(turns)), None)
+            turns = tools_as_text(reasoning_as_text(fold_system(turns)), None)
             text = "".join(f"{_PHI_ROLES[m.role]}: {m.content}\n" for m in turns)
             return text + "Output: " if generation_prompt else text
         try:
             text = self.tokenizer.apply_chat_template(
-                _as_dicts(turns),
+                as_dicts(turns),
                 tools=None if form.text_tools or not tools else list(tools),
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
@@ -264,7 +234,7 @@ class ChatRenderer:
                 refused = refused or error
                 continue
             turns = form.apply(messages, tools)
-            dropped = _dropped(text, turns, None if form.text_tools else tools)
+            dropped = missing_part(text, turns, None if form.text_tools else tools)
             if not dropped:
                 return form
             refused = refused or ChatRefused(DROPS, dropped)
@@ -282,7 +252,7 @@ class ChatRenderer:
             turns = base.apply(messages, tools)
             system = {"system", "user"} <= {m.role for m in turns}
             folds = [False, True][: 1 + system]
-            opens = [False, True][: 1 + (_opening(turns) is not None)]
+            opens = [False, True][: 1 + (opening_turn(turns) is not None)]
             roles = [m.role for m in turns if m.role != "system"]
             joins = [False, True][: 1 + (("user", "user") in pairwise(roles))]
             for opening, join, fold in product(opens, joins, folds):
@@ -360,98 +330,3 @@ def encode_chat(
     if bos is not None and added[:1] == [bos] and ids[:1] != [bos]:
         ids.insert(0, bos)
     return ids
-
-
-def _as_dicts(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as transformers' templates read them."""
-    chat: list[dict[str, Any]] = []
-    calls: list[ToolCall] = []
-    results = 0
-    for message in messages:
-        turn: dict[str, Any] = {"role": message.role, "content": message.content}
-        if message.reasoning_content:
-            turn["reasoning_content"] = message.reasoning_content
-        if message.tool_calls:
-            calls, results = list(message.tool_calls), 0
-            turn["tool_calls"] = [
-                {
-                    "type": "function",
-                    "id": _call_id(call.id, n),
-                    "function": {"name": call.name, "arguments": call.arguments},
-                }
-                for n, call in enumerate(calls)
-            ]
-        if message.role == "tool":
-            call = calls[results] if results < len(calls) else None
-            turn["tool_call_id"] = _call_id(message.tool_call_id or (call and call.id), results)
-            if name := message.name or (call and call.name):
-                turn["name"] = name
-            results += 1
-        elif message.name:
-            turn["name"] = message.name
-        chat.append(turn)
-    return chat
-
-
-def _call_id(given: str | None, number: int) -> str:
-    """The id of a call, in the length that all templates take."""
-    if given and len(given) == _ID_LENGTH and given.isascii() and given.isalnum():
-        return given
-    if not given:
-        return f"call{number:05d}"
-    return hashlib.sha256(given.encode(errors="replace")).hexdigest()[:_ID_LENGTH]
-
-
-def _dropped(text: str, messages: Sequence[Message], tools: Tools | None) -> str:
-    """What the rendered text lacks; "" where it has every part.
-
-    White space around a turn may be missing, and so may thoughts of earlier turns.
-    """
-    for tool in tools or ():
-        described = tool.get("function", tool)
-        name = described.get("name") if isinstance(described, dict) else None
-        if not isinstance(name, str) or name not in text:
-            return f"the tool {name!r} is missing"
-    position = 0
-    for number, message in enumerate(messages, start=1):
-        content = message.content.rpartition("</think>")[2].strip()
-        found = text.find(content, position)
-        if found < 0:
-            found = text.find(content)
-        if found < 0:
-            return f"turn {number} ({message.role}) is missing"
-        position = found + len(content)
-        for call in message.tool_calls:
-            if call.name not in text or to_json(call.arguments) not in text:
-                return f"turn {number}: the call of {call.name} is missing"
-    return ""
-
-
-def _fold_system(messages: Sequence[Message]) -> list[Message]:
-    """The conversation without system turns: their text is put before the first user turn."""
-    system = [m.content for m in messages if m.role == "system"]
-    others = [m for m in messages if m.role != "system"]
-    for n, message in enumerate(others):
-        if system and message.role == "user":
-            content = "\n\n".join([*system, message.content])
-            others[n] = msgspec.structs.replace(message, content=content)
-            break
-    return others
-
-
-def _join_users(messages: Sequence[Message]) -> list[Message]:
-    joined: list[Message] = []
-    for message in messages:
-        if joined and message.role == "user" == joined[-1].role:
-            content = f"{joined.pop().content}\n\n{message.content}"
-            message = msgspec.structs.replace(message, content=content)
-        joined.append(message)
-    return joined
-
-
-def _opening(messages: Sequence[Message]) -> int | None:
-    """Index of the assistant turn that opens the conversation; None where a user does."""
-    for n, message in enumerate(messages):
-        if message.role != "system":
-            return n if message.role == "assistant" else None
-    return None

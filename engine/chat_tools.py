@@ -79,9 +79,9 @@ def tools_text(tools: Sequence[dict[str, Any]]) -> str:
     return TOOLS_BEFORE + "".join("\n" + to_json(tool) for tool in tools) + TOOLS_AFTER
 
 
-def uses_tools(messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None) -> bool:
+def uses_tools(messages: Sequence[Message] | None, tools: Sequence[dict[str, Any]] | None) -> bool:
     """Whether the conversation has tools, calls or results."""
-    return bool(tools) or any(m.role == "tool" or m.tool_calls for m in messages)
+    return bool(tools) or any(m.role == "tool" or m.tool_calls for m in messages or ())
 
 
 def tools_as_text(

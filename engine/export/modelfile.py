@@ -12,7 +12,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from engine.chat import PLAIN, ChatRefused, ChatRenderer
+from engine.chat import ChatRefused, ChatRenderer
+from engine.chat_forms import PLAIN
 from engine.chat_tools import (
     CALL_END,
     CALL_START,

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from engine.chat_tools import to_json
 from engine.distill.align.chat_blocks import chat_blocks
 from engine.distill.align.chat_encoder import ChatEncoder
 from engine.distill.align.document_blocks import document_blocks
@@ -40,6 +41,19 @@ def normalise(example: Example) -> Example:
     if example.messages is None:
         return msgspec.structs.replace(example, text=_nfc(example.text or ""))
     return msgspec.structs.replace(example, messages=tuple(map(_nfc_message, example.messages)))
+
+
+def _require_unicode(example: Example) -> None:
+    """Raises UnicodeEncodeError for half of a surrogate pair."""
+    if example.text is not None:
+        example.text.encode()
+    for message in example.messages or ():
+        message.content.encode()
+        (message.reasoning_content or "").encode()
+        for call in message.tool_calls:
+            to_json([call.name, call.arguments]).encode()
+    if example.tools:
+        to_json(example.tools).encode()
 
 
 def _nfc_message(message: Message) -> Message:
@@ -94,13 +108,14 @@ class BlockEncoder:
         most = self.max_teacher_tokens or max(self.max_seq_len, MIN_TEACHER_CONTEXT)
         arguments = self.student, self.teacher, (self.max_seq_len, most), self.trust_end
         try:
+            _require_unicode(example)
             example = normalise(example)
             if example.messages is not None:
                 return chat_blocks(example, *arguments)
             if not example.text:
                 return EncodedExample([], EMPTY_TEXT)
             return document_blocks(example.text, example.complete, *arguments)
-        except UnicodeError as error:  # half of a surrogate pair
+        except UnicodeError as error:
             return EncodedExample([], NOT_UNICODE, str(error))
         except MemoryError:
             raise

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from engine.chat import ChatForm, ChatRenderer, Tools
+from engine.chat import ChatRenderer
+from engine.chat_forms import ChatForm, Tools
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.text.examples import Message
 

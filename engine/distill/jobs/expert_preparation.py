@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from engine.budget import scores_online
+from engine.chat import ChatRefused
+from engine.chat_tools import uses_tools
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, TextBlock
 from engine.distill.align.projection import Projector
 from engine.distill.align.tables import load_tables
@@ -420,7 +422,8 @@ def _on_policy_teacher(
     prompts: dict[tuple[Message, ...], None] = {}
     if setup.config.schedule.on_policy_share > 0:
         chats = [e for e in examples if e.messages and corpus.split_key(e) not in split.held_out]
-        prompts = {_prompt_turns(chat): None for chat in chats}
+        turns = (_prompt_turns(chat) for chat in chats if not uses_tools(chat.messages, chat.tools))
+        prompts = {prompt: None for prompt in turns if _can_answer(split.student, prompt)}
         if not prompts:
             chosen = chosen_prompts(spec, setup.config)
             trained_on = (prompt for prompt, _ in chosen if not is_reserved(prompt.group))
@@ -428,6 +431,17 @@ def _on_policy_teacher(
     stays = scores_online(setup.config)
     release = (lambda: None) if stays else setup.pool.release
     return OnPolicyTeacher(spec, tuple(prompts), load, release)
+
+
+def _can_answer(student: ChatEncoder, prompt: Sequence[Message]) -> bool:
+    """Whether somebody asks, in a form that the student's chat template renders."""
+    if not any(message.role == "user" for message in prompt):
+        return False
+    try:
+        student.renderer.form(prompt)
+    except ChatRefused:
+        return False
+    return True
 
 
 def _prompt_turns(example: Example) -> tuple[Message, ...]:

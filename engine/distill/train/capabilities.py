@@ -17,6 +17,7 @@ import msgspec
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from engine.chat import render_chat
 from engine.distill.student import student_generator
 from engine.events import STUDENT, CapabilitiesScored, CapabilityScore
 from engine.experts.registry import CAPABILITIES, ExpertSpec
@@ -64,9 +65,8 @@ def student_prompts(
     capabilities = [name for name in CAPABILITIES if name in taught]
 
     def prompt_length(prompt: Prompt) -> int:
-        chat = [{"role": m.role, "content": m.content} for m in prompt.messages]
-        text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        return len(tokenizer(str(text), add_special_tokens=False).input_ids)
+        text = render_chat(tokenizer, prompt.messages)
+        return len(tokenizer(text, add_special_tokens=False).input_ids)
 
     return choose_measured(prompt_length, capabilities, count, context - max_new_tokens - 1)
 

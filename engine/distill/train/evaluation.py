@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from engine.chat import render_chat
 from engine.distill.data.packing import make_batch
 from engine.distill.student import student_generator
 from engine.distill.teacher.soft_targets import SoftTargets
@@ -16,6 +17,7 @@ from engine.distill.train.forward import hidden_states
 from engine.distill.train.position_scores import score_positions
 from engine.events import EvalDone, ExpertScore
 from engine.generation import MultinomialSampler
+from engine.text.examples import Message
 
 
 @torch.no_grad()
@@ -122,10 +124,8 @@ def draw_sample(
 
     seed: of a separate generator; the random state of the training does not change.
     """
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
-    ids = tokenizer(str(text), add_special_tokens=False).input_ids
+    text = render_chat(tokenizer, [Message("user", prompt)])
+    ids = tokenizer(text, add_special_tokens=False).input_ids
     sampler = MultinomialSampler(0.7, torch.Generator().manual_seed(seed))
     model.eval()
     try:

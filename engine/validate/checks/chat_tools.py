@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.chat import PLAIN, ChatRenderer
+from engine.chat import ChatRenderer
+from engine.chat_forms import PLAIN
 from engine.chat_tools import answer_text, has_tools, to_json
 from engine.events import CheckDone
 from engine.text.examples import Message, ToolCall
