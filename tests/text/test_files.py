@@ -97,7 +97,11 @@ def test_a_large_list_and_a_large_packed_file_are_one_piece_each(tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(rows))
     (tmp_path / "c.json").write_bytes(data)
     (tmp_path / "d.jsonl.gz").write_bytes(gzip.compress(data, 1))
-    for name, pieces in (("b.json", 1), ("c.json", 4), ("d.jsonl.gz", 1)):
+    for name, pieces in (
+        ("b.json", 1),
+        ("c.json", -(-len(data) // PIECE_BYTES)),
+        ("d.jsonl.gz", 1),
+    ):
         text = FilePieces([tmp_path / name])
         assert text.pieces == pieces, name
         assert [e.text for e in examples(tmp_path / name)] == texts
@@ -129,7 +133,7 @@ def test_ten_thousand_small_files_are_read(tmp_path):
 
 
 def test_strange_files_are_left_out_and_end_nothing(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"M\0Z\0\x90\0")
+    (tmp_path / "a.txt").write_bytes(b"M\0Z\0")
     (tmp_path / "b.jsonl").write_text(" \n\n")
     (tmp_path / "c.jsonl.gz").write_bytes(b"not packed")
     (tmp_path / "d.parquet").write_bytes(b"PAR1")
