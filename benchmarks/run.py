@@ -27,6 +27,7 @@ from benchmarks import (
     export,
     loss_memory,
     online_step,
+    prepare_text,
     projection_share,
     status_start,
 )
@@ -51,6 +52,7 @@ class Run:
             "export": lambda: export.measure(self.folder),
             "status_start": lambda: status_start.measure(self.folder),
             "loss_memory": loss_memory.measure,
+            "prepare_text": lambda: prepare_text.measure(self.folder),
             "projection_share": lambda: projection_share.measure(self.bench),
             "cached_step": lambda: cached_step.measure(self.bench),
             "online_step": lambda: online_step.measure(self.bench),

@@ -10,6 +10,8 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from engine.events import (
     AnswersJudged,
     AnyEvent,
@@ -22,7 +24,9 @@ from engine.events import (
     Progress,
     RunPaused,
     RunResumed,
+    TextsRead,
     describe,
+    describe_reason,
 )
 from gladius_tui.terminal import paint
 
@@ -82,8 +86,22 @@ def message_lines(event: AnyEvent, layout: Layout) -> list[str]:
         return []
     if isinstance(event, AnswersJudged | CapabilitiesScored):
         return layout.wrapped(text)
+    if isinstance(event, TextsRead):
+        return _table_lines(event, layout)
     # No line of the text looks like one of ours.
     return [layout.style("  " + text.replace("\n", "\n  "), _message_style(event))]
+
+
+def _table_lines(table: TextsRead, layout: Layout) -> list[str]:
+    """The counts on one line, then a line for each reason, with what is wrong with the first."""
+    lines = layout.wrapped(describe(msgspec.structs.replace(table, reasons=())) or "")
+    for reason in table.reasons:
+        text = describe_reason(reason)
+        if reason.detail not in ("", reason.reason):
+            text += f": {reason.detail}"
+        style = "" if reason.outcome == "file" else "yellow"
+        lines += [layout.style(f"    {' '.join(text.split())}", style)]
+    return lines
 
 
 def _message_style(event: AnyEvent) -> str:

@@ -14,6 +14,7 @@ from engine.errors import GladiusError
 from engine.events import describe_texts
 from engine.experts.registry import ExpertSpec
 from engine.sizing import parameter_count
+from engine.text.tally import faulty
 
 LONG_DAYS = 60.0
 
@@ -31,8 +32,10 @@ def check_text(budget: TokenBudget, config: RunConfig) -> Check:
         figure += "; " + "; ".join(describe_texts(table) for table in tables)
     if budget.too_many_epochs:
         return Check(topic="text", status="warn", figure=figure, remedy=remedy.rstrip(")"))
-    if any(table.left_out or table.cut for table in tables):
-        remedy = "correct the texts that are left out, or accept it: they are not learnt"
+    if any(table.left_out for table in tables):
+        remedy = "none needed: repeated texts are learnt once"
+        if any(faulty(table) for table in tables):
+            remedy = "correct the texts that are left out; the others are learnt"
         return Check(topic="text", status="warn", figure=figure, remedy=remedy)
     return Check(topic="text", status="ok", figure=figure)
 

@@ -104,8 +104,8 @@ def text_bytes(file: Path) -> int:
         return size
     with open(file, "rb") as opened:
         opened.seek(-4, os.SEEK_END)
-        # The length modulo 4 GiB; text never shrinks to less than a half by decompression.
-        return max(int.from_bytes(opened.read(4), "little"), size)
+        # The length modulo 4 GiB. In a file that was cut off these bytes are anything.
+        return min(max(int.from_bytes(opened.read(4), "little"), size), 20 * size)
 
 
 def encoding_of(start: bytes) -> str:

@@ -172,13 +172,15 @@ def _broken(file: Path, detail: str) -> LeftOut:
 def _row_items(segment: _Segment, skip: int) -> Iterator[Item]:
     try:
         yield from parquet_rows(segment.file, segment.start, skip)
-    except (OSError, ValueError) as error:  # pyarrow's errors are both
-        raise _gone(segment.file, error) from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _gone(segment.file, error) from error
+        # pyarrow's errors for damaged data
+        yield _broken(segment.file, f"damaged ({' '.join(str(error).split())[:120]})")
 
 
-def _gone(file: Path, error: Exception) -> GladiusError:
-    reason = error.strerror if isinstance(error, OSError) else None
-    return GladiusError(f"{file}: {reason or error}; restore the file, then resume")
+def _gone(file: Path, error: OSError) -> GladiusError:
+    return GladiusError(f"{file}: {error.strerror or error}; restore the file, then resume")
 
 
 def _items(segment: _Segment) -> Iterator[Item]:

@@ -22,7 +22,8 @@ from engine.text.pieces import FilePieces
 from engine.text.sources import open_files, read_items, source_files
 from engine.text.tally import TextTally
 
-_SAMPLED_PIECES, _SAMPLED_ITEMS = 12, 25
+_SAMPLED_PIECES, _SAMPLED_ITEMS = 8, 2000
+"""Pieces of large text that are sampled, and items of each, at most."""
 _MAX_SAMPLED_LIST = 64 << 20
 """A larger JSON list is not sampled: it can only be read as a whole."""
 

@@ -15,6 +15,8 @@ Outcome = Literal["learnt", "held_out", "cut", "left_out", "unused"]
 
 MAX_LEFT_OUT = 0.1
 """A run with a larger share of texts that can't be learnt needs `data.lenient`."""
+_MAX_DOCUMENTS = 50_000
+"""Long documents that are remembered, so that their later passages count to the same text."""
 _Key = tuple[Literal["left_out", "cut", "file"], str]
 
 
@@ -78,6 +80,8 @@ class TextTally:
                 self._remove_reason((before, why))
         self._counts[after] += 1
         self._documents[where] = after, reason
+        if len(self._documents) > _MAX_DOCUMENTS:
+            del self._documents[next(iter(self._documents))]
         if after in ("cut", "left_out"):
             self._add_reason((after, reason), where, detail)
 
@@ -156,7 +160,8 @@ def _listed(reasons: Iterable[TextReason]) -> str:
     listed = []
     for reason in reasons:
         detail = f": {reason.detail}" if reason.detail not in ("", reason.reason) else ""
-        where = f" ({reason.where}{detail})" if reason.where else ""
+        # A semicolon separates a message's remedy.
+        where = f" ({reason.where}{detail.replace(';', ',')})" if reason.where else ""
         listed.append(f"{reason.reason} {reason.count:,}{where}")
     return ", ".join(listed[:4]) + (", ..." if len(listed) > 4 else "")
 

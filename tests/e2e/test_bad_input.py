@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 
 import pytest
@@ -45,12 +46,26 @@ def test_all_problems_of_a_config_are_named(root):
     ],
 )
 def test_an_invalid_data_file_is_named_with_its_line(root, content, parts):
-    data = root.path / "mine.jsonl"
-    data.write_text(content)
-    line = root.error_of(2, *root.training(4), "--data", str(data))
+    root.text = root.path / "mine.jsonl"
+    root.text.write_text(content)
+    line = root.error_of(2, *root.training(4))
     for part in ("mine.jsonl", *parts):
         assert part in line
     assert root.saved_steps() == []
+
+
+def test_a_run_with_many_bad_lines_starts_when_the_remedy_of_the_error_is_followed(root):
+    data = root.path / "mine.jsonl"
+    data.write_bytes(root.text.read_bytes() + b"{broken\n" * 20)
+    root.text = data
+    line = root.error_of(2, *root.training(2))
+    assert "20 of 80 texts can't be learnt: not JSON 20" in line and "--data-lenient" in line
+    result = root.run(*root.training(2), "--data-lenient")
+    assert result.returncode == 0, result.stderr
+    for output in (result.stdout, root.run("status").stdout):
+        assert "80 read, 60 learnt" in output and "not JSON 20" in output
+    state = json.loads(root.run("status", "--json").stdout)
+    assert state["texts"][0]["reasons"][0]["where"].endswith("line 61")
 
 
 def test_a_text_that_is_too_short_to_train_on_is_an_error(root):

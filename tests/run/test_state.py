@@ -22,6 +22,8 @@ from engine.events import (
     RunResumed,
     RunStarted,
     StepDone,
+    TextReason,
+    TextsRead,
 )
 from engine.run.lock import Owner, hold_lock, identity_of, lock_owner, lock_path
 from engine.run.state import RunState, StateFile, read_state, state_of, view_of
@@ -267,3 +269,17 @@ def test_a_second_runner_on_the_root_ends_with_75(ws, host):
     assert second.end() == 75
     assert f"pid {first.pid}" in second.errors.read_text()
     first.wait_for(StepDone, 20)
+
+
+def test_the_table_of_texts_is_part_of_the_state_until_the_next_attempt():
+    reason = TextReason(outcome="left_out", reason="repeated", count=1, where="a.jsonl, line 2")
+    run = TextsRead(texts=3, learnt=2, left_out=1, reasons=(reason,))
+    streams = [TextsRead(expert="tiny", source="tiny/a", texts=n, learnt=n) for n in (4, 9)]
+    view = RunView()
+    view.take([run, *streams])
+    assert [table.texts for table in state_of(view).texts] == [3, 9]
+    stored = msgspec.json.decode(msgspec.json.encode(state_of(view)), type=RunState)
+    assert view_of(stored).texts == view.texts
+    assert [entry.level for entry in view.log] == ["warning", "info", "info"]
+    view.take([RunStarted(run_id="r", job="train", attempt=2, pid=1)])
+    assert state_of(view).texts == ()

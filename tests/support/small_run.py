@@ -151,9 +151,11 @@ def prepare(workspace: Workspace, config: RunConfig) -> tuple[Any, dict[str, Pre
     return prepared.tokenizer, prepared.experts
 
 
-def prepared_run(workspace: Workspace, config: RunConfig) -> PreparedRun:
-    """What a run trains and is evaluated on."""
-    ctx = JobContext(KeepingLink())
+def prepared_run(
+    workspace: Workspace, config: RunConfig, link: KeepingLink | None = None
+) -> PreparedRun:
+    """What a run trains and is evaluated on; `link` receives the events."""
+    ctx = JobContext(link or KeepingLink())
     return prepare_run(
         RunSetup(
             workspace=workspace,

@@ -29,6 +29,8 @@ from engine.events import (
     RunStarted,
     SampleDrawn,
     StepDone,
+    TextReason,
+    TextsRead,
     decode_event,
     describe,
 )
@@ -253,3 +255,20 @@ def test_the_answer_to_a_command_names_the_step():
         RunEnded(step=1200, status="completed"),
     )
     assert all("1,200" in str(describe(event)) for event in events)
+
+
+def test_the_table_of_texts_has_a_line_for_each_reason():
+    reasons = (
+        TextReason(outcome="left_out", reason="repeated", count=590, where="a.jsonl, line 7"),
+        TextReason(
+            outcome="cut", reason="unknown role", count=4, where="a.jsonl, line 9", detail="turn 2"
+        ),
+        TextReason(outcome="file", reason="empty file", count=1, where="b.txt"),
+    )
+    table = TextsRead(texts=1600, learnt=1010, held_out=5, cut=4, left_out=590, reasons=reasons)
+    assert Renderer().lines(table) == [
+        "  texts: 1,600 read, 1,010 learnt (5 of them held out), 4 cut, 590 left out",
+        "    repeated 590 (first: a.jsonl, line 7)",
+        "    cut, unknown role 4 (first: a.jsonl, line 9): turn 2",
+        "    file not read, empty file 1 (first: b.txt)",
+    ]

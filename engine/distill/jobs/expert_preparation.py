@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
@@ -61,6 +61,7 @@ class SplitText:
         held_out: split keys of the held-out examples that are not streamed.
         fixed_text: keys of all text that is not streamed; empty where nothing is streamed.
         left_out: texts that can't be read.
+        table: of the run's files, before they are encoded.
     """
 
     student: ChatEncoder
@@ -68,6 +69,7 @@ class SplitText:
     streamed: StreamedText | None
     fixed_text: frozenset[str]
     left_out: Sequence[LeftOut] = ()
+    table: TextsRead = field(default_factory=TextsRead)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,14 @@ def prepare_expert(
     _seal_stored(setup, spec, shards, probes)
     stats = TextStats(**shards.held_out.meta) if encoded is None else encoded.stats
     train = encoded.train if online and encoded is not None else None
-    _report(setup, spec, stats, shards, len(shards.train) if train is None else len(train))
+    _report(
+        setup,
+        spec,
+        stats,
+        shards,
+        split.table,
+        len(shards.train) if train is None else len(train),
+    )
     held_out = split.held_out | frozenset(stats.stream_held_out)
     sources, fingerprints = _sources(
         setup, spec, train, shards, replace(split, held_out=held_out), expert
@@ -247,7 +256,7 @@ def _from_shards(
 ) -> PreparedExpert:
     """The expert from complete shards, without loading it."""
     stats = TextStats(**shards.held_out.meta)
-    _report(setup, spec, stats, shards, len(shards.train))
+    _report(setup, spec, stats, shards, split.table, len(shards.train))
     return PreparedExpert(
         sources={spec.name: (CachedSource(shards.train), 1.0)},
         held_out=shards.held_out,
@@ -375,12 +384,23 @@ class _ScoringProgress:
         )
 
 
+def _differs(table: TextsRead, run_table: TextsRead) -> bool:
+    """Whether an expert's table says more than that of the run."""
+    run = {(reason.outcome, reason.reason, reason.count) for reason in run_table.reasons}
+    return any((r.outcome, r.reason, r.count) not in run for r in table.reasons)
+
+
 def _report(
-    setup: RunSetup, spec: ExpertSpec, stats: TextStats, shards: _Shards, blocks: int
+    setup: RunSetup,
+    spec: ExpertSpec,
+    stats: TextStats,
+    shards: _Shards,
+    run_table: TextsRead,
+    blocks: int,
 ) -> None:
     if stats.table:
         table = msgspec.convert(stats.table, TextsRead)
-        if table.cut or table.left_out:
+        if _differs(table, run_table):
             setup.ctx.emit(msgspec.structs.replace(table, expert=spec.name))
     scored = stats.with_scores(shards.required)
     setup.ctx.emit(scored.event(spec.name, blocks, len(shards.held_out)))

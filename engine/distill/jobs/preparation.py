@@ -67,6 +67,7 @@ def prepare_experts(
         streamed=texts.streamed,
         fixed_text=fixed_text,
         left_out=texts.left_out,
+        table=texts.table,
     )
     with setup.ctx.busy("choosing capability prompts"):
         prompts = student_prompts(

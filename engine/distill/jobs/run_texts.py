@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -31,6 +31,7 @@ from engine.distill.student import (
     tokenizer_path,
     train_tokenizer,
 )
+from engine.events import TextsRead
 from engine.experts.registry import ExpertSpec
 from engine.prompts.answers import answer_files
 from engine.prompts.checkers import VERSION as CHECKS_VERSION
@@ -48,11 +49,13 @@ class RunTexts:
         fixed: text in memory, by expert: its own answers, then its share of the files.
         streamed: text that is read while the student trains; None where there is none.
         left_out: texts of the files that can't be read.
+        table: of the files, before they are encoded.
     """
 
     fixed: dict[str, list[Example]]
     streamed: StreamedText | None
     left_out: Sequence[LeftOut] = ()
+    table: TextsRead = field(default_factory=TextsRead)
 
 
 def read_texts(setup: RunSetup) -> RunTexts:
@@ -91,7 +94,8 @@ def read_texts(setup: RunSetup) -> RunTexts:
         fixed[spec.name] = answers + from_files[spec.name]
     if setup.sealing is not None:
         setup.sealing.check_text()
-    return RunTexts(fixed, streamed if streamed and not cached else None, read.left_out)
+    streams = streamed if streamed and not cached else None
+    return RunTexts(fixed, streams, read.left_out, read.table)
 
 
 def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
