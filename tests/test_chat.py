@@ -145,6 +145,24 @@ def test_a_template_writes_tools_in_its_own_form_where_it_has_one():
         assert answer_text(message) in renderer.render(renderer.form(chat, TOOLS), chat, TOOLS)
 
 
+def test_a_student_with_a_form_of_its_own_reads_and_saves_what_it_learns():
+    """It learns the text form, so its template is saved with that form."""
+    tokenizer = byte_level()
+    chat = [SYSTEM, ASK, Message("assistant", "", "Hm.", (CALL,)), RESULT]
+    for name in ("llama3.2", "qwen2.5", "tinyllama", "strict"):
+        tokenizer.chat_template = template(name)
+        student = ChatRenderer(tokenizer, as_learnt=True)
+        form = student.form(chat, TOOLS)
+        assert form.text_tools and form.text_reasoning
+        text = student.render(form, chat, TOOLS)
+        assert answer_text(chat[2]) in text
+        if not form.fold_system:
+            tokenizer.chat_template = with_tools(tokenizer.chat_template)
+            assert native(tokenizer, chat, TOOLS) == text
+    qwen = ChatRenderer(expert_tokenizer("qwen3"), as_learnt=True)
+    assert qwen.writes_as_learnt and qwen.form(chat, TOOLS) == PLAIN
+
+
 # Roles
 
 
