@@ -294,7 +294,7 @@ class ChatRenderer:
         if not found:
             return 0, "", ""
         rest = after.lstrip(" \n")
-        ends = tuple(t for t in (self.tokenizer.eos_token, *self.tokenizer.all_special_tokens) if t)
+        ends = tuple(str(t) for t in self.tokenizer.all_special_tokens)
         closing = after[: len(after) - len(rest)] if rest.startswith(ends) else ""
         if thinks:
             start, thought, _ = before.partition(_MARK)

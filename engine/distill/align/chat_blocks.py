@@ -243,7 +243,9 @@ class _Conversation:
         ]
         place = f"{self._digest} {block.answers[0].turn} {len(self._blocks)}"
         key = hashlib.sha256(place.encode()).hexdigest()
-        self._blocks.append(build_block(key, *block.texts, texts, self._trust_end))
+        self._blocks.append(
+            build_block(key, block.texts[0], block.texts[1], texts, self._trust_end)
+        )
 
 
 def _rest(text: str, last: Prompt, answer: str) -> str | None:
