@@ -20,7 +20,7 @@ from engine.experts.install import write_manifest
 from engine.experts.registry import Manifest, ManifestFile, expert_status, load_experts
 from engine.workspace import write_json
 from gladius_tui.cli import app
-from tests.support.downloading import safetensors
+from tests.support.downloading import model_files
 from tests.support.hub_server import Hub
 from tests.support.program import LAUNCHER, Root
 from tests.support.waiting import until
@@ -178,12 +178,9 @@ def test_a_second_terminal_pauses_and_resumes_a_download(root: Root, expert, hub
     assert list(root.ws.downloads_dir.rglob("*.part"))
 
 
-def test_a_download_stopped_by_a_signal_is_resumed_by_the_next_call(
-    root: Root, expert, hub, monkeypatch
-):
-    files = {path.name: path.read_bytes() for path in expert.iterdir()}
+def test_a_download_stopped_by_a_signal_is_resumed_by_the_next_call(root: Root, hub, monkeypatch):
     size = 24_000_000
-    hub.add("me/x", files | {"model.safetensors": safetensors(size)})
+    hub.add("me/x", model_files(size))
     hub.rate = 4_000_000
     (root.path / "gladius.toml").write_text('[experts.x]\nrepo = "me/x"\n')
     for name, value in (("HF_ENDPOINT", hub.url), ("NO_PROXY", "*"), ("no_proxy", "*")):
