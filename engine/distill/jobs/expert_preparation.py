@@ -22,6 +22,7 @@ from engine.distill.data.corpus import EncodedCorpus, TextStats
 from engine.distill.data.shard_scoring import score_into
 from engine.distill.data.sources import CachedSource, OnlineSource, Source
 from engine.distill.data.streamed_text import StreamedText
+from engine.distill.jobs.sealed_files import restore_shards, seal_shards
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.teacher.loading import load_tokenizer
 from engine.distill.teacher.pool import LoadedExpert
@@ -177,7 +178,7 @@ def _open_shards(
         what = f"the text that expert {spec.name} teaches"
         setup.sealing.compare("taken", spec.name, key.corpus, what)
         for store in (train, held_out):
-            setup.sealing.restore_shards(store)
+            restore_shards(setup.sealing, store)
     online = setup.config.targets.source == "online"
     required = (held_out,) if online or not examples else (train, held_out)
     complete = [bool(store.open()) and store.complete for store in required]
@@ -215,7 +216,7 @@ def _seal_stored(setup: RunSetup, spec: ExpertSpec, shards: _Shards, probes: Exp
     if setup.sealing is None:
         return
     for store in shards.required:
-        setup.sealing.seal_shards(store)
+        seal_shards(setup.sealing, store)
     what = f"the probes of expert {spec.name} in {shards.folder / _PROBES}"
     setup.sealing.compare("probes", spec.name, probes_digest(probes), what)
 

@@ -83,7 +83,7 @@ class CheckpointPolicy:
         self._last_save = time.monotonic()
         state = self._session.state(self._pace.training_seconds)
         # So that the history has every step of every checkpoint, whatever is killed.
-        self._ctx.commit()
+        self._ctx.link.commit()
         try:
             if self._files is not None:
                 state.files = self._files.content()
