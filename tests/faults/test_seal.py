@@ -19,7 +19,7 @@ from tests.support.program import Root
 
 @pytest.fixture(scope="module")
 def stopped(server, text, tmp_path_factory) -> Stopped:
-    """A run whose expert stays in memory, stopped after step 8."""
+    """A run whose expert stays in memory, stopped after a few steps."""
     folder = tmp_path_factory.mktemp("sealed")
     return stopped_run(server, folder, text, targets__source="online", data__generate="false")
 
@@ -86,10 +86,10 @@ def test_changed_settings_of_an_expert_are_named(server, copy: Root):
 def test_the_metrics_that_a_crash_took_from_the_history_are_filled_in(server, stopped, copy: Root):
     """As after a crash of the machine: the last transactions are lost, the checkpoint is not."""
     with closing(sqlite3.connect(copy.ws.history_file)) as db, db:
-        db.execute("DELETE FROM events WHERE step >= 5")
-        db.execute("DELETE FROM points WHERE step >= 5")
+        db.execute("DELETE FROM events WHERE step >= 4")
+        db.execute("DELETE FROM points WHERE step >= 4")
     (warning,) = resume(server, copy)
-    assert "lacked metrics of steps 5 to" in warning
+    assert "lacked metrics of steps 4 to" in warning
     assert copy.trace(STEPS) == stopped.undisturbed
     with closing(sqlite3.connect(copy.ws.history_file)) as db:
         query = "SELECT step FROM points JOIN series ON series = id WHERE metric = 'loss'"

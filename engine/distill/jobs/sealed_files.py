@@ -51,6 +51,12 @@ def is_as_sealed(sealing: Sealing, section: str, name: str, path: Path) -> bool:
     return False
 
 
+def differs(sealing: Sealing, section: str, name: str, value: object) -> bool:
+    """Whether the seal has another value than this one."""
+    known = sealing.sealed_value(section, name)
+    return known is not None and known != value
+
+
 def set_aside(sealing: Sealing, path: Path) -> None:
     """Rename a damaged file, with a warning."""
     aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
