@@ -57,7 +57,7 @@ def test_edited_text_is_refused_with_file_and_lines(server, stopped, copy: Root)
 def test_a_changed_template_of_the_tokenizer_is_restored(server, stopped, copy: Root):
     path = copy.ws.checkpoints_dir / "tokenizer" / "chat_template.jinja"
     before = path.read_text()
-    path.write_text(before.replace("im_end", "im_stop"))
+    path.write_text(before.replace("im_end", "im_fin"))
     (warning,) = resume(server, copy)
     assert "tokenizer was restored" in warning and "chat_template.jinja has changed" in warning
     assert path.read_text() == before
@@ -106,4 +106,4 @@ def test_the_history_has_every_step_before_a_checkpoint_is_published(server, tex
     assert running.process.wait(60) == -9
     saved = root.saved_steps()[-1]
     steps = {event.step for event in root.history() if isinstance(event, StepDone)}
-    assert saved > 3 and steps >= set(range(1, saved + 1))
+    assert saved >= 3 and steps >= set(range(1, saved + 1))

@@ -130,7 +130,7 @@ def test_decisions_after_the_checkpoint_stay_up_to_the_damaged_one(journal: Jour
 
 
 def test_a_truncated_journal_is_not_taken_for_a_damaged_one(journal: Journal) -> None:
-    """A run that resumes from before its decay decides anew about its decay; the checkpoint from
+    """A run that resumes from before its decay decides about its decay again; the checkpoint from
     before it has a copy of the former decision."""
     fill(journal)
     stored = journal.data()
