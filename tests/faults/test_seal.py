@@ -107,3 +107,33 @@ def test_the_history_has_every_step_before_a_checkpoint_is_published(server, tex
     saved = root.saved_steps()[-1]
     steps = {event.step for event in root.history() if isinstance(event, StepDone)}
     assert saved >= 3 and steps >= set(range(1, saved + 1))
+
+
+GARBAGE = (b"\xff\xfe\x00", b"[" * 100_000, b'{"a":' * 100_000, b"", b"\x00" * 100)
+
+
+def test_no_damaged_small_file_ends_a_command_with_a_fault(server, copy: Root):
+    """Bytes that are not UTF-8 and deep nesting used to."""
+    names = (
+        "tmp/checkpoints/training_state.json",
+        "tmp/train.lock",
+        "tmp/checkpoints/config.json",
+        "tmp/checkpoints/seal.json",
+        "models/gladius_primary/gladius.json",
+        "models/gladius_primary/validation.json",
+        "tiny/config.json",
+        "gladius.toml",
+    )
+    for number, name in enumerate(names):
+        path = copy.path / name
+        before = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(GARBAGE[number % len(GARBAGE)])
+        for command in (["status"], ["dashboard"], ["models"]):
+            code, errors = run_forked(server, copy, *command)
+            assert code in (0, 1, 2, 3), (name, command, code, errors)
+            assert len(errors) <= 1 and not any("this is a bug" in e for e in errors), name
+        if before is None:
+            path.unlink()
+        else:
+            path.write_bytes(before)

@@ -10,8 +10,9 @@ import pytest
 from engine.checkpoint.seal import Seal, decode_seal, read_seal
 from engine.config import RunConfig
 from engine.distill.jobs.sealing import Sealing
-from engine.errors import UsageError
+from engine.errors import GladiusError, UsageError
 from engine.events import LogLine
+from engine.experts.registry import Manifest, ManifestFile
 from engine.run.job import JobContext
 from engine.workspace import Workspace
 from tests.support.small_run import KeepingLink, experts_of, make_config, make_root
@@ -84,3 +85,20 @@ def test_what_comes_out_differently_is_refused(root, config, sealed) -> None:
     resumed, _ = sealing(root, config, other)
     with pytest.raises(UsageError, match="the probes of expert tiny can't be restored"):
         resumed.compare("probes", "tiny", "a digest", "the probes of expert tiny")
+
+
+def test_a_downloaded_expert_is_compared_with_its_download(root, config) -> None:
+    """The size and time of a file with a flipped bit are those that were verified."""
+    folder = root.root / "tiny"
+    files = {
+        path.name: ManifestFile(size=path.stat().st_size, sha256="0" * 64)
+        for path in folder.glob("*.safetensors")
+    }
+    (folder / "manifest.json").write_bytes(msgspec.json.encode(Manifest(files=files)))
+    try:
+        new, _ = sealing(root, config, None)
+        new.begin()
+        with pytest.raises(GladiusError, match="is damaged"):
+            new.check_expert(experts_of(root, config)[0])
+    finally:
+        (folder / "manifest.json").unlink()
