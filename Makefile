@@ -71,7 +71,8 @@ compare: setup
 
 faults: setup
 	$(PYTEST) -m "slow or not slow" tests/faults tests/run tests/e2e tests/experts \
-		tests/checkpoint/test_store.py tests/distill/train/test_guards.py \
+		tests/checkpoint tests/test_small_files.py tests/distill/train/test_journal.py \
+		tests/distill/train/test_guards.py \
 		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
 		tests/export/test_job.py tests/distill/align/test_round_trip.py
 

@@ -63,6 +63,7 @@ class Database:
         self.generation = 0
         self._inode = 0
         self._written_file: tuple[int, int] | None = None
+        self._side_files: dict[Path, tuple[int, int] | None] = {}
         self._db: sqlite3.Connection | None = None
         self._writable = False
 
@@ -92,6 +93,10 @@ class Database:
         if not self._writable or self._written_file == _identity(self.path):
             return False
         self.disconnect()
+        # Its write-ahead log would be taken for that of the file that is at the path now.
+        for path, identity in self._side_files.items():
+            if identity is not None and _identity(path) == identity:
+                path.unlink(missing_ok=True)
         self.generation += 1
         self.path.parent.mkdir(parents=True, exist_ok=True)
         return True
@@ -137,6 +142,8 @@ class Database:
             raise
         self._db, self._writable, self.series = db, True, rollup.SeriesWriter(db)
         self._written_file = _identity(self.path)
+        names = (self.path.name + suffix for suffix in ("-wal", "-shm"))
+        self._side_files = {path: _identity(path) for path in map(self.path.with_name, names)}
         return db
 
     def _connect(self, mode: str) -> sqlite3.Connection:

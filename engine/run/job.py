@@ -19,7 +19,6 @@ import msgspec
 from engine.events import (
     AnyCommand,
     Checkpoint,
-    EarlierEvents,
     Event,
     Job,
     JobRequest,
@@ -178,6 +177,7 @@ class JobContext:
             and saves its model.
         paused_seconds: total time spent paused.
         began: when the job began (monotonic clock).
+        watch: called with each event that `emit` sends, its time set.
     """
 
     def __init__(self, link: JobLink, *, can_finish: bool = True) -> None:
@@ -194,30 +194,18 @@ class JobContext:
         self._step: Callable[[], int] = lambda: 0
         self._pause_hook: Callable[[], None] | None = None
         self._tasks: dict[str, _Task] = {}
-        self._watch: Callable[[Event], None] | None = None
+        self.watch: Callable[[Event], None] | None = None
         self.questions = Questions(self)
 
     # Events
 
     def emit(self, event: Event) -> None:
         """Send an event to the runner."""
-        if self._watch is not None:
+        if self.watch is not None:
             if not event.time:
                 event = msgspec.structs.replace(event, time=time.time())
-            self._watch(event)
+            self.watch(event)
         self.link.emit(event)
-
-    def watch(self, watch: Callable[[Event], None]) -> None:
-        """Call `watch` with each event that `emit` sends from now on, its time set."""
-        self._watch = watch
-
-    def commit(self) -> None:
-        """Wait until the runner has committed all events sent so far; at most a few seconds."""
-        self.link.commit()
-
-    def fill_in(self, lines: tuple[str, ...]) -> None:
-        """Send encoded events of earlier attempts: the runner stores those that it lacks."""
-        self.link.emit(EarlierEvents(lines=lines))
 
     def log(self, text: str, level: Literal["info", "warning", "error"] = "info") -> None:
         """Send a line for the log."""

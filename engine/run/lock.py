@@ -150,7 +150,9 @@ def _lock_runtime_file(ws: Workspace, owner: Owner) -> tuple[Path, int] | None:
                 other = read_json(path, Owner)
             except (OSError, Damaged):
                 other = None
-            if other is not None and is_alive(other.pid, other.identity):
+            if other is None:
+                raise LockedError(f"another program holds {path}; try again in a moment") from None
+            if is_alive(other.pid, other.identity):
                 raise LockedError(_locked(other)) from None
             # A forked child of a killed runner still holds it.
             path.unlink(missing_ok=True)

@@ -25,10 +25,10 @@ from tests.support.waiting import until
 
 pytestmark = pytest.mark.timeout(900)
 
-STEPS = 16
+STEPS = 12
 FIELDS = {
     "checkpoint__interval_steps": 3,
-    "schedule__eval_interval": 6,
+    "schedule__eval_interval": 5,
     "schedule__expert_share": 0.4,
     "data__generate": "true",
     "data__max_answers": 6,
@@ -78,14 +78,15 @@ class Stopped:
     undisturbed: dict[str, object]
 
 
-def start(server: ForkServer, root: Root, stop_at: int = 0, **fields: object) -> None:
-    """Train in the root, with text and expert inside; stop after a step if that is given."""
+def start(server: ForkServer, root: Root, stop_at: int = 0, **fields: object) -> bool:
+    """Train in the root; stop after a step if that is given. False if it was too late for that."""
     running = ForkedRunning(server, root, root.training(STEPS, **{**FIELDS, **fields}))
     if stop_at:
-        until(lambda: any(step >= stop_at for step in running.steps()))
+        until(lambda: running.process.poll() is not None or running.steps()[-1:] >= [stop_at])
         running.process.send_signal(signal.SIGTERM)
     code = running.process.wait(90)
-    assert code == (143 if stop_at else 0), running.errors.read_text()
+    assert code in (0, 143), running.errors.read_text()
+    return code == (143 if stop_at else 0)
 
 
 def prepare(folder: Path, text: Path, first: int = 0) -> Root:
@@ -98,10 +99,13 @@ def prepare(folder: Path, text: Path, first: int = 0) -> Root:
 
 
 def stopped_run(server: ForkServer, folder: Path, text: Path, **fields: object) -> Stopped:
-    root = prepare(folder / "run", text)
-    start(server, root, stop_at=8, **fields)
+    for number in range(10):
+        root = prepare(folder / f"run-{number}", text)
+        if start(server, root, stop_at=5, **fields):
+            break
+    assert root.status() == "paused"
     snapshot = folder / "snapshot"
-    shutil.copytree(folder / "run", snapshot)
+    shutil.copytree(root.path, snapshot)
     code, errors = run_forked(server, root, "resume")
     assert code == 0, errors
     other = prepare(folder / "other", text, first=8)
@@ -258,12 +262,18 @@ def test_some_damage_of_some_files_is_found_or_repaired(server, cached: Stopped,
 
 
 @pytest.mark.slow
-def test_every_damage_of_every_file_is_found_or_repaired(server, cached: Stopped, tmp_path):
-    rng = random.Random(2)
-    files = files_of(cached)
-    trials = [(name, kind) for name in files for kind in range(len(DAMAGE))]
+@pytest.mark.parametrize("kind", range(len(DAMAGE)), ids=[damage.__name__ for damage in DAMAGE])
+def test_every_damage_of_every_file_is_found_or_repaired(server, cached: Stopped, tmp_path, kind):
+    """Of the older checkpoints, which a resume does not read, each file is damaged in one way."""
+    rng = random.Random(kind)
+    newest = max(path.name for path in cached.root.glob("tmp/checkpoints/step-*"))
+    trials = []
+    for number, name in enumerate(files_of(cached)):
+        older = "/step-" in name and newest not in name
+        if not older or number % len(DAMAGE) == kind:
+            trials.append((name, kind))
     counts = run_trials(server, cached, tmp_path, trials, rng)
-    assert counts["exact"] > 100 and counts["refused"] > 10
+    assert counts["exact"] > 20 and counts["refused"] > 2
 
 
 @pytest.mark.slow
@@ -275,4 +285,4 @@ def test_damage_of_what_a_loaded_expert_uses_is_found_or_repaired(
     files = [n for n in files_of(online) if any(fnmatch.fnmatch(n, p) for p in used)]
     trials = [(name, kind) for name in files for kind in range(len(DAMAGE))]
     counts = run_trials(server, online, tmp_path, trials, rng)
-    assert counts["exact"] >= 15 and counts["refused"] >= 15
+    assert counts["exact"] >= 10 and counts["refused"] >= 10

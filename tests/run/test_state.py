@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -25,9 +27,19 @@ from engine.events import (
     TextReason,
     TextsRead,
 )
-from engine.run.lock import Owner, hold_lock, identity_of, lock_owner, lock_path
+from engine.run.history import History
+from engine.run.lock import (
+    Owner,
+    hold_lock,
+    identity_of,
+    lock_owner,
+    lock_path,
+    restore_lock,
+)
 from engine.run.state import RunState, StateFile, read_state, state_of, view_of
 from engine.run.view import RunView
+from engine.workspace import runtime_dir
+from tests.support.paths import REPO
 from tests.support.toy_job import PLAN, ToyConfig
 from tests.support.waiting import until
 
@@ -132,12 +144,55 @@ def test_a_root_without_a_run_reads_not_started(ws):
     assert read_state(ws) == RunState()
 
 
-def test_a_damaged_state_file_is_reported_and_stops_nothing(ws):
-    ws.state_file.write_text('{"status": "trai')
+DAMAGED = [b'{"status": "trai', b"\xff\xfe", b"[" * 100_000, b"\x00" * 40, b"[]"]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(5))
+def test_a_damaged_state_file_is_reported_and_stops_nothing(ws, content):
+    ws.state_file.write_bytes(content)
     state = read_state(ws)
-    assert state.status == "not_started" and "can't be read" in state.last_error
+    assert state.status == "not_started" and "is damaged" in state.last_error
     StateFile(ws, "r").write_if_due()
     assert read_state(ws).status == "training"
+
+
+@pytest.mark.parametrize("content", [None, *DAMAGED], ids=range(6))
+def test_the_state_is_rebuilt_from_the_history(ws, content):
+    history = History(ws.history_file)
+    history.begin_run("r", "train", b"{}")
+    events = [
+        started(),
+        step_done(1),
+        step_done(2),
+        CheckpointSaved(step=2, path="p", bytes=1, seconds=1.0),
+    ]
+    history.append("r", 1, [*events, RunEnded(step=2, status="stopped")])
+    history.close()
+    (ws.checkpoints_dir / "step-000000002").mkdir()
+    if content is not None:
+        ws.state_file.write_bytes(content)
+    state = read_state(ws)
+    assert (state.status, state.run_id, state.step) == ("paused", "r", 2)
+    assert (state.preset, state.loss, state.last_checkpoint_step) == ("nano", 2.0, 2)
+
+
+def test_an_interrupted_run_is_rebuilt_as_failed(ws):
+    history = History(ws.history_file)
+    history.begin_run("r", "train", b"{}")
+    history.append("r", 1, [started(), step_done(3)])
+    history.close()
+    ws.state_file.write_bytes(b"{")
+    state = read_state(ws)
+    assert state.status == "failed" and "gladius_train resume" in state.last_error
+
+
+def test_without_history_the_checkpoints_tell_the_step(ws):
+    ws.state_file.write_bytes(b"{")
+    ws.history_file.write_bytes(b"nothing of a database" * 100)
+    (ws.checkpoints_dir / "step-000000004").mkdir()
+    (ws.checkpoints_dir / "step-000000007").mkdir()
+    state = read_state(ws)
+    assert (state.status, state.step, state.last_checkpoint_step) == ("paused", 7, 7)
 
 
 def test_a_state_whose_runner_was_killed_reads_failed(ws):
@@ -207,7 +262,70 @@ def test_the_lock_names_its_owner_and_is_given_back(ws):
         pass
 
 
-@pytest.mark.parametrize("content", [b"", b"not json", b'{"job":"train"}'])
+@pytest.mark.parametrize("content", [None, *DAMAGED], ids=range(6))
+def test_a_lock_that_was_deleted_or_damaged_still_excludes(ws, content):
+    with hold_lock(ws, "train") as owner:
+        if content is None:
+            lock_path(ws, "train").unlink()
+        else:
+            lock_path(ws, "train").write_bytes(content)
+        with pytest.raises(LockedError, match=f"pid {os.getpid()}"), hold_lock(ws, "train"):
+            pass
+        assert restore_lock(ws, owner) and not restore_lock(ws, owner)
+        assert lock_owner(ws, "train") == owner
+    with hold_lock(ws, "train"):
+        pass
+
+
+_HOLDER = """
+import multiprocessing, os, subprocess, sys, time
+from engine.run.lock import hold_lock
+from engine.workspace import Workspace
+if __name__ == "__main__":
+    with hold_lock(Workspace.find(sys.argv[1]), "train"):
+        program = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        spawned = multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,))
+        spawned.start()
+        forked = os.fork()
+        if forked == 0:
+            time.sleep(60)
+            os._exit(0)
+        print(program.pid, spawned.pid, forked, flush=True)
+        time.sleep(60)
+"""
+
+
+def test_children_of_a_killed_runner_do_not_keep_its_lock(ws, tmp_path):
+    script = tmp_path / "holder.py"
+    script.write_text(_HOLDER)
+    holder = subprocess.Popen(
+        [sys.executable, str(script), str(ws.root)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPO)},
+    )
+    assert holder.stdout is not None
+    program, spawned, forked = map(int, holder.stdout.readline().split())
+    try:
+        name = str(runtime_dir(ws.root) / "train.lock")
+        held = {pid: name in open_files(pid) for pid in (holder.pid, program, spawned, forked)}
+        assert held == {holder.pid: True, program: False, spawned: False, forked: True}
+        with pytest.raises(LockedError), hold_lock(ws, "train"):
+            pass
+        holder.kill()
+        holder.wait()
+        with hold_lock(ws, "train") as owner:  # though the forked child still holds the file
+            assert owner.pid == os.getpid()
+    finally:
+        for pid in (program, spawned, forked):
+            os.kill(pid, signal.SIGKILL)
+
+
+def open_files(pid: int) -> set[str]:
+    folder = Path(f"/proc/{pid}/fd")
+    return {os.readlink(entry) for entry in folder.iterdir() if entry.is_symlink()}
+
+
+@pytest.mark.parametrize("content", [b"", b"not json", b'{"job":"train"}', *DAMAGED], ids=range(8))
 def test_a_torn_lock_is_taken_over(ws, content):
     lock_path(ws, "train").write_bytes(content)
     with hold_lock(ws, "train") as owner:

@@ -74,6 +74,7 @@ def write_answers(
     seed: int,
     emit: Callable[[Event], None],
     heartbeat: Callable[[str], None],
+    *,
     commit: str = "",
     repo: str = "",
 ) -> list[JudgedAnswer]:

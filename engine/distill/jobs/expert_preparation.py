@@ -26,6 +26,7 @@ from engine.distill.data.corpus import EncodedCorpus, TextStats
 from engine.distill.data.shard_scoring import score_into
 from engine.distill.data.sources import CachedSource, OnlineSource, Source
 from engine.distill.data.streamed_text import StreamedText
+from engine.distill.jobs.sealed_files import differs, restore_shards, seal_shards
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.teacher.loading import load_tokenizer
 from engine.distill.teacher.model_config import context_of
@@ -115,7 +116,7 @@ def prepare_expert(
     setup.ctx.checkpoint_point(f"preparing {spec.title}")
     shards = _open_shards(setup, spec, examples, split)
     online = setup.config.targets.source == "online"
-    probes = load_probes(shards.folder / _PROBES) if shards.complete else None
+    probes = _stored_probes(setup, spec, shards)
     if shards.complete and not online and not _streams(spec, split) and probes is not None:
         _seal_stored(setup, spec, shards, probes)
         return _from_shards(setup, spec, examples, split, shards, probes)
@@ -200,7 +201,7 @@ def _open_shards(
         what = f"the text that expert {spec.name} teaches"
         setup.sealing.compare("taken", spec.name, key.corpus, what)
         for store in (train, held_out):
-            setup.sealing.restore_shards(store)
+            restore_shards(setup.sealing, store)
     online = setup.config.targets.source == "online"
     required = (held_out,) if online or not examples else (train, held_out)
     complete = [bool(store.open()) and store.complete for store in required]
@@ -241,7 +242,7 @@ def _seal_stored(setup: RunSetup, spec: ExpertSpec, shards: _Shards, probes: Exp
     if setup.sealing is None:
         return
     for store in shards.required:
-        setup.sealing.seal_shards(store)
+        seal_shards(setup.sealing, store)
     what = f"the probes of expert {spec.name} in {shards.folder / _PROBES}"
     setup.sealing.compare("probes", spec.name, probes_digest(probes), what)
 
@@ -309,6 +310,18 @@ def _encode(
 
 def _streams(spec: ExpertSpec, split: SplitText) -> bool:
     return split.streamed is not None and bool(split.streamed.streams_of(spec))
+
+
+def _stored_probes(setup: RunSetup, spec: ExpertSpec, shards: _Shards) -> ExpertProbes | None:
+    """The probes next to complete shards; None where they must be scored (again)."""
+    path = shards.folder / _PROBES
+    probes = load_probes(path) if shards.complete else None
+    if probes is not None and setup.sealing is not None:
+        digest = probes_digest(probes)
+        probes = None if differs(setup.sealing, "probes", spec.name, digest) else probes
+    if probes is None and shards.complete and path.exists():
+        setup.ctx.log(f"{path} is damaged and is made again", "warning")
+    return probes
 
 
 def _score_probes(

@@ -22,6 +22,7 @@ from engine.distill.data.conversations import (
     write_answers,
 )
 from engine.distill.data.streamed_text import StreamedText, open_streams
+from engine.distill.jobs.sealed_files import is_as_sealed, set_aside
 from engine.distill.jobs.setup import RunSetup
 from engine.distill.student import (
     copy_tokenizer,
@@ -113,7 +114,7 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
         if complete_file.is_file():
             return list(read_data_file(complete_file))
         return _write_answers(setup, spec, chosen, complete_file)
-    if sealing.sealed_file("answers", spec.name, complete_file):
+    if is_as_sealed(sealing, "answers", spec.name, complete_file):
         answers = list(read_data_file(complete_file))
     else:
         answers = _write_answers(setup, spec, chosen, complete_file)
@@ -121,7 +122,7 @@ def expert_answers(setup: RunSetup, spec: ExpertSpec) -> list[Example]:
         if known is not None and file_record(complete_file) != known:
             # The stored batches are damaged too: the expert writes them again.
             for file in answer_files(setup.cache_dir(spec)):
-                sealing.set_aside(file.path)
+                set_aside(sealing, file.path)
             answers = _write_answers(setup, spec, chosen, complete_file)
     if answers:
         record = file_record(complete_file)

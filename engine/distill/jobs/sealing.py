@@ -6,7 +6,6 @@ compared before it is used. What differs from the seal is named, never silently 
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -36,15 +35,14 @@ from engine.checkpoint.seal import (
     settings_problem,
     text_problem,
 )
-from engine.config import DataConfig, RunConfig, digest, move_paths
+from engine.config import RunConfig, digest, move_paths
 from engine.distill.teacher.loading import expert_digest
-from engine.distill.teacher.target_store import TargetStore, manifest_of
 from engine.errors import GladiusError, UsageError
 from engine.experts.registry import ExpertSpec, expert_path, read_manifest
 from engine.run.job import JobContext
-from engine.small_files import Damaged, read_bytes, read_json
+from engine.small_files import Damaged, read_bytes
 from engine.text.sources import HUB, parse_hub, source_files
-from engine.workspace import Workspace, moved_path, remove_entry, write_bytes, write_json
+from engine.workspace import Workspace, moved_path, write_bytes
 
 _POLL_SECONDS = 0.1
 _FRESH = "or start a new run with: gladius_train train --fresh"
@@ -89,10 +87,10 @@ class Sealing:
     ) -> None:
         self.sealed = sealed
         self.began = time.time() if sealed is None else sealed.created
-        self._workspace = workspace
+        self.workspace = workspace
         self._config = config
         self._experts = experts
-        self._ctx = ctx
+        self.ctx = ctx
         self._run_id = run_id
         self._hashing = _Hashing(ctx)
         self._text_files = _text_files(config)
@@ -101,21 +99,16 @@ class Sealing:
     @property
     def origin(self) -> str:
         """The root's path when the run began."""
-        return self.sealed.root if self.sealed else str(self._workspace.root)
+        return self.sealed.root if self.sealed else str(self.workspace.root)
 
     @property
     def stored_config(self) -> RunConfig:
         """The config with paths as they were when the run began: what is stored and hashed."""
-        return move_paths(self._config, self._workspace.root, self.origin)
-
-    @property
-    def stored_data(self) -> DataConfig:
-        """The text's config with those paths."""
-        return self.stored_config.data
+        return move_paths(self._config, self.workspace.root, self.origin)
 
     def original(self, path: str | Path) -> str:
         """The path as it was when the run began; it differs in a root that was moved."""
-        return moved_path(str(path), self._workspace.root, self.origin)
+        return moved_path(str(path), self.workspace.root, self.origin)
 
     def begin(self) -> None:
         """Compare settings and versions, and start to hash the text."""
@@ -132,12 +125,12 @@ class Sealing:
             if problem := settings_problem(known, expert_settings(spec)):
                 raise UsageError(
                     f"expert {spec.name} is not as it was when the run began: {problem}; put it "
-                    f"back in {self._workspace.user_config}, {_FRESH}"
+                    f"back in {self.workspace.user_config}, {_FRESH}"
                 )
         for name, version in library_versions().items():
             former = self.sealed.versions.get(name, version)
             if former != version:
-                self._ctx.log(
+                self.ctx.log(
                     f"the run began with {name} {former} and continues with {version}: results "
                     "may differ in the last digits",
                     "warning",
@@ -154,7 +147,7 @@ class Sealing:
         if self.sealed is None:
             return
         problems = [
-            text_problem(moved_path(path, self.origin, self._workspace.root), seal, found.get(path))
+            text_problem(moved_path(path, self.origin, self.workspace.root), seal, found.get(path))
             for path, seal in self.sealed.text.items()
         ]
         problems += [f"{path} was added" for path in found if path not in self.sealed.text]
@@ -192,7 +185,7 @@ class Sealing:
         compared by hash."""
         if self.sealed is not None and spec.name in self.sealed.experts:
             return self.sealed.experts[spec.name].identity
-        return expert_digest(expert_path(self._workspace, spec), spec)
+        return expert_digest(expert_path(self.workspace, spec), spec)
 
     def checking_expert(self, spec: ExpertSpec) -> Callable[[], None]:
         """Start to hash the expert's files; the result compares them, once they are loaded."""
@@ -201,12 +194,12 @@ class Sealing:
 
     def begin_expert(self, spec: ExpertSpec) -> None:
         """Start to hash the expert's files."""
-        path = expert_path(self._workspace, spec)
+        path = expert_path(self.workspace, spec)
         self._hashing.submit(path, lambda: seal_expert(path, self._hashing.heartbeat))
 
     def check_expert(self, spec: ExpertSpec) -> None:
         """Wait until the expert's files are hashed; raises GladiusError if they have changed."""
-        path = expert_path(self._workspace, spec)
+        path = expert_path(self.workspace, spec)
         self.begin_expert(spec)
         found: dict[str, FileRecord] = self._hashing.wait(path)
         remedy = f"put it back in {path}"
@@ -230,58 +223,13 @@ class Sealing:
             identity=self.identity(spec), settings=expert_settings(spec), files=found
         )
 
-    # What is kept on disk
-
-    def restore_shards(self, store: TargetStore) -> None:
-        """Write the sealed manifest of the shards where the one on disk differs."""
-        known = self.sealed_value("shards", self._folder_name(store))
-        if known is None:
-            return
-        path = store.folder / "manifest.json"
-        try:
-            present = read_json(path)
-        except (OSError, Damaged):
-            present = None
-        if present != known:
-            store.folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, known)
-            if present is not None or any(store.folder.glob("*.safetensors")):
-                self._ctx.log(f"{path} was damaged and was restored from the seal", "warning")
-
-    def seal_shards(self, store: TargetStore) -> None:
-        """Compare complete shards with the seal, or add them to it."""
-        name = self._folder_name(store)
-        self.compare("shards", name, manifest_of(store), f"the scored text in {store.folder}")
-
-    def _folder_name(self, store: TargetStore) -> str:
-        return store.folder.relative_to(self._workspace.experts_cache_dir).as_posix()
-
-    def sealed_file(self, section: str, name: str, path: Path) -> bool:
-        """Whether a small file may be used: it is there and as sealed. A damaged one is moved
-        aside."""
-        known = self.sealed_value(section, name)
-        if not path.is_file():
-            return False
-        if known is None or file_record(path) == known:
-            return True
-        self.set_aside(path)
-        return False
-
-    def set_aside(self, path: Path) -> None:
-        """Rename a damaged file, with a warning."""
-        aside = path.with_name(f"{path.name}.damaged-{time.strftime('%Y%m%d-%H%M%S')}")
-        if os.path.lexists(aside):
-            remove_entry(aside)
-        path.rename(aside)
-        self._ctx.log(f"{path} is not as sealed: moved to {aside.name} and made again", "warning")
+    # The seal itself
 
     def tokenizer_problem(self, folder: Path) -> str | None:
         """What differs from the sealed tokenizer; None if nothing does."""
         if self.sealed is None:
             return None
         return files_problem(self.sealed.tokenizer, tokenizer_records(folder))
-
-    # The seal itself
 
     def complete(self, vocabulary: str, streams: Mapping[str, str]) -> bytes:
         """Check what is not checked yet, and write the seal of a new run; returns its bytes.
@@ -292,7 +240,7 @@ class Sealing:
         if self.sealed is None:
             for spec in self._experts:
                 self.check_expert(spec)
-        folder = self._workspace.checkpoints_dir
+        folder = self.workspace.checkpoints_dir
         tokenizer = tokenizer_records(folder / TOKENIZER)
         if self.sealed is not None:
             if problem := files_problem(self.sealed.tokenizer, tokenizer):
@@ -372,14 +320,14 @@ class _Hashing:
     """Hashes files in a thread, one after the other."""
 
     def __init__(self, ctx: JobContext) -> None:
-        self._ctx = ctx
+        self.ctx = ctx
         self._tasks: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._futures: dict[Path, Future[Any]] = {}
         self._thread: threading.Thread | None = None
 
     def heartbeat(self) -> None:
         """Called by the thread every few MiB."""
-        self._ctx.heartbeat("checking files")
+        self.ctx.heartbeat("checking files")
 
     def submit(self, path: Path, work: Callable[[], Any]) -> None:
         """Hash what is at `path`, unless that was submitted before."""
@@ -397,9 +345,9 @@ class _Hashing:
         a file can't be read."""
         future = self._futures[path]
         while not wait([future], timeout=_POLL_SECONDS).done:
-            self._ctx.checkpoint_point(f"checking {path.name}")
+            self.ctx.checkpoint_point(f"checking {path.name}")
             done = sum(other.done() for other in self._futures.values())
-            self._ctx.progress(
+            self.ctx.progress(
                 "seal", "comparing files with the seal", done, len(self._futures), after=2.0
             )
         try:

@@ -55,4 +55,4 @@ class RunSetup:
     @property
     def stored_data(self) -> DataConfig:
         """The text's config with the paths of when the run began."""
-        return self.config.data if self.sealing is None else self.sealing.stored_data
+        return (self.sealing.stored_config if self.sealing else self.config).data

@@ -91,7 +91,7 @@ class CheckpointPolicy:
             return  # requested while another one waits for room
         self._last_save = time.monotonic()
         # So that the history has every step of every checkpoint, whatever is killed.
-        self._ctx.commit()
+        self._ctx.link.commit()
         try:
             saved = self._retried(
                 lambda: self.store.save(

@@ -13,7 +13,7 @@ from engine.checkpoint.manifest import is_run_file
 from engine.checkpoint.train_state import TrainState
 from engine.config import RunConfig, digest, to_json
 from engine.distill.train.journal import Journal
-from engine.events import Event, encode, is_metric
+from engine.events import EarlierEvents, Event, encode, is_metric
 from engine.run.job import JobContext
 
 _KEPT = 1000
@@ -34,8 +34,8 @@ class RecentEvents:
         stored = b"" if state is None else state.files.get(EVENTS, b"")
         self._lines: deque[bytes] = deque(stored.splitlines(), maxlen=_MAX_KEPT)
         if self._lines:
-            ctx.fill_in(tuple(line.decode() for line in self._lines))
-        ctx.watch(self._add)
+            ctx.link.emit(EarlierEvents(lines=tuple(line.decode() for line in self._lines)))
+        ctx.watch = self._add
 
     def _add(self, event: Event) -> None:
         if is_metric(event):

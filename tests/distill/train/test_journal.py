@@ -69,6 +69,80 @@ def test_a_damaged_line_is_named_and_not_skipped(journal: Journal, line: bytes) 
         journal.read()
 
 
+def test_a_changed_digit_is_found(journal: Journal) -> None:
+    """It is a valid decision: without the digests it would be obeyed."""
+    fill(journal)
+    whole = journal.path.read_bytes()
+    journal.path.write_bytes(whole.replace(b'"value":0.5', b'"value":0.6'))
+    with pytest.raises(GladiusError, match="line 5 is damaged"):
+        journal.read()
+    lines = whole.splitlines(keepends=True)
+    journal.path.write_bytes(b"".join(lines[:2] + lines[3:]))  # a line was removed
+    with pytest.raises(GladiusError, match="line 3 is damaged"):
+        journal.read()
+
+
+def test_a_journal_without_digests_is_read_and_continued(journal: Journal) -> None:
+    old = b"".join(msgspec.json.encode(d) + b"\n" for d in DECISIONS[:3])
+    journal.path.write_bytes(old)
+    assert journal.read() == DECISIONS[:3]
+    journal.append(DECISIONS[3])
+    assert journal.read() == DECISIONS[:4]
+    changed = journal.path.read_bytes().replace(b'"step":20', b'"step":21')
+    journal.path.write_bytes(changed)  # the later line protects those before it
+    with pytest.raises(GladiusError, match="damaged"):
+        journal.read()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: data[:-40],
+        lambda data: data.replace(b'"value":4', b'"value":8'),
+        lambda data: b"\xff" + data,
+        lambda data: b"[" * 100_000 + b"\n",
+        lambda data: b'{"step":1,"kind":"phase_end","value":1}\n',
+    ],
+)
+def test_a_damaged_journal_is_restored_from_the_checkpoint(journal: Journal, damage) -> None:
+    fill(journal)
+    stored = journal.data()
+    assert journal.restore(stored) == ""
+    journal.path.write_bytes(damage(stored))
+    assert "restored from the checkpoint" in journal.restore(stored)
+    assert Journal(journal.path).read() == DECISIONS
+    journal.append(DECISIONS[0])
+    assert Journal(journal.path).read() == [*DECISIONS, DECISIONS[0]]
+
+
+def test_decisions_after_the_checkpoint_stay_up_to_the_damaged_one(journal: Journal) -> None:
+    for decision in DECISIONS[:3]:
+        journal.append(decision)
+    stored = journal.data()
+    for decision in DECISIONS[3:]:
+        journal.append(decision)
+    assert journal.restore(stored) == ""
+    assert journal.read() == DECISIONS
+    journal.path.write_bytes(journal.path.read_bytes().replace(b'"value":12', b'"value":13'))
+    assert "line 6 is damaged" in journal.restore(stored)
+    assert journal.read() == DECISIONS[:5]
+
+
+def test_a_truncated_journal_is_not_taken_for_a_damaged_one(journal: Journal) -> None:
+    """A run that resumes from before its decay decides about its decay again; the checkpoint from
+    before it has a copy of the former decision."""
+    fill(journal)
+    stored = journal.data()
+    journal.truncate(40)
+    assert journal.restore(stored) == ""
+    assert journal.read() == [d for d in DECISIONS if d.step < 40]
+    journal.append(Decision(60, "decay_start", 20, "longer"))
+    assert journal.restore(stored) == ""
+    journal.path.write_bytes(journal.path.read_bytes().replace(b'"value":4', b'"value":8'))
+    assert "restored" in journal.restore(stored)
+
+
 def test_truncate_removes_the_decisions_from_a_step_on(journal: Journal) -> None:
     fill(journal)
     journal.truncate(40)
