@@ -13,7 +13,7 @@ from pathlib import Path
 
 import msgspec
 
-from engine.errors import UsageError
+from engine.errors import GladiusError, UsageError
 from engine.workspace import Workspace, append_line, tree_bytes
 
 _PARTIAL = re.compile(
@@ -120,9 +120,24 @@ def clean_targets(
                 deep = name == "partials" and attribute not in _SHALLOW
                 entries = _matching(folder, pattern, deep=deep)
             for entry in entries:
+                if name == "experts" and not _is_downloaded(ws, entry):
+                    continue
                 if entry not in found and not any(parent in found for parent in entry.parents):
                     found[entry] = tree_bytes(entry)
     return list(found.items())
+
+
+def _is_downloaded(ws: Workspace, folder: Path) -> bool:
+    """Whether a folder below tmp/models/ is an expert's: it has the record of its download, or the
+    name of an expert, whose download was cut."""
+    from engine.experts.registry import MANIFEST, load_experts
+
+    if folder.is_symlink() or (folder / MANIFEST).is_file():
+        return True
+    try:
+        return folder.name in load_experts(ws)
+    except GladiusError:
+        return False
 
 
 def linked_folders(ws: Workspace, names: Sequence[str] = CLEANED_BY_DEFAULT) -> list[Path]:

@@ -209,6 +209,7 @@ class _Runner:
         try:
             if path is None:
                 raise OSError("there is no private folder for its socket; set XDG_RUNTIME_DIR")
+            runtime_dir(self._ws.root)  # another job that has ended may just have deleted it
             self._record.server = ControlServer(
                 path,
                 run_id=self._request.run_id,
@@ -216,7 +217,7 @@ class _Runner:
                 seq=self._record.seq,
                 on_command=on_command,
             )
-        except OSError as error:
+        except (OSError, GladiusError) as error:
             self._record.log("warning", f"no viewer can attach to this run: {error}")
 
     def _read_hardware(self, over: threading.Event) -> None:

@@ -192,6 +192,10 @@ def test_files_of_the_user_stay_whatever_they_are_called(ws: Workspace):
     (ws.model_dir / "gladius.gguf").write_text("x")
     assert clean(ws, "models", "--confirm").returncode == 0
     assert not [path for path in mine if not path.exists()]
+    # A folder of the user among the experts has no record of a download.
+    (ws.experts_dir / "my models").mkdir()
+    assert clean(ws, "experts", "--confirm").returncode == 0
+    assert os.listdir(ws.experts_dir) == ["my models"]
     left = sorted(path.name for path in ws.model_dir.iterdir())
     assert left == [".mine.1-2.tmp", "notes.md"]
 

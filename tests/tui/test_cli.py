@@ -303,3 +303,28 @@ def test_a_terminal_that_is_not_utf_8_gets_every_line(root, words):
         assert len(there.splitlines()) == len(here.splitlines())
     if "--json" in words:
         assert json.loads(found[1]) == json.loads(expected[1])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("train", "--set", "\x1b[2J.x=1"),
+        ("train", "--experts", "\x1b]0;title\x07"),
+        ("train", "--config", "no\u202efile.toml"),
+        ("train", "--data", "no\x9b31mfile"),
+        ("export", "--type", "\x1b[31m"),
+        ("models", "add", "a\x1b[31m", "./x"),
+        ("status", "--root", "a\x00b"),
+        ("validate", "--model", "\udcff\udcfe"),
+        ("\x1b[31m",),
+    ],
+)
+def test_what_is_typed_is_quoted_without_control_characters(root, words, capsys):
+    from gladius_tui import cli
+    from tests.support.hostile_events import is_clean
+
+    where = () if "--root" in words else ("--root", str(root.root))
+    assert cli.main([*where, "--no-ui", *words]) in (1, 2, 3)
+    output = capsys.readouterr()
+    assert output.err.startswith("error: ") and is_clean(output.err) and is_clean(output.out)
+    assert "this is a bug" not in output.err

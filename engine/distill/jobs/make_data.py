@@ -4,6 +4,8 @@ the same config.
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 import torch
 
@@ -16,6 +18,7 @@ from engine.errors import MissingError
 from engine.events import JobRequest
 from engine.experts.registry import ExpertSpec, expert_path, load_experts
 from engine.experts.verify import is_ready
+from engine.run.disk import retry_when_full
 from engine.run.job import JobContext, JobStopped, run_started
 from engine.workspace import Workspace
 
@@ -44,7 +47,8 @@ def main(ctx: JobContext, request: JobRequest) -> int:
     pool = TeacherPool(workspace, ctx, device, dtype, keep_all=False)
     try:
         for spec in experts:
-            _make(workspace, config, spec, pool, ctx)
+            make = partial(_make, workspace, config, spec, pool, ctx)
+            retry_when_full(ctx, make, what="the answers")
     except JobStopped:
         return ctx.ended("stopped", "stopped; run the same command again to continue")
     return ctx.ended("completed")

@@ -93,7 +93,9 @@ def score(
     correct: dict[str, list[bool]] = {}
     for prompt, answer in zip(prompts, answers, strict=True):
         heartbeat("checking answers")
-        correct.setdefault(prompt.capability, []).append(is_right(prompt, answer))
+        reason = reason_of(prompt, answer)
+        if reason != "code_not_run":  # says nothing about the answer
+            correct.setdefault(prompt.capability, []).append(reason == "")
     return CapabilitiesScored(
         who=name,
         scores=tuple(
@@ -105,10 +107,16 @@ def score(
 
 
 def is_right(prompt: Prompt, answer: Answer) -> bool:
-    """Whether the checkers accept the answer; an open text may be cut at the short token limit."""
+    """Whether the checkers accept the answer."""
+    return reason_of(prompt, answer) == ""
+
+
+def reason_of(prompt: Prompt, answer: Answer) -> str:
+    """Why the checkers do not accept the answer, "" if they do; an open text may be cut at the
+    short token limit."""
     complete = answer.complete or is_open(prompt)
     questions = [m.content for m in prompt.messages if m.role == "user"]
-    return judge((nfc(answer.text),), complete, questions, prompt.check) == ""
+    return judge((nfc(answer.text),), complete, questions, prompt.check)
 
 
 def score_student(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shlex
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.events import Paste
 from textual.widgets import Input, Label, Select
 
+from engine.foreign_text import shown
 from gladius_tui.app.widgets.line_input import LineInput
 
 
@@ -37,7 +39,12 @@ def text_input(name: str, placeholder: str, *, several: bool = False) -> Input:
 
 def select(name: str, values: list[tuple[str, str]], value: str) -> Select[str]:
     """A field with a list of (label, value) to choose from."""
-    return Select(values, id=name, value=value, compact=True, allow_blank=False)
+    return Select(_plain(values), id=name, value=value, compact=True, allow_blank=False)
+
+
+def _plain(values: list[tuple[str, str]]) -> list[tuple[Text, str]]:
+    """The labels as text that is not parsed as markup."""
+    return [(Text(shown(label)), value) for label, value in values]
 
 
 def form_row(label: str, widget: Input | Select[str]) -> ComposeResult:
@@ -49,9 +56,10 @@ def form_row(label: str, widget: Input | Select[str]) -> ComposeResult:
 
 def set_options(field: Select[str], values: list[tuple[str, str]]) -> None:
     """Offer these (label, value); the current value stays selected if it is still offered."""
-    if list(field._options) == list(values):  # Select.set_options would close an open list
+    options = _plain(values)
+    if list(field._options) == options:  # Select.set_options would close an open list
         return
     former = field.value
-    field.set_options(values)
+    field.set_options(options)
     if former in [value for _, value in values]:
         field.value = former

@@ -15,7 +15,7 @@ from textual.widgets import Input, Label, Select
 
 from gladius_tui.app.model.form import Form
 from gladius_tui.app.widgets.expert_list import ExpertList
-from gladius_tui.app.widgets.form_fields import form_row, select, text_input
+from gladius_tui.app.widgets.form_fields import form_row, select, set_options, text_input
 
 _DEVICES = ("auto", "cuda", "mps", "cpu")
 _DEFAULT_PRESET = "nano"
@@ -77,7 +77,7 @@ class TrainForm(VerticalScroll):
         with self.prevent(Select.Changed):
             if not self.ready:
                 field = self.query_one("#preset", Select)
-                field.set_options([(name, name) for name in presets])
+                set_options(field, [(name, name) for name in presets])
                 field.value = _DEFAULT_PRESET if _DEFAULT_PRESET in presets else presets[0]
             self.query_one(ExpertList).set_experts(experts)
         self.ready = True
