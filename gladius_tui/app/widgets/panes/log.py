@@ -34,7 +34,8 @@ class LogPane(Pane):
 
     def show(self, run: RunView | None, now: float) -> None:
         super().show(run, now)
-        title = f"Log · “{self.search}” {self.matches}" if self.search else "Log"
+        text = f"Log · “{self.search}” {self.matches}" if self.search else "Log"
+        title = Content(text).markup  # a title is markup: brackets that were typed are escaped
         if title != self.border_title:
             self.border_title = title
 

@@ -93,8 +93,9 @@ async def test_the_log_is_searched(root, size):
         await until(pilot, lambda: screen.enlarged == "log")
         await pilot.press("escape", "escape")
         await until(pilot, lambda: screen.query_one("#filter", Input).value == "")
-        await pilot.press("slash", *"nowhere", "enter")
+        await pilot.press("slash", "left_square_bracket", *"bold", "right_square_bracket", "enter")
         await until(pilot, lambda: "no matches" in pane_text(screen, "log"))
+        await until(pilot, lambda: "Log · “[bold]” 0" in text_of(screen))  # it is no markup
 
 
 async def test_a_shorter_text_leaves_nothing_of_the_longer_one(root):
