@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 
+import pytest
+
 from engine.events import QuestionAnswered, decode_event
 from engine.run.lock import lock_owner
 from tests.support.waiting import until
@@ -16,6 +18,7 @@ def answer(text: str) -> QuestionAnswered:
     return event
 
 
+@pytest.mark.slow
 def test_a_run_is_named_asked_and_exported(root):
     training = root.start(*root.training(), "--name", "first", "--note", "of two")
     training.reach(3)

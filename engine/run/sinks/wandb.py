@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import wandb  # pyright: ignore[reportMissingImports]
 
@@ -37,7 +38,7 @@ class WandbSink:
         self._run.finish(exit_code=0 if status in ("completed", "stopped") else 1)
 
 
-def _mode() -> str:
+def _mode() -> Any:
     """WANDB_MODE, else online where an account is configured; never a question at the terminal."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode

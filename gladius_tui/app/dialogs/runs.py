@@ -28,7 +28,8 @@ _SIGNS = {
     "finished": ("✓", "success"),
     "failed": ("✗", "error"),
 }
-_WIDE = 100
+_WIDE, _MEDIUM = 100, 76
+"""Columns of the terminal from which on preset and note, and the date, are shown."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RunsTable(Dialog[RunsChoice | None]):
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog") as dialog:
             dialog.border_title = "Runs"
-            dialog.border_subtitle = "enter open · o overlay · c compare · n name · t note · esc"
+            dialog.border_subtitle = "enter open · o overlay · c compare · n name · t note"
             yield Table(id="runs-table", classes="")
             yield Static("reading the history …", id="runs-line", markup=False)
 
@@ -76,24 +77,29 @@ class RunsTable(Dialog[RunsChoice | None]):
     def _show(self) -> None:
         if not self.is_mounted or not self.query(Table):
             return
-        wide = self.size.width >= _WIDE
-        header = ["", "run", "date", "state", "steps>", "best>"]
-        header += ["preset", "note"] if wide else []
-        table = self.query_one(Table)
-        table.fill(header, {run.run_id: self._row(run, wide) for run in self.runs.values()})
+        width = self.size.width
+        columns = ["", "run", "date", "state", "steps>", "best>", "preset", "note"]
+        shown = [n for n in range(len(columns)) if width >= _WIDE or n < 6]
+        shown = shown if width >= _MEDIUM else [n for n in shown if columns[n] != "date"]
+        rows = {run.run_id: self._row(run) for run in self.runs.values()}
+        self.query_one(Table).fill(
+            [columns[n] for n in shown],
+            {run_id: [row[n] for n in shown] for run_id, row in rows.items()},
+        )
         self.show_line()
 
-    def _row(self, run: RunSummary, wide: bool) -> list[Cell]:
+    def _row(self, run: RunSummary) -> list[Cell]:
         sign, colour = _SIGNS[run.status]
-        cells: list[Cell] = [
+        return [
             "▸" if run.run_id == self._shown else "",
             run.title,
             time.strftime("%d %b %H:%M", time.localtime(run.started)),
             coloured(self.app, f"{sign} {run.status}", colour),
             f"{run.steps:,}",
             NONE if run.best_bits is None else f"{run.best_bits:.3f}",
+            run.preset,
+            run.note,
         ]
-        return [*cells, run.preset, run.note] if wide else cells
 
     @property
     def selected(self) -> RunSummary | None:

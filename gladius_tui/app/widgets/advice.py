@@ -9,8 +9,8 @@ from engine.run.view import RunView
 from gladius_tui.app.model.texts import cut
 
 _NEXT = {
-    "completed": "Finished. Next: 6 validate the model · 5 export it · i ask it",
-    "ended": "Stopped. Next: r resume · 6 validate or 5 export the newest checkpoint · i ask it",
+    "completed": "Finished. Next: 6 validate · 5 export · i ask it",
+    "ended": "Stopped. Next: r resume · 6 validate · 5 export · i ask",
     "failed": "Next: r resume · / search the log for the reason",
 }
 _LINES = 3
