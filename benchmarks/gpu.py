@@ -43,10 +43,11 @@ from transformers import (
 from benchmarks.timing import narrate
 from engine.checkpoint.store import CheckpointStore
 from engine.config import RunConfig, StudentConfig, load_config, to_json
-from engine.distill.align.alignment import Alignment, align
+from engine.distill.align.alignment import Alignment, align, concatenate
 from engine.distill.align.blocks import EncodedBlock
 from engine.distill.align.projection import Projector
 from engine.distill.align.tables import build_tables
+from engine.distill.attention import without_mask
 from engine.distill.data.packing import Batch, make_batch
 from engine.distill.device import to_device, turn_off_cudnn_attention
 from engine.distill.teacher.scoring import OnlineTargets, TeacherOutput
@@ -212,8 +213,6 @@ def make_text(
     sizes: Sizes, student: RandomVocabulary, teacher: RandomVocabulary, seed: int
 ) -> Text:
     """Documents of random student tokens that fill a row."""
-    from engine.distill.align.alignment import concatenate
-
     rng = np.random.default_rng(seed)
     blocks, teacher_ids, alignments, used = [], [], [], 0
     while used + sizes.document <= sizes.length:
@@ -444,7 +443,8 @@ class OnlineStep:
     @torch.no_grad()
     def teacher(self) -> Tensor:
         ids = to_device(self.ids, self.device)
-        hidden = self.expert.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        with without_mask(self.expert, self.length):
+            hidden = self.expert.base_model(input_ids=ids, use_cache=False).last_hidden_state
         return hidden.flatten(0, 1)[to_device(self.at, self.device)]
 
     def targets(self, hidden: Tensor) -> SoftSource:
@@ -467,7 +467,11 @@ class OnlineStep:
     def student(self, batch: Batch) -> Tensor:
         model = self.bench.session.model
         return hidden_states(
-            model, batch.input_ids, batch.mask, batch.position_ids, self.bench.dtype
+            model,
+            batch.input_ids,
+            batch.attention(self.bench.dtype),
+            batch.position_ids,
+            self.bench.dtype,
         )
 
     def optimize(self) -> None:

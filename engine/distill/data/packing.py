@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import msgspec
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.distill.align.blocks import EncodedBlock
+from engine.distill.attention import Segments, why_not_packed
 from engine.distill.data.cursors import Cursor, StreamPosition
 from engine.distill.data.sources import EpochBlocks
 from engine.distill.device import padded_length, to_device
@@ -155,7 +157,8 @@ class Batch:
     Attributes:
         input_ids: (B, L) int64, padded at the end of a row.
         position_ids: (B, L) int64, from 0 in each block.
-        mask: (B, 1, L, L) bool: within a block, and not ahead.
+        segment: (B, L) int32, number of the block in its row; -1: padding.
+        segments: the blocks and the padding, for attention without a mask.
         gather: (N,) int64 flat indices into B x L of the positions that predict the labels.
         labels: (N,) int64 scored tokens.
         is_end: (N,) bool, on the CPU.
@@ -164,11 +167,24 @@ class Batch:
 
     input_ids: Tensor
     position_ids: Tensor
-    mask: Tensor
+    segment: Tensor
+    segments: Segments
     gather: Tensor
     labels: Tensor
     is_end: Tensor
     tokens: int
+
+    @cached_property
+    def mask(self) -> Tensor:
+        """(B, 1, L, L) bool: within a block, and not ahead."""
+        length = self.segment.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.segment.device).tril()
+        return ((self.segment[:, :, None] == self.segment[:, None, :]) & causal)[:, None]
+
+    def attention(self, dtype: torch.dtype) -> Tensor | Segments:
+        """What `forward.hidden_states` needs on this device, with products of this dtype."""
+        packed = why_not_packed(self.segment.device, dtype) == ""
+        return self.segments if packed else self.mask
 
 
 def make_batch(rows: Sequence[Sequence[EncodedBlock]], device: torch.device) -> Batch:
@@ -193,16 +209,19 @@ def make_batch(rows: Sequence[Sequence[EncodedBlock]], device: torch.device) -> 
             at += size
         tokens += at
 
+    # Blocks begin where the number changes, rows where they begin.
+    begins = np.ones_like(segment, dtype=bool)
+    begins[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    edges = np.append(np.flatnonzero(begins), begins.size).astype(np.int32)
+
     def put(array: np.ndarray) -> Tensor:
         return to_device(torch.from_numpy(array), device)
 
-    segments = put(segment)
-    causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-    mask = (segments[:, :, None] == segments[:, None, :]) & causal
     return Batch(
         input_ids=put(ids),
         position_ids=put(positions),
-        mask=mask[:, None],
+        segment=put(segment),
+        segments=Segments(put(edges), int(np.diff(edges).max())),
         gather=put(np.concatenate(gather)),
         labels=put(np.concatenate(labels)),
         is_end=torch.from_numpy(np.concatenate(is_end)),

@@ -23,6 +23,7 @@ from engine.cleaning import record_made
 from engine.config import digest, to_json
 from engine.determinism import refuse_nondeterminism, set_deterministic
 from engine.distill.align.vocabulary import ByteVocabulary
+from engine.distill.attention import why_not_packed
 from engine.distill.jobs.memory_fit import fit_into_memory
 from engine.distill.jobs.preparation import PreparedRun, prepare_run
 from engine.distill.jobs.resume import (
@@ -144,6 +145,9 @@ def _set_up_torch(run: TrainingRun, start: StartingPoint) -> None:
     set_deterministic(run.config.device.deterministic, run.device)
     if run.device.type == "cuda":
         gpu = torch.cuda.get_device_properties(0)
+        why = why_not_packed(run.device, run.dtype)
+        if why:
+            run.ctx.log(f"attention uses dense masks, packed attention is not available: {why}")
         run.ctx.log(f"GPU: {gpu.name}, {gpu.total_memory / GIB:.1f} GiB, id {gpu.uuid}")
 
 

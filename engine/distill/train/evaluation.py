@@ -50,7 +50,7 @@ def evaluate_expert(
         text_bytes += sum(store.block(n).text_bytes for n in blocks)
         targets = store.targets(blocks, 0)
         hidden = hidden_states(
-            model, batch.input_ids, batch.mask, batch.position_ids, dtype
+            model, batch.input_ids, batch.attention(dtype), batch.position_ids, dtype
         )  # (B, L, H)
         for part in score_positions(
             hidden.flatten(0, 1)[batch.gather],

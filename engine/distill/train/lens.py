@@ -234,7 +234,9 @@ class Lens:
         self, name: str, probes: ExpertProbes, model: LlamaForCausalLM, dtype: torch.dtype
     ) -> Iterator[ProbeRead]:
         batch = make_batch([[block] for block in probes.blocks], model.device)
-        hidden = hidden_states(model, batch.input_ids, batch.mask, batch.position_ids, dtype)
+        hidden = hidden_states(
+            model, batch.input_ids, batch.attention(dtype), batch.position_ids, dtype
+        )
         head = model.get_output_embeddings().weight  # type: ignore[union-attr]
         z = hidden.flatten(0, 1)[batch.gather].float() @ head.float().t()
         log_p = z.log_softmax(1).cpu()  # (N, V)

@@ -240,7 +240,11 @@ class Trainer:
         batch = batch_of(rows, self.session.device)
         targets = self.batches.soft_targets(rows)
         hidden = hidden_states(
-            self.session.model, batch.input_ids, batch.mask, batch.position_ids, self.dtype
+            self.session.model,
+            batch.input_ids,
+            batch.attention(self.dtype),
+            batch.position_ids,
+            self.dtype,
         )  # (B, L, H)
         parts = distillation_loss(
             hidden.flatten(0, 1)[batch.gather],  # (N, H)
