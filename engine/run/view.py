@@ -40,8 +40,16 @@ from engine.events import (
 from engine.run.job import MAX_RESTARTS
 
 Status = Literal[
-    *("preparing", "training", "paused", "stopping", "restarting", "stalled", "stopped"),
-    *("completed", "ended", "failed"),
+    "preparing",
+    "training",
+    "paused",
+    "stopping",
+    "restarting",
+    "stalled",
+    "stopped",
+    "completed",
+    "ended",
+    "failed",
 ]
 """`stopped`: the worker process is suspended; `ended`: the run was stopped and can be resumed."""
 

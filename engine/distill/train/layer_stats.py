@@ -70,8 +70,8 @@ class LayerMonitor:
         samples = self._samples()
         if self._former is not None:
             weights = _squares(samples)
-            update = _squares(torch._foreach_sub(samples, self._on_device(self._former)))
-            moved = _squares(torch._foreach_sub(samples, self._on_device(self._initial)))
+            update = _squares(_differences(samples, self._on_device(self._former)))
+            moved = _squares(_differences(samples, self._on_device(self._initial)))
             squares = torch.stack([weights, update, moved]).tolist()  # one wait for the device
             self._ctx.emit(
                 LayerStats(step=step, interval=self._interval, groups=self._groups(*squares))
@@ -135,9 +135,13 @@ def _stride(matrix: Tensor) -> int:
     return stride
 
 
-def _squares(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+def _differences(after: list[Tensor], before: list[Tensor]) -> list[Tensor]:
+    return list(torch._foreach_sub(after, before))  # type: ignore[attr-defined]
+
+
+def _squares(tensors: list[Tensor]) -> Tensor:
     """(n,) the squared norm of each tensor."""
-    return torch.stack(list(torch._foreach_norm(list(tensors)))).square()
+    return torch.stack(list(torch._foreach_norm(tensors))).square()  # type: ignore[attr-defined]
 
 
 def _ratio(change: float, weight: float) -> float | None:
