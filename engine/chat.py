@@ -81,9 +81,16 @@ class ChatRenderer:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, chat_format: ChatFormat = "template"
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        chat_format: ChatFormat = "template",
+        *,
+        as_learnt: bool = False,
     ) -> None:
+        """as_learnt: tools and reasoning are text where the template has another form for them than
+        the one that a student learns."""
         self.tokenizer = tokenizer
+        self._as_learnt = as_learnt
         self.chat_format: ChatFormat = chat_format
         self.is_phi = chat_format == "phi" or not tokenizer.chat_template
         self._forms: dict[tuple[str, ...], ChatForm | str] = {}
@@ -92,31 +99,32 @@ class ChatRenderer:
 
     def with_tokenizer(self, tokenizer: PreTrainedTokenizerFast) -> ChatRenderer:
         """The same renderer with a copy of the tokenizer, for another thread."""
-        return ChatRenderer(tokenizer, self.chat_format)
+        return ChatRenderer(tokenizer, self.chat_format, as_learnt=self._as_learnt)
 
     def form(self, messages: Sequence[Message], tools: Tools | None = None) -> ChatForm:
         """The form in which the template renders every part of the conversation.
 
         Raises ChatRefused where there is none, with the template's words on the first form.
         """
-        thinks = any(m.reasoning_content for m in messages)
-        if thinks or uses_tools(messages, tools):
-            return self._find_form(messages, tools)
+        if any(m.reasoning_content for m in messages) or uses_tools(messages, tools):
+            return self._find_form(messages, tools)[0]
         # Without tools and reasoning, the order of the roles decides.
         key = tuple(m.role for m in messages)
         found = self._forms.get(key)
-        if found is None:
-            try:
-                found = self._find_form(messages, tools)
-            except ChatRefused as refused:
-                if refused.reason != REFUSES:
-                    raise
-                found = refused.words
-            if len(self._forms) < _MAX_FORMS:
-                self._forms[key] = found
         if isinstance(found, str):
             raise ChatRefused(REFUSES, found)
-        return found
+        if found is not None:
+            return found
+        remember = len(self._forms) < _MAX_FORMS
+        try:
+            form, by_roles = self._find_form(messages, tools)
+        except ChatRefused as refused:
+            if refused.reason == REFUSES and remember:
+                self._forms[key] = refused.words
+            raise
+        if by_roles and remember:
+            self._forms[key] = form
+        return form
 
     def render(
         self,
@@ -215,6 +223,11 @@ class ChatRenderer:
         """Whether the template writes reasoning as a student does."""
         return f"{THINK_START}{_MARK}{THINK_END}{_MARK_2}" in self._probe_reasoning
 
+    @property
+    def writes_as_learnt(self) -> bool:
+        """Whether the template writes calls and reasoning as a student does."""
+        return self.writes_calls and self.writes_reasoning
+
     @cached_property
     def _probe_reasoning(self) -> str:
         if self.is_phi:
@@ -225,8 +238,10 @@ class ChatRenderer:
         except ChatRefused:
             return ""
 
-    def _find_form(self, messages: Sequence[Message], tools: Tools | None) -> ChatForm:
+    def _find_form(self, messages: Sequence[Message], tools: Tools | None) -> tuple[ChatForm, bool]:
+        """The first form that is rendered completely, and whether no other one lost a part."""
         refused: ChatRefused | None = None
+        by_roles = True
         for form in self._candidates(messages, tools):
             try:
                 text = self.render(form, messages, tools, generation_prompt=False)
@@ -236,17 +251,20 @@ class ChatRenderer:
             turns = form.apply(messages, tools)
             dropped = missing_part(text, turns, None if form.text_tools else tools)
             if not dropped:
-                return form
+                return form, by_roles
+            by_roles = False
             refused = refused or ChatRefused(DROPS, dropped)
         assert refused is not None
         raise refused
 
     def _candidates(self, messages: Sequence[Message], tools: Tools | None) -> Iterator[ChatForm]:
         """Forms, those that change the least first."""
+        as_text = self._as_learnt and not self.writes_as_learnt
         text_tools = [False]
         if uses_tools(messages, tools):
-            text_tools = [False, True] if self.has_tools else [True]
-        text_reasoning = any(m.reasoning_content for m in messages) and not self.has_reasoning
+            text_tools = [False, True] if self.has_tools and not as_text else [True]
+        thinks = any(m.reasoning_content for m in messages)
+        text_reasoning = thinks and (as_text or not self.has_reasoning)
         for one in text_tools:
             base = ChatForm(text_tools=one, text_reasoning=text_reasoning)
             turns = base.apply(messages, tools)
@@ -276,7 +294,7 @@ class ChatRenderer:
         if not found:
             return 0, "", ""
         rest = after.lstrip(" \n")
-        ends = tuple(t for t in (self.tokenizer.eos_token, *self.tokenizer.all_special_tokens) if t)
+        ends = tuple(str(t) for t in self.tokenizer.all_special_tokens)
         closing = after[: len(after) - len(rest)] if rest.startswith(ends) else ""
         if thinks:
             start, thought, _ = before.partition(_MARK)

@@ -173,7 +173,7 @@ _PREAMBLE = (
     "{%- set ns.turns = ns.turns + [m] -%}"
     "{%- endif -%}"
     "{%- endfor -%}"
-    "{%- set messages = ns.turns -%}"
+    "{%- set messages = ns.turns -%}{%- set tools = none -%}"
     "{%- endif -%}{{- '' }}"
 )
 
@@ -184,8 +184,8 @@ def has_tools(template: str) -> bool:
 
 
 def with_tools(template: str) -> str:
-    """The chat template with tools, calls, results and reasoning, where it has none of these.
+    """The chat template with tools, calls, results and reasoning in the form of this module.
 
     Other conversations are rendered as before.
     """
-    return template if has_tools(template) else _PREAMBLE + template
+    return template if template.startswith(_PREAMBLE) else _PREAMBLE + template

@@ -131,7 +131,7 @@ def student_encoder(tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> Chat
     """Encodes text for the student; its only end-of-turn token is its EOS."""
     eos = tokenizer.eos_token_id
     assert isinstance(eos, int), "load_tokenizer requires an EOS token"
-    renderer = ChatRenderer(tokenizer)
+    renderer = ChatRenderer(tokenizer, as_learnt=True)
     return ChatEncoder(tokenizer, renderer, [eos], vocab_size, as_generated=True)
 
 
@@ -239,10 +239,11 @@ def save_student(
 def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the tokenizer's files and the matching generation config.
 
-    A chat template without tools gets them, in the form in which the student learnt them.
+    A chat template that does not write tools as the student learnt them gets that form.
     """
     copied = copy.deepcopy(tokenizer)
-    copied.chat_template = with_tools(str(tokenizer.chat_template))
+    if not ChatRenderer(tokenizer).writes_as_learnt:
+        copied.chat_template = with_tools(str(tokenizer.chat_template))
     copied.save_pretrained(folder)
     GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -9,11 +9,14 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from engine.chat_tools import has_tools, with_tools
 from engine.config import StudentConfig
 from engine.distill.student import (
+    _CHATML,
     build_student,
     load_tokenizer,
     save_student,
+    save_tokenizer,
     student_encoder,
     train_tokenizer,
 )
@@ -125,6 +128,21 @@ def test_a_saved_student_is_loaded_by_plain_transformers(tokenizer, tmp_path, ti
             chat, add_generation_prompt=one, tokenize=False
         ) == tokenizer.apply_chat_template(chat, add_generation_prompt=one, tokenize=False)
     assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
+
+
+def test_a_template_without_tools_gets_them_when_the_model_is_saved(tmp_path):
+    """As of a run of an earlier version, or of a tokenizer of the user's."""
+    tokenizer = train_tokenizer([PROSE], 280)
+    assert has_tools(tokenizer.chat_template)
+    tokenizer.chat_template = before = _CHATML
+    save_tokenizer(tokenizer, tmp_path)
+    assert tokenizer.chat_template == before, "the run goes on with its own"
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.chat_template == with_tools(before)
+    chat = [{"role": "user", "content": "hello"}]
+    assert saved.apply_chat_template(chat, tokenize=False) == tokenizer.apply_chat_template(
+        chat, tokenize=False
+    )
 
 
 def test_a_trained_tokenizer_has_the_requested_size_and_decodes_every_text():

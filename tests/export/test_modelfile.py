@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.chat_tools import with_tools
 from engine.checkpoint.model_record import TaughtBy
 from engine.distill.student import _CHATML, _ZEPHYR
 from engine.export.licences import hub_licence, licence_notices, licence_of, model_name
@@ -57,6 +58,33 @@ def test_the_modelfile_has_file_template_and_stop_token(tmp_path: Path) -> None:
     assert "FROM ./x.gguf\n" in text and 'PARAMETER stop "<|im_end|>"' in text
     assert '{{ else if eq .Role "user" }}<|im_start|>user\n{{ .Content }}<|im_end|>\n' in text
     assert text.count('"""') == 2 and '{{ end }}{{ end }}<|im_start|>assistant\n"""' in text
+
+
+def test_the_modelfile_has_tools_calls_results_and_reasoning(tmp_path: Path) -> None:
+    byte_level_tokenizer().save_pretrained(tmp_path)
+    modelfile = write_modelfile(tmp_path / "x.gguf", tmp_path, read_gguf_tokenizer(tmp_path, 900))
+    template = modelfile.template
+    tools = "{{ if .Tools }}<|im_start|>system\n{{ if .System }}{{ .System }}\n\n{{ end }}# Tools\n"
+    assert template.startswith(tools)
+    assert '{"type": "function", "function": {{ .Function }}}{{ end }}\n</tools>' in template
+    call = '<tool_call>\n{"name": "{{ $call.Function.Name }}", "arguments": '
+    assert call + "{{ $call.Function.Arguments }}}\n</tool_call>" in template
+    result = "<|im_start|>user\n<tool_response>\n{{ .Content }}\n</tool_response><|im_end|>\n"
+    assert '{{ else if eq .Role "tool" }}' + result in template
+    assert "<think>\n{{ .Thinking }}\n</think>\n\n" in template
+    opened = template.count("{{ if ") + template.count("{{ range ")
+    assert template.count("{{ end }}") == opened
+    # the list of tools holds the system turn, which is not written twice
+    assert '{{ if eq .Role "system" }}{{ if not $.Tools }}' in template
+
+
+def test_a_template_without_tools_has_none_in_the_modelfile() -> None:
+    tokenizer = byte_level_tokenizer()
+    for template, has_tools in ((_ZEPHYR, False), (with_tools(_ZEPHYR), True)):
+        tokenizer.chat_template = template
+        chat_format = detect_chat_format(tokenizer)
+        assert chat_format is not None and chat_format.has_tools == has_tools
+        assert ("ToolCalls" in go_template(chat_format)) == has_tools
 
 
 def test_a_template_with_go_delimiters_is_left_out() -> None:

@@ -108,7 +108,7 @@ def scored_runs(encoder: ChatEncoder, ids: Any, scored: Any, is_end: Any) -> lis
     for index, end in zip(scored.tolist(), is_end.tolist(), strict=True):
         if index != last + 1:
             runs.append(b"")
-        last = index
+        last = -2 if end else index
         if not end:
             runs[-1] += encoder.vocabulary.token_bytes[ids[index]] or b"\xff?"
     return runs

@@ -259,6 +259,25 @@ def test_a_chat_template_that_loses_text_is_found(workspace, model, template, me
     )
 
 
+def test_a_chat_template_that_loses_a_tools_result_is_found(workspace, model):
+    path = model / "chat_template.jinja"
+    template = path.read_text()
+    broken = template.replace("<tool_response>\\n' + m.content", "<tool_response>\\n'")
+    assert broken != template
+    path.write_text(broken)
+    reseal(model)
+    outcome = check(workspace, model)
+    assert outcome.failed == {"chat_tools"}
+    assert "a result is missing" in outcome.rows["chat_tools"].value
+    path.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    reseal(model)
+    outcome = check(workspace, model)
+    assert "chat_tools" in outcome.of("skip") and not outcome.failed
+
+
 def test_generation_that_is_not_deterministic_is_found(workspace, model, monkeypatch):
     original = AnswerGenerator.answer
     calls = []

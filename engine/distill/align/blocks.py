@@ -19,6 +19,7 @@ from engine.text.examples import Example, Message
 
 __all__ = [
     "LENGTH_STEP",
+    "MIN_TEACHER_CONTEXT",
     "BlockEncoder",
     "ChatEncoder",
     "EncodedBlock",

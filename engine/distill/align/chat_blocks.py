@@ -15,7 +15,6 @@ import numpy as np
 
 from engine.chat import ChatRefused
 from engine.distill.align.answers import (
-    MAX_TOKEN_CHARS,
     Answer,
     EncodedAnswer,
     NotLearnt,
@@ -33,6 +32,9 @@ from engine.text.examples import Example, Message
 ASSISTANT_OPENS = "the assistant opens the conversation"
 NOTHING_TO_LEARN = "no answer has a weight"
 EMPTY_ANSWER = "the answer is empty"
+
+_CONTEXT_CHARS = 8
+"""Characters of earlier turns for each token of the limit that are tried as context."""
 
 
 @dataclass
@@ -192,7 +194,7 @@ class _Conversation:
         """Turns at which the context of an answer may begin: the first, and those of users."""
         users = [n for n in range(self._system, turn) if self._messages[n].role == "user"]
         starts = sorted({0, *users})
-        most = MAX_TOKEN_CHARS * max(side.limit for side in self._sides)
+        most = _CONTEXT_CHARS * max(side.limit for side in self._sides)
         edges = [*starts, turn]
         chars, kept = 0, starts[-1:]
         for n in range(len(starts) - 1, -1, -1):
@@ -207,11 +209,11 @@ class _Conversation:
     ) -> tuple[int, EncodedAnswer] | None:
         """The earliest start with which a block has room for the answer; with `whole` for all of
         it, else the context may fill half of the block."""
-        low, high = 0, len(starts)
+        low, high, step = 0, len(starts), len(starts)
         found: tuple[int, EncodedAnswer] | None = None
         while low < high:
-            # The first is tried first: mostly everything fits.
-            n = 0 if high == len(starts) and low == 0 else (low + high) // 2
+            # The first start first, as mostly everything fits; then from the last one backwards.
+            n = max(low, high - step)
             encoded = self._opened(starts[n], answer, answer.text if whole else "")
             if whole:
                 fits = encoded.fits([ModelText(), ModelText()], self._sides, answer.ends)
@@ -219,9 +221,10 @@ class _Conversation:
                 contexts = zip(encoded.context, self._sides, strict=True)
                 fits = all(2 * len(context) <= side.limit for context, side in contexts)
             if fits:
-                found, high = (starts[n], encoded), n
+                found, high, step = (starts[n], encoded), n, 2 * step
             else:
-                low = n + 1
+                step = 1 if found is None else (high - n) // 2
+                low, step = n + 1, max(1, step)
         return found
 
     def _close(self) -> None:
@@ -240,7 +243,9 @@ class _Conversation:
         ]
         place = f"{self._digest} {block.answers[0].turn} {len(self._blocks)}"
         key = hashlib.sha256(place.encode()).hexdigest()
-        self._blocks.append(build_block(key, *block.texts, texts, self._trust_end))
+        self._blocks.append(
+            build_block(key, block.texts[0], block.texts[1], texts, self._trust_end)
+        )
 
 
 def _rest(text: str, last: Prompt, answer: str) -> str | None:

@@ -35,7 +35,7 @@ def test_the_first_word_costs_as_much_as_when_it_is_written():
     phi = msgspec.structs.replace(spec, chat="phi")
     teacher = load_teacher(REPO / "tmp" / "models" / "smollm2", phi, "cpu", torch.float32)
     encoder = BlockEncoder(encoder_of(byte_level()), teacher_encoder(teacher), 512)
-    examples = first_words(12)
+    examples = first_words(5)
     blocks = [block for example in examples for block in encoder.encode(example).blocks]
     assert len(blocks) == len(examples)
     scored = teacher_forward(teacher, blocks).token_nats(64).sum().item() / len(blocks)

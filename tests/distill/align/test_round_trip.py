@@ -14,7 +14,7 @@ from tests.support.conversations import Conversations, check_round_trip
 from tests.support.real_experts import EXPERTS, as_student, expert_encoder
 from tests.support.toys import byte_level, encoder_of
 
-FAST = 30
+FAST = 24
 EACH = 200
 """Conversations for each of the ten experts: 2,000 in all."""
 
