@@ -16,7 +16,7 @@ from benchmarks.timing import Figure, interleave, narrate, ratio
 from engine.text.examples import Example
 from engine.text.pieces import FilePieces
 
-BOUND, LONG_BOUND = 2.5, 2.0
+BOUND, LONG_BOUND = 5.0, 4.0
 SIZE = 24 << 20
 LONG, SHORT = 32 << 20, 2 << 20
 REPETITIONS = 7

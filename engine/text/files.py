@@ -105,7 +105,7 @@ def text_bytes(file: Path) -> int:
     with open(file, "rb") as opened:
         opened.seek(-4, os.SEEK_END)
         # The length modulo 4 GiB. In a file that was cut off these bytes are anything.
-        return min(max(int.from_bytes(opened.read(4), "little"), size), 20 * size)
+        return min(max(int.from_bytes(opened.read(4), "little"), size), 100 * size)
 
 
 def encoding_of(start: bytes) -> str:

@@ -96,7 +96,7 @@ def _usual(line: _Line, where: str) -> Example | None:
         if not answered:
             return None
         messages = tuple(turns)
-    elif line.text is None or not line.text.strip():
+    elif not line.text or line.text.isspace():
         return None
     return Example(
         messages=messages,
@@ -136,7 +136,7 @@ def read_row(
     else:
         content = _of_form(values, is_table)
     if isinstance(content, str):
-        if not content.strip():
+        if not content or content.isspace():
             raise Unreadable("empty text", '"text" is empty')
         return Example(text=content, where=where, **fields)
     messages = _with_system(content, values)
@@ -388,7 +388,7 @@ def passages(example: Example) -> Iterator[Example]:
             piece = piece[: passage_end(piece)]
         at += len(piece)
         passage = piece.decode()
-        if not passage.strip():
+        if passage.isspace():
             continue
         is_last = at >= len(data)
         yield msgspec.structs.replace(

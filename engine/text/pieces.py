@@ -242,7 +242,7 @@ def _first_lines(opened: BinaryIO, stop: int | None) -> Iterator[tuple[int, byte
         at += len(line)
         # Some editors write a byte-order mark at the start.
         line = line.removeprefix(_BOM) if number == 1 else line
-        if line.strip():
+        if line and not line.isspace():
             yield number, line
 
 
@@ -250,10 +250,13 @@ def _later_lines(file: Path, opened: BinaryIO, start: int, stop: int | None) -> 
     """The items of the lines that begin in the segment. `located` finds their numbers."""
     # A line that begins before this segment belongs to the previous one.
     opened.seek(start - 1)
-    at = start - 1 + len(opened.readline())
+    rest = opened.readline(-1 if stop is None else stop - start + 1)
+    if not rest.endswith(b"\n"):
+        return  # it fills the whole segment
+    at = start - 1 + len(rest)
     while (stop is None or at < stop) and (line := opened.readline()):
         begin, at = at, at + len(line)
-        if line.strip():
+        if not line.isspace():
             yield from _row(line, f"{file}, byte {begin}")
 
 
@@ -314,7 +317,7 @@ def _document(file: Path, data: bytes, begin: int, is_last: bool) -> Item | None
         return LeftOut(
             reason=reason, where=str(file), detail=detail, passage=passage, complete=is_last
         )
-    if not text.strip():
+    if not text or text.isspace():
         return None
     return Example(text=text, complete=is_last, where=str(file), passage=passage)
 

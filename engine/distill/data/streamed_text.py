@@ -144,15 +144,28 @@ class StreamedText:
         return spec.name in corpus.experts_for(example, self._experts, stream.capabilities)
 
     def sample_to_score(self, spec: ExpertSpec) -> list[Example]:
-        """Enough text for `data.max_teacher_tokens`, where targets are cached."""
-        total = (self._config.data.max_teacher_tokens or 0) * _BYTES_PER_SCORED_TOKEN
-        return [
-            passage
-            for stream in self.streams_of(spec)
-            for example in stream.sample(stream.share * total)
-            if self._teaches(spec, example, stream)
-            for passage in passages(example)
-        ]
+        """Enough text for `data.max_teacher_tokens`, where targets are cached.
+
+        Raises UsageError where more than a tenth of it can't be read.
+        """
+        data = self._config.data
+        total = (data.max_teacher_tokens or 0) * _BYTES_PER_SCORED_TOKEN
+        found: list[Example] = []
+        for stream in self.streams_of(spec):
+            tally = TextTally()
+            for left in stream.text.files_left_out:
+                tally.leave_out(left)
+            for example in stream.sample(stream.share * total, tally):
+                if self._teaches(spec, example, stream):
+                    for passage in passages(example):
+                        tally.add(passage, "learnt")
+                        found.append(passage)
+            table = tally.table(spec.name, stream.name)
+            what = f"{spec.title}, {stream.name}"
+            require_learnable(table, lenient=data.lenient, is_sample=True, what=what)
+            if table.reasons:
+                self._emit(table)
+        return found
 
     def sample_for_tokenizer(self) -> list[Example]:
         """Streamed text that the student's tokenizer is trained on."""
