@@ -15,6 +15,7 @@ from tests.support.real_experts import EXPERTS, as_student, expert_encoder
 from tests.support.toys import byte_level, encoder_of
 
 FAST = 24
+FAST_EXPERTS = [name for name in EXPERTS if name not in ("smollm2", "mistral")]
 EACH = 200
 """Conversations for each of the ten experts: 2,000 in all."""
 
@@ -43,7 +44,7 @@ def check_many(student, name: str, seed: int, count: int, longest: int, limit: i
     assert learnt > count * 0.6, problems
 
 
-@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize("name", FAST_EXPERTS)
 def test_what_is_scored_is_what_was_written(student, name):
     check_many(student, name, seed=1, count=FAST, longest=2_000, limit=1024)
 
@@ -58,7 +59,7 @@ def test_two_thousand_conversations_of_all_lengths(student, name):
 def test_a_student_with_a_template_of_its_own(name):
     """A user's own tokenizer, with a template that rewrites turns."""
     own = as_student(expert_encoder(name))
-    check_many(own, "smollm2", seed=3, count=FAST, longest=2_000, limit=1024)
+    check_many(own, "phi", seed=3, count=FAST, longest=2_000, limit=1024)
 
 
 _TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
