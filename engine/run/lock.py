@@ -132,6 +132,9 @@ def _lock_runtime_file(ws: Workspace, owner: Owner) -> tuple[Path, int] | None:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:  # a job that has just ended deleted the empty folder
+            runtime_dir(ws.root)
+            continue
         except OSError:
             return None
         try:

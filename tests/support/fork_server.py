@@ -31,9 +31,10 @@ class _ForkedWorker(multiprocessing.context.ForkProcess):
     """A worker without the descriptors of its runner, as a spawned one."""
 
     def run(self) -> None:
-        _target, _request, outbox, commands, _log = self._args  # type: ignore[attr-defined]
-        kept = {0, 1, 2, outbox._reader.fileno(), outbox._writer.fileno(), commands.fileno()}
-        kept.add(resource_tracker._resource_tracker._fd)  # type: ignore[attr-defined]
+        kept = {0, 1, 2, resource_tracker._resource_tracker._fd}  # type: ignore[attr-defined]
+        for argument in self._args:  # type: ignore[attr-defined]
+            ends = (getattr(argument, name, None) for name in ("_reader", "_writer"))
+            kept |= {end.fileno() for end in (argument, *ends) if hasattr(end, "fileno")}
         for name in os.listdir("/proc/self/fd"):
             if int(name) not in kept:
                 try:

@@ -94,7 +94,7 @@ def read_texts(setup: RunSetup) -> RunTexts:
         answers = expert_answers(setup, spec) if writes else []
         fixed[spec.name] = answers + from_files[spec.name]
     if setup.sealing is not None:
-        setup.sealing.check_text()
+        setup.sealing.check_text(with_streamed=False)  # the rest before the first step
     streams = streamed if streamed and not cached else None
     return RunTexts(fixed, streams, read.left_out, read.table)
 

@@ -20,7 +20,7 @@ import tokenizers
 import torch
 import transformers
 
-from engine.budget import corpora_in_use
+from engine.budget import corpora_in_use, streamed_files
 from engine.checkpoint.hashing import FileRecord, file_record
 from engine.checkpoint.layout import SEAL, TOKENIZER
 from engine.checkpoint.manifest import is_run_file
@@ -92,8 +92,10 @@ class Sealing:
         self._experts = experts
         self.ctx = ctx
         self._run_id = run_id
-        self._hashing = _Hashing(ctx)
+        # Two threads: an expert is not to wait for all of a large text.
+        self._texts, self._hashing = _Hashing(ctx), _Hashing(ctx)
         self._text_files = _text_files(config)
+        self._streamed = set(_local_files(streamed_files(config.data)))
         self._values: dict[str, dict[str, Any]] = {}
 
     @property
@@ -113,7 +115,7 @@ class Sealing:
     def begin(self) -> None:
         """Compare settings and versions, and start to hash the text."""
         for path in self._text_files:
-            self._hashing.submit(path, lambda p=path: seal_text(p, self._hashing.heartbeat))
+            self._texts.submit(path, lambda p=path: seal_text(p, self._texts.heartbeat))
         if self.sealed is None:
             for spec in self._experts:
                 self.begin_expert(spec)
@@ -138,17 +140,20 @@ class Sealing:
 
     # Text
 
-    def check_text(self) -> None:
+    def check_text(self, *, with_streamed: bool = True) -> None:
         """Wait until the text is hashed; raises UsageError if it has changed."""
         found: dict[str, TextSeal] = {}
         for path in self._text_files:
-            found[self.original(path)] = self._hashing.wait(path)
+            if with_streamed or path not in self._streamed:
+                found[self.original(path)] = self._texts.wait(path)
         self._values["text"] = found
         if self.sealed is None:
             return
+        left_out = set() if with_streamed else set(map(self.original, self._streamed))
         problems = [
             text_problem(moved_path(path, self.origin, self.workspace.root), seal, found.get(path))
             for path, seal in self.sealed.text.items()
+            if path not in left_out
         ]
         problems += [f"{path} was added" for path in found if path not in self.sealed.text]
         problems = [problem for problem in problems if problem]
@@ -303,7 +308,10 @@ def _has_content(path: Path, data: bytes) -> bool:
 
 def _text_files(config: RunConfig) -> list[Path]:
     """The local files of the run's text."""
-    sources = [*config.data.files, *(c.source for c in corpora_in_use(config.data))]
+    return _local_files([*config.data.files, *(c.source for c in corpora_in_use(config.data))])
+
+
+def _local_files(sources: Sequence[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for source in sources:
         if not source.startswith(HUB):

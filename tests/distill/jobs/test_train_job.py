@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from engine.checkpoint.manifest import encode_manifest, is_run_file, read_manifest
 from engine.distill.jobs import train as worker_module
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.events import Checkpoint as CheckpointCommand
@@ -18,6 +19,7 @@ from engine.events import (
     DataReady,
     EvalDone,
     GuardTripped,
+    LogLine,
     Pause,
     PhaseStarted,
     Progress,
@@ -259,14 +261,38 @@ def test_a_checkpoint_of_another_config_is_refused_with_the_field_named(ws):
         train(ws, other, KeepingLink(), resume=True)
 
 
-def test_a_checkpoint_with_another_tokenizer_is_refused(ws):
-    config = make_config(ws)
-    train(ws, config, KeepingLink(when(StepDone, 4, Stop())))
+def exchange_two_tokens(ws) -> bytes:
+    """Change the run's tokenizer; returns its file as it was."""
     path = ws.checkpoints_dir / "tokenizer" / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
+    before = path.read_bytes()
+    tokenizer = json.loads(before)
     vocab = tokenizer["model"]["vocab"]
     vocab["a"], vocab["b"] = vocab["b"], vocab["a"]
     path.write_text(json.dumps(tokenizer))
+    return before
+
+
+def test_another_tokenizer_is_replaced_by_that_of_the_checkpoint(ws):
+    config = make_config(ws)
+    train(ws, config, KeepingLink(when(StepDone, 4, Stop())))
+    before = exchange_two_tokens(ws)
+    link = KeepingLink()
+    assert train(ws, config, link, resume=True) == 0
+    assert (ws.checkpoints_dir / "tokenizer" / "tokenizer.json").read_bytes() == before
+    assert any("tokenizer was restored" in line.text for line in link.of(LogLine))
+
+
+def test_an_old_checkpoint_with_another_tokenizer_is_refused(ws):
+    """Checkpoints of older versions have no copy from which it could be restored."""
+    config = make_config(ws)
+    train(ws, config, KeepingLink(when(StepDone, 4, Stop())))
+    exchange_two_tokens(ws)
+    (ws.checkpoints_dir / "seal.json").unlink()
+    for folder in ws.checkpoints_dir.glob("step-*"):
+        manifest = read_manifest(folder)
+        files = {name: f for name, f in manifest.files.items() if not is_run_file(name)}
+        old = msgspec.structs.replace(manifest, files=files)
+        (folder / "manifest.json").write_bytes(encode_manifest(old))
     with pytest.raises(UsageError, match=r"another tokenizer"):
         train(ws, config, KeepingLink(), resume=True)
 
