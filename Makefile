@@ -69,6 +69,7 @@ faults: setup
 	$(PYTEST) -m "slow or not slow" tests/faults tests/run tests/e2e tests/experts \
 		tests/checkpoint/test_store.py tests/distill/train/test_guards.py \
 		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
+		tests/prompts/test_sandbox.py tests/test_foreign_text.py tests/tui/app/test_foreign_text.py \
 		tests/export/test_job.py
 
 MINUTES ?= 30
