@@ -36,7 +36,7 @@ from engine.events import (
 from engine.run.extras import RunExtras
 from engine.run.history import History
 from engine.run.job import JOBS, MAX_RESTARTS
-from engine.run.leftovers import remove_leftovers
+from engine.run.leftovers import forget_semaphores, record_semaphores, remove_leftovers
 from engine.run.liveness import Liveness
 from engine.run.lock import Owner, hold_lock, lock_path, restore_lock
 from engine.run.pending import PendingCommands
@@ -200,6 +200,7 @@ class _Runner:
             if self._worker is not None:
                 self._worker.kill()
                 self._worker.close()
+            forget_semaphores(self._ws)
             self._record.close()
 
     def _start_server(self, path: Path | None) -> None:
@@ -250,6 +251,7 @@ class _Runner:
             self._inbox.put(lambda: self._on_message(attempt, data))
 
         self._worker = WorkerProcess(request, self._target, self._ws.log_file(), on_message)
+        record_semaphores(self._ws, self._worker.semaphores)
         self._commands.resend(self._worker)
 
     def _supervise(self) -> None:

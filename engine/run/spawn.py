@@ -1,16 +1,16 @@
-"""A worker process as its runner handles it: spawn, pipes from it and to it, exit."""
+"""A worker process as its runner handles it: spawn, queue of events, pipe of commands, exit."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import msgspec
@@ -28,8 +28,11 @@ class WorkerProcess:
     """A spawned worker.
 
     `on_message(data)` is called in a reading thread with every encoded event, in order. A worker
-    killed in the middle of a message can block that thread, if one of its children still holds the
-    pipe; it is then abandoned.
+    killed in the middle of a message can block that thread forever; it is then abandoned, and the
+    queue is never used again.
+
+    Attributes:
+        semaphores: the queue's names in /dev/shm; they stay there when all processes are killed.
     """
 
     def __init__(
@@ -42,8 +45,8 @@ class WorkerProcess:
         """Start the worker; `target` is the job's "module:function"."""
         context = multiprocessing.get_context("spawn")
         resource_tracker.ensure_running()
-        # Pipes and no queue: a queue's semaphores in /dev/shm stay when all processes are killed.
-        events, outbox = context.Pipe(duplex=False)
+        outbox = context.Queue()
+        self.semaphores = _semaphore_names(outbox)
         reading_end, self._pipe = context.Pipe(duplex=False)
         # A suspended worker must not block its runner. A command is far shorter than PIPE_BUF, so
         # it is written completely or not at all.
@@ -61,11 +64,11 @@ class WorkerProcess:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
         reading_end.close()
-        # With our copy open, the end of the worker would not be the end of its events.
-        outbox.close()
+        # With our copy open, the end of the worker would not be the end of its queue.
+        outbox._writer.close()  # type: ignore[attr-defined]
         self._read_at = time.monotonic()
         self._reader = threading.Thread(
-            target=self._read, args=(events, on_message), name="events", daemon=True
+            target=self._read, args=(outbox, on_message), name="queue", daemon=True
         )
         self._reader.start()
         self._view = psutil.Process(self._process.pid)
@@ -123,12 +126,18 @@ class WorkerProcess:
         self._process.join()
         self._process.close()
 
-    def _read(self, events: Connection, on_message: Callable[[bytes], None]) -> None:
+    def _read(self, outbox: multiprocessing.Queue, on_message: Callable[[bytes], None]) -> None:
         while True:
             try:
-                data = events.recv_bytes()
-            except (EOFError, OSError):  # its end, or half a message: nothing readable follows
-                events.close()
+                data = outbox.get()
+            except queue.Empty:
+                continue
+            except Exception:  # end of file or half a message: nothing readable follows
                 return
             self._read_at = time.monotonic()
             on_message(data)
+
+
+def _semaphore_names(outbox: multiprocessing.Queue) -> tuple[str, ...]:
+    locks = (getattr(outbox, name, None) for name in ("_rlock", "_wlock", "_sem"))
+    return tuple(lock._semlock.name for lock in locks if lock is not None)

@@ -274,11 +274,7 @@ class RunView:
                 self.sample = event
                 self.changed |= {"sample"}
             case ProbeRead():
-                key = event.expert, event.probe
-                if (previous := self.probes.get(key)) is not None and previous.step < event.step:
-                    self.former_probes[key] = previous
-                self.probes[key] = event
-                self.changed |= {"probes"}
+                _keep_probe(self, event)
             case LayerStats():
                 self.layers = event
                 self.changed |= {"parameters"}
@@ -309,8 +305,7 @@ class RunView:
                 self.work.clear()
                 self._set_status("restarting")
             case GuardTripped(guard="stall"):
-                running: Status = "paused" if self.paused else "training"
-                self._set_status(_STALLS.get(event.action, running))
+                self._set_status(_STALLS.get(event.action, "paused" if self.paused else "training"))
             case RunEnded():
                 self._end(event)
 
@@ -469,6 +464,14 @@ def _level(event: AnyEvent) -> Level:
 
 def _steps(count: int) -> str:
     return f"{count:,} step is" if count == 1 else f"{count:,} steps are"
+
+
+def _keep_probe(view: RunView, event: ProbeRead) -> None:
+    key = event.expert, event.probe
+    if (previous := view.probes.get(key)) is not None and previous.step < event.step:
+        view.former_probes[key] = previous
+    view.probes[key] = event
+    view.changed |= {"probes"}
 
 
 def _forget_steps(view: RunView) -> None:

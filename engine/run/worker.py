@@ -5,7 +5,6 @@ It calls the job's `main(ctx, request) -> int`. Nothing here imports torch.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib
 import io
@@ -61,39 +60,15 @@ def hang_seconds() -> float:
     return float(os.environ.get(HANG_VARIABLE) or _HANG_SECONDS)
 
 
-class Outbox:
-    """Sends messages to the runner from a thread of its own, in order: `put` never blocks."""
-
-    def __init__(self, pipe: Connection) -> None:
-        self._pipe = pipe
-        self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._send, name="events", daemon=True)
-        self._thread.start()
-
-    def put(self, message: bytes) -> None:
-        """Queue a message."""
-        self._messages.put(message)
-
-    def close(self) -> None:
-        """Wait until everything is sent."""
-        self._messages.put(None)
-        self._thread.join()
-
-    def _send(self) -> None:
-        with contextlib.suppress(OSError):  # the runner has exited
-            while (message := self._messages.get()) is not None:
-                self._pipe.send_bytes(message)
-
-
 class WorkerLink:
     """The connection of a job to its runner: events and heartbeats out, commands in.
 
     `emit` and `heartbeat` may be called from any thread, `poll` and `wait` from one.
     """
 
-    def __init__(self, outbox: Outbox, commands: Connection, hang_seconds: float) -> None:
-        """`outbox` sends to the runner, `commands` is the reading end of the pipe from it. Without
-        a heartbeat for `hang_seconds` the process exits with HUNG."""
+    def __init__(self, outbox: Any, commands: Connection, hang_seconds: float) -> None:
+        """`outbox` is the multiprocessing queue to the runner, `commands` the reading end of the
+        pipe from it. Without a heartbeat for `hang_seconds` the process exits with HUNG."""
         self._outbox = outbox
         self._pipe = commands
         self._commands: queue.SimpleQueue[AnyCommand] = queue.SimpleQueue()
@@ -182,13 +157,16 @@ class WorkerLink:
     def close(self) -> None:
         """Wait until all events have been sent to the runner."""
         self._outbox.close()
+        self._outbox.join_thread()
 
     def _listen(self) -> None:
         while True:
             try:
                 data = self._pipe.recv_bytes()
             except (EOFError, OSError):
-                # The runner has exited, so nothing would record this job.
+                # The runner has exited, so nothing would record this job. The queue's feeder thread
+                # may be stuck on a full queue, and a normal exit would wait for it.
+                self._outbox.cancel_join_thread()
                 os._exit(ORPHANED)
             if data.startswith(COMMITTED):
                 with self._committed:
@@ -213,7 +191,7 @@ class WorkerLink:
 
 
 def run_worker(
-    target: str, request: bytes, events: Connection, commands: Connection, log_path: str
+    target: str, request: bytes, outbox: Any, commands: Connection, log_path: str
 ) -> None:
     """The main function of the spawned process: call `target` ("module:function") and exit.
 
@@ -225,7 +203,7 @@ def run_worker(
     set_environment()
     # Also handles SIGABRT, with which the runner aborts a worker that never releases the GIL.
     faulthandler.enable(file=2)
-    link = WorkerLink(Outbox(events), commands, hang_seconds())
+    link = WorkerLink(outbox, commands, hang_seconds())
     code = _run_job(link, target, msgspec.json.decode(request, type=JobRequest))
     link.close()
     sys.exit(code)

@@ -30,17 +30,21 @@ def test_a_suspended_worker_dies_with_its_runner(host):
     until(lambda: gone(worker), 10)
 
 
-def test_no_semaphore_stays_when_all_processes_are_killed(host):
+def test_semaphores_of_killed_processes_are_deleted_at_the_next_start(host):
     before = semaphores()
     running = host()
     running.wait_for(StepDone, 2)
-    # While it runs, too: nothing else would delete them.
-    assert semaphores() <= before
     family = [running.process.pid]
     family += [child.pid for child in psutil.Process(running.process.pid).children(recursive=True)]
-    for pid in family:
-        os.kill(pid, signal.SIGKILL)
+    for number in (signal.SIGSTOP, signal.SIGKILL):  # the resource tracker would delete them
+        for pid in family:
+            os.kill(pid, number)
     until(lambda: all(map(gone, family)), 10)
+    assert semaphores() > before
+    running = host()
+    running.wait_for(StepDone, 2)
+    os.kill(running.process.pid, signal.SIGTERM)
+    running.process.wait(20)
     assert semaphores() <= before
 
 

@@ -172,7 +172,7 @@ def test_the_state_is_rebuilt_from_the_history(ws, content):
     if content is not None:
         ws.state_file.write_bytes(content)
     state = read_state(ws)
-    assert (state.status, state.run_id, state.step) == ("paused", "r", 2)
+    assert (state.status, state.run_id, state.step) == ("stopped", "r", 2)
     assert (state.preset, state.loss, state.last_checkpoint_step) == ("nano", 2.0, 2)
 
 
@@ -192,7 +192,7 @@ def test_without_history_the_checkpoints_tell_the_step(ws):
     (ws.checkpoints_dir / "step-000000004").mkdir()
     (ws.checkpoints_dir / "step-000000007").mkdir()
     state = read_state(ws)
-    assert (state.status, state.step, state.last_checkpoint_step) == ("paused", 7, 7)
+    assert (state.status, state.step, state.last_checkpoint_step) == ("stopped", 7, 7)
 
 
 def test_a_state_whose_runner_was_killed_reads_failed(ws):

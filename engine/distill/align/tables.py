@@ -137,16 +137,20 @@ def load_tables(
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
         # The key too: a file of other vocabularies under this name has a valid digest of its own.
-        if metadata == {"sha256": _arrays_digest(arrays), "key": key}:
+        if metadata == _metadata(key, arrays):
             return ProjectionTables(**arrays, student_size=student.size)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError):
         pass  # absent or cut short: built again, like one with a wrong digest
     tables = build_tables(teacher, student, teacher_ends, student_eos)
     folder.mkdir(parents=True, exist_ok=True)
     arrays = _arrays(tables)
-    metadata = {"sha256": _arrays_digest(arrays), "key": key}
-    write_bytes(path, save(arrays, metadata=metadata))
+    write_bytes(path, save(arrays, metadata=_metadata(key, arrays)))
     return tables
+
+
+def _metadata(key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    # One entry: safetensors writes several in an order that changes from process to process.
+    return {"key and sha256": f"{key} {_arrays_digest(arrays)}"}
 
 
 def tables_digest(tables: ProjectionTables) -> str:

@@ -359,18 +359,7 @@ class Trainer:
         if phase == self._phase:
             return
         self._phase = phase
-        first, last = self.schedule.bounds(phase)
-        self.ctx.emit(
-            PhaseStarted(
-                step=step - 1,
-                phase=phase.index,
-                phases=self.schedule.phases[-1].index,
-                name=phase.name,
-                expert=phase.expert,
-                first_step=first or 0,
-                last_step=last,
-            )
-        )
+        self.ctx.emit(_phase_started(self.schedule, phase, step))
 
     def _report_skipped(
         self, step: int, verdict: Literal["non_finite", "spike"], grad_norm: float
@@ -406,6 +395,19 @@ class Trainer:
                 skipped=result.skipped,
             )
         )
+
+
+def _phase_started(schedule: Schedule, phase: Phase, step: int) -> PhaseStarted:
+    first, last = schedule.bounds(phase)
+    return PhaseStarted(
+        step=step - 1,
+        phase=phase.index,
+        phases=schedule.phases[-1].index,
+        name=phase.name,
+        expert=phase.expert,
+        first_step=first or 0,
+        last_step=last,
+    )
 
 
 def _summed(parts: list[Tensor]) -> list[float]:

@@ -54,7 +54,7 @@ class Ask(Dialog[None]):
             dialog.border_title = "Ask"
             dialog.border_subtitle = "enter ask · page up/down scroll · esc"
             with VerticalScroll(id="ask-answers", can_focus=False):
-                yield Static(id="ask-text")
+                yield Static(id="ask-text", markup=False)
             yield LineInput(placeholder="a question to the student", compact=True, id="ask-line")
 
     def on_mount(self) -> None:

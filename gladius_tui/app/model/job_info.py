@@ -93,16 +93,7 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
             case Progress() if event.task.count(":") == 2:
                 return self  # one file of an expert; the expert's own progress is reported too
             case Progress():
-                if event.finished:
-                    # What is left of it is not the progress of what comes next.
-                    return replace(self, task_label="", progress=None, eta=None)
-                fraction = event.done / event.total if event.total else None
-                label = event.label
-                if self.job == "download" and (stage := download_stage(event)) != "downloading":
-                    # What the bytes of the download add up to says nothing about this.
-                    known = event.label.endswith(stage)
-                    label, fraction = f": {stage}", fraction if known else None
-                return replace(self, task_label=label, progress=fraction, eta=event.eta)
+                return self._after_progress(event)
             case RunPaused():
                 return replace(self, status="paused")
             case RunResumed():
@@ -120,3 +111,15 @@ class JobInfo(msgspec.Struct, frozen=True, kw_only=True):
             case RunEnded():
                 return replace(self, status="stopping")
         return self
+
+    def _after_progress(self, event: Progress) -> JobInfo:
+        if event.finished:
+            # What is left of it is not the progress of what comes next.
+            return msgspec.structs.replace(self, task_label="", progress=None, eta=None)
+        fraction = event.done / event.total if event.total else None
+        label = event.label
+        if self.job == "download" and (stage := download_stage(event)) != "downloading":
+            # What the bytes of the download add up to says nothing about this.
+            known = event.label.endswith(stage)
+            label, fraction = f": {stage}", fraction if known else None
+        return msgspec.structs.replace(self, task_label=label, progress=fraction, eta=event.eta)

@@ -34,7 +34,7 @@ class StarterGuide(ExpertBrowser):
         self._start_after_download = False
 
     def compose_body(self) -> ComposeResult:
-        yield Static(id="guide", classes="pane")
+        yield Static(id="guide", classes="pane", markup=False)
         yield from super().compose_body()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textual.content import Content
+
 from gladius_tui.app.model.curves import View
 from gladius_tui.app.model.drawing import Drawing
 from gladius_tui.app.model.metrics import PANELS
@@ -14,7 +16,7 @@ class ChartPane(ChartCurves, can_focus=True):
 
     def __init__(self) -> None:
         super().__init__()
-        self.border_title = PANELS["loss"]
+        self.border_title = Content(PANELS["loss"])
         self.enlarged = False
         """Whether it has the whole screen."""
         self._pointing = False
