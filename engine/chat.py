@@ -149,6 +149,8 @@ class ChatRenderer:
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
             )
+        except MemoryError:
+            raise
         except Exception as error:  # a template is a program: it may raise anything
             kind = "" if type(error).__name__ == "TemplateError" else f"{type(error).__name__}: "
             raise ChatRefused(REFUSES, f"{kind}{error}") from error

@@ -84,6 +84,7 @@ QUICK = (
     (0, "download x tiny"),
     (0, "train"),
     (0, "dashboard"),
+    (0, "runs"),
     (3, "data inspect"),
     (3, "pause"),
     (3, "checkpoint"),
@@ -98,6 +99,7 @@ SLOW = (
     (0, "resume --set schedule.max_steps=4"),
     (0, "export --type f32"),
     (0, "validate"),
+    (0, "ask Hello"),
 )
 """Commands with their exit codes; `train` stands for a small training run with x."""
 

@@ -16,9 +16,10 @@ from engine.workspace import Workspace, runtime_dir
 from tests.support.waiting import gone, until
 
 
-def semaphores() -> set[str]:
-    folder = Path("/dev/shm")
-    return {path.name for path in folder.glob("sem.mp-*")} if folder.is_dir() else set()
+def recorded_semaphores(ws: Workspace) -> list[Path]:
+    """The queue's semaphores, as the runner has recorded them."""
+    (record,) = ws.tmp.glob(".semaphores-*")
+    return [Path("/dev/shm", f"sem.{name[1:]}") for name in record.read_text().split()]
 
 
 def test_a_suspended_worker_dies_with_its_runner(host):
@@ -30,22 +31,26 @@ def test_a_suspended_worker_dies_with_its_runner(host):
     until(lambda: gone(worker), 10)
 
 
-def test_semaphores_of_killed_processes_are_deleted_at_the_next_start(host):
-    before = semaphores()
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="semaphores are no files here")
+def test_semaphores_of_killed_processes_are_deleted_at_the_next_start(ws, host):
     running = host()
     running.wait_for(StepDone, 2)
+    left = recorded_semaphores(ws)
     family = [running.process.pid]
     family += [child.pid for child in psutil.Process(running.process.pid).children(recursive=True)]
     for number in (signal.SIGSTOP, signal.SIGKILL):  # the resource tracker would delete them
         for pid in family:
             os.kill(pid, number)
     until(lambda: all(map(gone, family)), 10)
-    assert semaphores() > before
+    assert len(left) == 3 and all(path.exists() for path in left)
     running = host()
     running.wait_for(StepDone, 2)
+    assert not any(path.exists() for path in left)
+    own = recorded_semaphores(ws)
     os.kill(running.process.pid, signal.SIGTERM)
     running.process.wait(20)
-    assert semaphores() <= before
+    assert not any(path.exists() for path in own)
+    assert not list(ws.tmp.glob(".semaphores-*"))
 
 
 def test_temporary_files_of_a_killed_process_are_deleted_at_the_next_start(ws, host):

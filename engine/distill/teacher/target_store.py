@@ -126,7 +126,7 @@ class TargetStore:
             manifest = read_json(self._manifest)
             known = msgspec.convert(manifest["key"], ShardKey)
             shards = msgspec.convert(manifest["shards"], list[ShardInfo])
-            meta = msgspec.convert(manifest.get("meta", {}), dict[str, int | float])
+            meta = msgspec.convert(manifest.get("meta", {}), dict[str, Any])
         except (OSError, Damaged, *BAD_JSON, KeyError, TypeError, AttributeError):
             return 0
         if known != self.key:

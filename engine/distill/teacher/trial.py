@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.models.llama import modeling_llama  # noqa: F401 - imported once, in the server
 
-from engine.chat import render_chat
+from engine.chat import ChatRefused, render_chat
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.teacher.end_tokens import end_tokens, files_end, template_end
 from engine.distill.teacher.loading import load_teacher
@@ -105,7 +105,8 @@ def _check_template(tokenizer: PreTrainedTokenizerFast, spec: ExpertSpec) -> Non
         except MemoryError:
             raise
         except Exception as error:
-            why = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            words = error.words if isinstance(error, ChatRefused) else str(error)
+            why = " ".join(words.split())[:160]
             raise GladiusError(
                 f"{spec.name}: its chat template fails ({why}); correct it, or choose another model"
             ) from error

@@ -14,7 +14,7 @@ from engine.distill.teacher.loading import load_teacher, load_tokenizer
 from engine.distill.teacher.model_config import context_limit, context_of, read_config
 from engine.distill.teacher.scoring import teacher_encoder, teacher_forward
 from engine.errors import GladiusError
-from engine.text.examples import Example
+from engine.text.examples import Example, Message
 from tests.support.tiny_expert import SPEC, make_expert, make_tokenizer
 from tests.support.tiny_models import tiny_model
 
@@ -83,8 +83,8 @@ def test_an_added_token_without_a_row_is_never_used(tmp_path):
     encoder = teacher_encoder(teacher)
     assert encoder.vocabulary.size == teacher.vocab_size == rows
     assert "<pad>" not in teacher.tokenizer.get_vocab() and teacher.tokenizer.pad_token is None
-    block = next(BlockEncoder(encoder, encoder, 512).encode(Example(text="a <pad> b")))
-    assert block is not None and int(block.teacher_ids.max()) < rows
+    block = BlockEncoder(encoder, encoder, 512).encode(Example(text="a <pad> b")).blocks[0]
+    assert int(block.teacher_ids.max()) < rows
     output = teacher_forward(teacher, [block])
     assert output.logits(0, 2).shape == (rows, 2)
 
@@ -149,13 +149,11 @@ def test_the_end_that_the_template_writes_is_found_where_the_files_name_another(
     folder = chat_model(tmp_path, "<|endoftext|>")
     assert ends_of(folder) == ["<|im_end|>", "<|endoftext|>"]
     teacher = load_teacher(folder, FREE, dtype=torch.float32)
-    chat = [
-        {"role": role, "content": content}
-        for role, content in [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
-    ]
-    encoded = teacher_encoder(teacher).encode_chat(chat, True)
-    assert encoded is not None
-    text = teacher.tokenizer.decode(encoded.ids)
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    chat = Example(messages=tuple(Message(role, content) for role, content in turns))
+    encoder = teacher_encoder(teacher)
+    block = BlockEncoder(encoder, encoder, 512).encode(chat).blocks[0]
+    text = teacher.tokenizer.decode(block.teacher_ids)
     assert "<|endoftext|>" not in text and text.endswith("d<|im_end|>")
 
 
