@@ -6,10 +6,8 @@ reports, settings) is read with these functions. A missing file raises FileNotFo
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -83,6 +81,8 @@ def read_text(path: Path, limit: int = SMALL) -> str:
 
 def read_toml(path: Path, limit: int = SMALL) -> dict[str, Any]:
     """The tables of a TOML file; raises OSError or Damaged."""
+    import tomllib
+
     return _parse(path, limit, tomllib.loads)
 
 
@@ -120,4 +120,6 @@ def decode_signed(data: bytes, type: type[T], source: str | Path) -> T:
 
 
 def _signature(body: bytes) -> bytes:
+    import hashlib  # imported here because `status` does not need it
+
     return b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
