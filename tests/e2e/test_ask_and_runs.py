@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 
 import pytest
@@ -20,7 +21,9 @@ def answer(text: str) -> QuestionAnswered:
 
 @pytest.mark.slow
 def test_a_run_is_named_asked_and_exported(root):
-    training = root.start(*root.training(), "--name", "first", "--note", "of two")
+    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+    log_to = ["--log-to", "tensorboard"] if has_tensorboard else []
+    training = root.start(*root.training(), "--name", "first", "--note", "of two", *log_to)
     training.reach(3)
     # A running job answers between two steps: its experts' targets are stored, so only the student.
     asked = answer(root.run("--json", "ask", "Tell of the river.", "--max-tokens", "8").stdout)
@@ -29,6 +32,14 @@ def test_a_run_is_named_asked_and_exported(root):
     assert "leave out --expert" in root.error_of(2, "ask", "Why?", "--expert", "tiny")
     assert root.run("stop").returncode == 0
     until(lambda: lock_owner(root.ws, "train") is None, 30)
+    if has_tensorboard:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        (folder,) = (root.ws.tmp / "tensorboard").iterdir()
+        events = EventAccumulator(str(folder))
+        events.Reload()
+        last = training.steps()[-1]
+        assert [e.step for e in events.Scalars("train/loss")] == list(range(1, last + 1))
     # Afterwards the newest checkpoint answers, and an expert of the run beside it.
     result = root.run("ask", "Tell of the river.", "--max-tokens", "8")
     assert result.returncode == 0, result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,13 +16,19 @@ from engine.events import (
     ExpertShare,
     HardwareRead,
     HealthWarning,
+    JobRequest,
     PhaseStarted,
     RunEnded,
     RunStarted,
     StepDone,
 )
 from engine.run.guardian import Guardian
+from engine.run.history import History
+from engine.run.record import Recorder
+from engine.run.state import read_state
 from engine.run.view import RunView
+from engine.workspace import Workspace
+from gladius_tui.status import status_lines
 from tests.support.recording import recorded
 
 START = RunStarted(
@@ -215,3 +222,45 @@ def test_a_warning_about_work_in_progress_ends_with_the_run():
     view.take([START, HealthWarning(kind="disk", text="x"), HealthWarning(kind="epochs", text="y")])
     view.take([RunEnded(status="stopped")])
     assert list(view.warnings) == [("epochs", "")]
+
+
+def record(ws: Workspace, events: list[AnyEvent]) -> None:
+    """Record events as a runner does, one commit after the other."""
+    request = JobRequest(job="train", root=str(ws.root), run_id="r", attempt=1)
+    recorder = Recorder(ws, History(ws.history_file), request, None)
+    recorder.attempt = 1
+    for event in events:
+        recorder.add(event)
+        recorder.flush()
+    recorder.flush()
+    recorder.close()
+
+
+def test_the_recorder_adds_warnings_to_history_state_and_log(tmp_path):
+    ws = Workspace.find(tmp_path)
+    ws.create()
+    before = [START, PHASE, ready(100), *(step(n) for n in range(1, 50))]
+    record(ws, [*before, RunEnded(status="stopped", step=49)])
+    history = History(ws.history_file)
+    (warning,) = history.tail("r", "HealthWarning", 10)
+    history.close()
+    assert (warning.kind, warning.step) == ("epochs", 41)
+    assert [w.kind for w in read_state(ws).warnings] == ["epochs"]
+    lines = status_lines(read_state(ws), {})
+    assert any(line.startswith("warning      the text (100 tokens)") for line in lines)
+    assert "add text with --data" in ws.log_file().read_text()
+    # A resumed run does not repeat it.
+    resumed = RunStarted(run_id="r", job="train", attempt=2, pid=1, resumed_from=49)
+    record(ws, [resumed, PHASE, step(50), step(51)])
+    history = History(ws.history_file)
+    assert len(history.tail("r", "HealthWarning", 10)) == 1
+    history.close()
+
+
+def test_the_warnings_cost_little():
+    guardian = Guardian()
+    guardian.replay([START, PHASE])
+    began = time.perf_counter()
+    for n in range(1, 5001):
+        guardian.take(step(n, speed=1000.0 + n % 7))
+    assert time.perf_counter() - began < 1.0  # 0.2 ms a step, mostly to build the event

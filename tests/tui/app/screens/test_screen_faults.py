@@ -217,6 +217,25 @@ async def test_a_run_starts_when_its_experts_have_been_fetched(root, monkeypatch
         assert launched[1] == ["train", "--preset", "nano"]
 
 
+async def test_start_during_a_verification_starts_when_it_has_ended(root, monkeypatch):
+    """`v` on Models, then `3` and `^s` at once: it started nothing."""
+    folder = root.experts_dir / "smollm2"
+    make_expert(folder)  # not verified yet
+    async with opened(root, "train") as (app, pilot):
+        screen = app.screen
+        await until(pilot, lambda: screen.assessment is not None and screen.assessment.problems)
+        launched: list[list[str]] = []
+        monkeypatch.setattr(app, "launch", lambda argv: launched.append(list(argv)))
+        app.launched.append(("models", "--verify"))
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: "the run starts when" in notice(app))
+        files = {p.name: {"size": p.stat().st_size, "sha256": ""} for p in folder.iterdir()}
+        (folder / "manifest.json").write_text(json.dumps({"files": files}))
+        app.launched.clear()
+        screen.on_job_detached(None)
+        await until(pilot, lambda: launched == [["train", "--preset", "nano"]])
+
+
 # Export
 
 
