@@ -67,7 +67,7 @@ faults: setup
 	$(PYTEST) -m "slow or not slow" tests/faults tests/run tests/e2e tests/experts \
 		tests/checkpoint/test_store.py tests/distill/train/test_guards.py \
 		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
-		tests/export/test_job.py
+		tests/export/test_job.py tests/gpu
 
 pictures: setup
 	@./gladius_train --no-ui --quiet download smollm2
