@@ -109,6 +109,7 @@ def limit_rows(monkeypatch, rows: int, from_step: int, link: KeepingLink) -> Non
     monkeypatch.setattr(trainer_module, "hidden_states", limited)
 
 
+@pytest.mark.slow
 def test_training_walks_down_to_the_cpu_and_finishes(run_job, monkeypatch):
     expected = losses(run_job(device__precision="fp32"))
     link = KeepingLink()
