@@ -75,7 +75,7 @@ faults: setup
 		tests/distill/train/test_guards.py \
 		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
 		tests/prompts/test_sandbox.py tests/test_foreign_text.py tests/tui/app/test_foreign_text.py \
-		tests/export/test_job.py tests/distill/align/test_round_trip.py
+		tests/export/test_job.py tests/distill/align/test_round_trip.py tests/gpu
 
 MINUTES ?= 30
 

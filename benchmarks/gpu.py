@@ -139,9 +139,9 @@ _TINY_SHAPE = {
 def expert_config(name: str, tiny: bool) -> PretrainedConfig:
     """The config of an expert's shape, or of a small model of its architecture."""
     kind, shape = SHAPES[name]
-    tied = name in ("Qwen2.5-1.5B", "Llama-3.2-1B")
-    special = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    return kind(**(_TINY_SHAPE if tiny else shape), **special, tie_word_embeddings=tied)
+    options: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+    options["tie_word_embeddings"] = name in ("Qwen2.5-1.5B", "Llama-3.2-1B")
+    return kind(**(_TINY_SHAPE if tiny else shape), **options)
 
 
 # Text: random byte strings as tokens, of vocabularies of the real sizes

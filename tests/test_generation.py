@@ -42,6 +42,26 @@ def generate(
     return teacher.generate(chats, **{**settings, **changes})
 
 
+def test_answers_are_the_same_when_memory_holds_fewer_rows(teacher, monkeypatch) -> None:
+    settings: dict = {"temperature": 0.9, "top_p": 0.95, "max_new_tokens": 12}
+    expected = generate(teacher, **settings)
+    rows: list[int] = []
+    real = Teacher._next_logits
+
+    def limited(self, input_ids, *rest):
+        rows.append(len(input_ids))
+        if len(input_ids) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, input_ids, *rest)
+
+    monkeypatch.setattr(Teacher, "_next_logits", limited)
+    fresh = Teacher(teacher.model, teacher.tokenizer, SPEC)
+    assert generate(fresh, **settings) == expected
+    rows.clear()
+    generate(fresh, **settings)
+    assert max(rows) == 2, "what did not fit is not tried again"
+
+
 def test_greedy_answers_of_a_padded_batch_are_those_of_transformers(teacher: Teacher) -> None:
     answers = generate(teacher)
     for chat, answer in zip(CHATS, answers, strict=True):

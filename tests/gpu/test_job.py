@@ -59,6 +59,7 @@ def test_a_job_trains_evaluates_and_saves_without_waiting_in_a_micro_batch(
     print(f"{name}: {launches} launches in a micro-batch of a student with 2 layers")
 
 
+@pytest.mark.slow
 def test_losses_on_the_gpu_are_those_of_the_cpu(run_job, ws):
     on_gpu = losses(run_job(device__precision="fp32"))
     link = KeepingLink()
@@ -67,6 +68,7 @@ def test_losses_on_the_gpu_are_those_of_the_cpu(run_job, ws):
     assert losses(link) == pytest.approx(on_gpu, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_job_resumes_exactly(run_job):
     uninterrupted = losses(run_job())
     stopping = KeepingLink(lambda e: [Stop()] if isinstance(e, EvalDone) and e.step == 2 else [])

@@ -13,7 +13,6 @@ from engine.distill.train.journal import Journal
 from engine.distill.train.phases import Decision
 from engine.errors import ExitCode, GladiusError, UsageError
 from engine.events import EvalDone, GuardTripped, LogLine, RunStarted, StepDone, Stop
-from engine.generation import Generator
 from engine.sizing import GIB, training_memory
 from tests.gpu.conftest import SMALL_RUN, losses
 from tests.support.small_run import KeepingLink, make_config, train
@@ -57,13 +56,14 @@ def test_a_student_that_does_not_fit_the_gpu_is_refused_with_settings_that_fit(
     text = str(caught.value)
     assert caught.value.exit_code == ExitCode.USAGE and "\n" not in text
     assert f"{gib:.1f} GiB of GPU memory are free" in text and "AdamW 17.1" in text
-    settings = [word for word in text.split() if "=" in word and "device.device" not in word]
+    words = [word.rstrip(";") for word in text.split()]
+    settings = [word for word in words if "=" in word and "device.device" not in word]
     assert "optimizer.activation_checkpointing=true" in settings
     assert ("targets.source=cached" in settings) == (source == "online")
-    assert ("optimizer.max_seq_len=1024;" in settings) == (source == "cached")
+    assert ("optimizer.max_seq_len=1024" in settings) == (source == "cached")
     assert not (ws.checkpoints_dir / "journal.jsonl").exists(), "nothing was decided"
     # with these settings it is not refused
-    pairs = (setting.rstrip(";").split("=") for setting in settings)
+    pairs = (setting.split("=") for setting in settings)
     fields = {name.replace(".", "__"): value for name, value in pairs}
     fitting = make_config(ws, **{**SMALL_RUN, **ONE_B, "targets__source": source, **fields})
     monkeypatch.setattr(train_job, "prepare_run", _prepared)
@@ -109,6 +109,7 @@ def limit_rows(monkeypatch, rows: int, from_step: int, link: KeepingLink) -> Non
     monkeypatch.setattr(trainer_module, "hidden_states", limited)
 
 
+@pytest.mark.slow
 def test_training_walks_down_to_the_cpu_and_finishes(run_job, monkeypatch):
     expected = losses(run_job(device__precision="fp32"))
     link = KeepingLink()
@@ -148,6 +149,7 @@ def test_what_the_failed_pass_held_is_free_before_the_cache_is_emptied(run_job, 
     assert at_failure <= before[2], f"{at_failure - before[2]} bytes of the failed step are held"
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_runs_out_of_memory_takes_smaller_batches_and_no_decision(
     run_job, ws, monkeypatch
 ):
@@ -182,6 +184,7 @@ def test_an_evaluation_that_does_not_fit_at_all_moves_to_the_cpu_at_once(run_job
     assert actions(link) == ["device is now cpu"] and list(losses(link)) == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_scoring_takes_smaller_passes_and_gives_the_same_targets(run_job, monkeypatch):
     from engine.distill.teacher.teacher import Teacher
 
@@ -196,24 +199,6 @@ def test_scoring_takes_smaller_passes_and_gives_the_same_targets(run_job, monkey
     monkeypatch.setattr(Teacher, "hidden_states", limited)
     link = run_job(fresh=True, seed=1)  # another seed: nothing is cached
     assert actions(link) == [] and len(losses(link)) == len(expected)
-
-
-def test_generation_takes_smaller_batches_and_gives_the_same_answers(run_job, monkeypatch):
-    fields = {"schedule__capability_prompts": 3, "schedule__capability_tokens": 4}
-    link = run_job(**fields)
-    answers: list[int] = []
-    real = Generator._next_logits
-
-    def limited(self, input_ids, *rest):
-        answers.append(len(input_ids))
-        if len(input_ids) > 2:
-            raise torch.OutOfMemoryError(OUT_OF_MEMORY)
-        return real(self, input_ids, *rest)
-
-    monkeypatch.setattr(Generator, "_next_logits", limited)
-    again = run_job(fresh=True, **fields)
-    assert max(answers) > 2 and actions(again) == []
-    assert losses(again) == losses(link)
 
 
 def test_preparation_that_cannot_fit_ends_with_one_line(run_job, monkeypatch):
@@ -259,6 +244,7 @@ def _restored(link: KeepingLink) -> list[str]:
     return [line.text for line in link.of(LogLine) if "more memory than before" in line.text]
 
 
+@pytest.mark.slow
 def test_a_journal_of_an_earlier_version_returns_to_the_gpu(run_job, ws):
     stopping = KeepingLink(lambda e: [Stop()] if isinstance(e, EvalDone) and e.step == 2 else [])
     run_job(stopping, status="stopped")

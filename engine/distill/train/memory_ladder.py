@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
 from engine.config import OptimizerConfig
 from engine.distill.train.phases import Decision, Schedule
 from engine.distill.train.session import Session
+
+MemoryKind = Literal["micro_batch", "activation_checkpointing", "device"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class MemoryLadder:
 
     def back_to(self, configured: MemoryLadder, step: int) -> list[Decision]:
         """Decisions that restore the configured settings, for the steps after `step`."""
-        pairs = (
+        pairs: tuple[tuple[MemoryKind, int | bool | str, int | bool | str], ...] = (
             ("micro_batch", self.micro_batch_size, configured.micro_batch_size),
             (
                 "activation_checkpointing",

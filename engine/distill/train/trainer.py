@@ -181,7 +181,6 @@ class Trainer:
                 failure = error
             # Outside of the except block, in which Python holds what the failed pass allocated.
             self._save_memory(failure)
-            del failure
 
     # One step
 
@@ -235,8 +234,7 @@ class Trainer:
         self._layers.step_done(step)
 
     def _forward_backward(self, rows: list[Row], denominator: int) -> Tensor:
-        """Add the gradient of one micro-batch; (4,) sums of loss, divergence, CE and weight, on
-        the device: the host does not wait for them."""
+        """Add the gradient of one micro-batch; (4,) sums of loss, divergence, CE and weight."""
         batch = batch_of(rows, self.session.device)
         targets = self.batches.soft_targets(rows)
         hidden = hidden_states(
@@ -336,8 +334,8 @@ class Trainer:
     def _save_memory(self, error: Exception) -> None:
         """Change the next setting that saves memory; the step is then taken again."""
         self.session.optimizer.zero_grad(set_to_none=True)
-        step, device = self.session.progress.step, self.session.device
         release(error)
+        step, device = self.session.progress.step, self.session.device
         decision = self._memory.after(self.schedule.decisions).next(
             step, usable_memory(device), in_step=self._in_step
         )

@@ -116,6 +116,46 @@ def test_teacher_nats_are_the_experts_own_cross_entropy(teacher, projector, bloc
     assert without.teacher_bits_per_byte() is None
 
 
+def test_targets_are_the_same_when_memory_holds_smaller_passes(
+    teacher, projector, blocks, monkeypatch
+):
+    expected = score(teacher, projector, blocks)
+    real, passes = Teacher.hidden_states, []
+
+    def limited(self, input_ids, attention_mask):
+        passes.append(len(input_ids))
+        if len(input_ids) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(self, input_ids, attention_mask)
+
+    monkeypatch.setattr(Teacher, "hidden_states", limited)
+    fresh = Teacher(teacher.model, teacher.tokenizer, SPEC)
+    found = score(fresh, projector, blocks)
+    assert max(passes) > 1 and fresh.memory_divisor > 1
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.top_mass, other.top_mass, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(one.weight, other.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_projection_that_runs_out_of_memory_is_repeated_with_the_same_draws(
+    teacher, projector, blocks, monkeypatch
+):
+    expected = score(teacher, projector, blocks[:1])
+    real, calls = scoring.sparsify, []
+
+    def limited(q_t, *rest):
+        calls.append(q_t.shape[1])
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(q_t, *rest)
+
+    monkeypatch.setattr(scoring, "sparsify", limited)
+    fresh = Teacher(teacher.model, teacher.tokenizer, SPEC)
+    (found,) = score(fresh, projector, blocks[:1])
+    assert fresh.memory_divisor == 2 and max(calls[2:]) <= max(calls[:2])
+    np.testing.assert_allclose(found.top_mass, expected[0].top_mass, rtol=1e-4, atol=1e-6)
+
+
 def score(
     teacher, projector, blocks, top_k: int = 8, seed: int = 0, with_teacher_nats: bool = False
 ) -> list[BlockTargets]:
