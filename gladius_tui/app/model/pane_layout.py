@@ -26,6 +26,9 @@ _LEAST_TOP = 5
 """Rows of a pane that has another one above it, borders included."""
 _CAPABILITY_SAMPLE = 8
 """Rows that the sample keeps when the capabilities stand above it."""
+_LAYERS_BESIDE = {110: 50, 76: 38}
+"""Columns of the enlarged pane Parameters that has the charts of the layers beside it, by the least
+columns of the screen."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +40,24 @@ class Wanted:
         selected: the pane that is shown if only one has room.
         enlarged: the pane that has the whole screen; "" for none.
         capabilities: whether they are shown instead of the log.
+        layers: whether the enlarged pane Parameters has charts of the layers beside it.
     """
 
     lines: Mapping[str, int]
     selected: str = "run"
     enlarged: str = ""
     capabilities: bool = False
+    layers: bool = False
 
 
 def place(size: Size, wanted: Wanted) -> dict[str, Region]:
     """The region of each pane that is shown, borders included; `tabs` and `chart` are panes too."""
     width, height = size
+    if wanted.enlarged == "parameters" and wanted.layers:
+        for least, text in _LAYERS_BESIDE.items():
+            if width >= least:
+                beside = Region(text, 0, width - text, height)
+                return {"parameters": Region(0, 0, text, height), "layers": beside}
     if wanted.enlarged:
         return {wanted.enlarged: Region(0, 0, width, height)}
     return _grid(width, height, wanted) if width >= WIDE else _narrow(width, height, wanted)

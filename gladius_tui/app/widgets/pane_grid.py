@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.app import ComposeResult
 from textual.containers import Container
@@ -25,6 +25,9 @@ from gladius_tui.app.widgets.panes.log import LogPane
 from gladius_tui.app.widgets.panes.parameters import parameters_pane
 from gladius_tui.app.widgets.panes.run import run_pane
 from gladius_tui.app.widgets.panes.sample import sample_pane
+
+if TYPE_CHECKING:
+    from gladius_tui.app.widgets.layer_bars import LayerCharts
 
 TABS = ("run", "experts", "capabilities", "parameters", "hardware", "sample", "log")
 """The panes, in the order of the tabs."""
@@ -96,6 +99,17 @@ class _PaneLayout(Layout):
         return placements
 
 
+def _lines_needed(run: RunView, run_width: int, now: float) -> dict[str, int]:
+    """The lines that each pane needs."""
+    measured = len(run.best_capabilities)
+    return {
+        "run": len(wrapped(run_pane(run, run_width, now), run_width)),
+        "hardware": hardware_pane(run, 28, _ALL_LINES).plain.count("\n") + 1,
+        "experts": 1 + 2 * len(run.experts),
+        "capabilities": measured + 1 if measured else 0,
+    }
+
+
 class PaneGrid(Container):
     """All panes. `show` redraws them; the other methods change which ones are in sight."""
 
@@ -104,6 +118,7 @@ class PaneGrid(Container):
         self.wanted = Wanted(_USUAL_LINES)
         self._panes_layout = _PaneLayout()
         self._run: RunView | None = None
+        self._layers: LayerCharts | None = None
 
     @property
     def layout(self) -> Layout:
@@ -141,21 +156,27 @@ class PaneGrid(Container):
         """Redraw the panes that depend on what has changed; `now` is Unix time."""
         self._run = run
         if run is not None and changed & {"run", "experts", "capabilities", "hardware"}:
-            self._place(lines=self._lines(run, now))
+            run_width = self.query_one("#run-pane", Pane).size.width or 29
+            self._place(lines=_lines_needed(run, run_width, now))
+        if "parameters" in changed:
+            self._show_layers()
         for pane in self.query(Pane):
             if pane.shows & changed:
                 pane.show(run, now)
 
-    def _lines(self, run: RunView, now: float) -> dict[str, int]:
-        """The lines that each pane needs."""
-        run_width = self.query_one("#run-pane", Pane).size.width or 29
-        measured = len(run.best_capabilities)
-        return {
-            "run": len(wrapped(run_pane(run, run_width, now), run_width)),
-            "hardware": hardware_pane(run, 28, _ALL_LINES).plain.count("\n") + 1,
-            "experts": 1 + 2 * len(run.experts),
-            "capabilities": measured + 1 if measured else 0,
-        }
+    def _show_layers(self) -> None:
+        """Show the charts of the layers, while the pane Parameters is enlarged."""
+        stats = self._run.layers if self._run is not None else None
+        if self.wanted.enlarged != "parameters":
+            return
+        if stats is not None and self._layers is None:
+            from gladius_tui.app.widgets.layer_bars import LayerCharts  # imports plotext
+
+            self._layers = LayerCharts(stats)
+            self.mount(self._layers)
+        self._place(layers=stats is not None)
+        if stats is not None and self._layers is not None:
+            self._layers.show(stats)
 
     def select(self, name: str) -> None:
         """Show this pane if only one has room."""

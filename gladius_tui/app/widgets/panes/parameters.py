@@ -23,20 +23,21 @@ _LABEL = 6
 """Columns of a strip's label."""
 _SHADES = tuple(f"$accent {percentage}%" for percentage in range(30, 101, 10))
 """Colours of the eight steps."""
-_TABLE_HEIGHT = 16
-"""Rows from which on the layers are listed one by one."""
+_TABLE_HEIGHT, _TABLE_WIDTH = 16, 46
+"""Rows and columns from which on the layers are listed one by one."""
 
 
 def parameters_pane(run: RunView, width: int, height: int = 7) -> Content:
-    """The text of the pane: the strips of layers, or a table of them if it is high enough."""
+    """The text of the pane: the strips of layers, and a table of them if it is high enough."""
     lines = _size_lines(run, width)
     if run.layers is None:
         return join_lines([*lines, *_shape_lines(run, width)])
     stats = run.layers
-    if height >= _TABLE_HEIGHT + len(lines) and width >= 60:
-        return join_lines([*lines, "", *_table(stats, width)])
+    table = height >= _TABLE_HEIGHT + len(lines) and width >= _TABLE_WIDTH
     for what in _TITLES:
         lines += _strips(stats, what, width)
+    if table:
+        return join_lines([*lines, "", *_table(stats, width)])
     return join_lines([*lines, *_shape_lines(run, width)][: max(height, 1)])
 
 

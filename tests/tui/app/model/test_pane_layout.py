@@ -50,3 +50,14 @@ def test_capabilities_have_a_place_only_once_they_were_measured():
 
 def test_an_enlarged_pane_has_the_whole_screen():
     assert place(Size(80, 22), Wanted(LINES, enlarged="log")) == {"log": Region(0, 0, 80, 22)}
+
+
+def test_the_charts_of_the_layers_stand_beside_the_enlarged_parameters():
+    wanted = Wanted(LINES, enlarged="parameters", layers=True)
+    for width in (76, 120, 200):
+        regions = place(Size(width, 30), wanted)
+        text, charts = regions.pop("parameters"), regions.pop("layers")
+        assert not regions and text.right == charts.x and charts.right == width
+        assert min(text.width, charts.width) >= 38
+    assert place(Size(75, 22), wanted) == {"parameters": Region(0, 0, 75, 22)}
+    assert "layers" not in place(Size(120, 36), Wanted(LINES, layers=True))

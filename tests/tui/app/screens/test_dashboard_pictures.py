@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 import time
 
+import msgspec
 import pytest
 
+from engine.events import LayerGroup, LayerStats
 from engine.workspace import Workspace
 from gladius_tui.app.app import GladiusApp
 from gladius_tui.app.screens import run_display
@@ -77,3 +79,30 @@ def test_the_lens(snap_compare, app):
         await pilot.pause(0.3)
 
     assert snap_compare(app, terminal_size=(120, 36), run_before=look)
+
+
+def test_the_layers_beside_the_enlarged_parameters(snap_compare, tmp_path):
+    """A dead block, one that is not finite, and values of two decades."""
+    attention = (1e-3, 2e-3, 8e-4, 1e-5, 1.5e-3, 3e-3)
+    mlp = (1.2e-3, 2.5e-3, None, 9e-4, 1e-3, 4e-3)
+    moved = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45)
+    stats = LayerStats(
+        step=219,
+        interval=5,
+        groups=(
+            LayerGroup(kind="attention", update=attention, moved=moved),
+            LayerGroup(kind="mlp", update=mlp, moved=moved[::-1]),
+            LayerGroup(kind="embeddings", update=(6e-4,), moved=(0.1,)),
+            LayerGroup(kind="head", update=(0.0,), moved=(0.12,)),
+        ),
+    )
+    ws = Workspace.find(tmp_path / "root")
+    write_run(ws, [*EVENTS[:-1], stats, msgspec.structs.replace(EVENTS[-1], seq=0)])
+
+    async def enlarge(pilot) -> None:
+        await still(pilot)
+        pilot.app.screen.set_focus(pilot.app.screen.query_one("#parameters-pane"))
+        await pilot.press("enter")
+        await pilot.pause(0.5)
+
+    assert snap_compare(GladiusApp(ws), terminal_size=(120, 36), run_before=enlarge)
