@@ -50,6 +50,7 @@ from engine.distill.align.tables import build_tables
 from engine.distill.attention import without_mask
 from engine.distill.data.packing import Batch, make_batch
 from engine.distill.device import to_device, turn_off_cudnn_attention
+from engine.distill.teacher.head import linear_logits
 from engine.distill.teacher.scoring import OnlineTargets, TeacherOutput
 from engine.distill.teacher.soft_targets import SoftSource
 from engine.distill.train.forward import hidden_states
@@ -422,8 +423,6 @@ class OnlineStep:
 
     def __init__(self, bench: Bench, expert: Any, projector: Projector, text: Text) -> None:
         self.bench, self.expert, self.projector, self.text = bench, expert, projector, text
-        self.head = expert.get_output_embeddings()
-        self.logit_softcap = None
         self.memory_divisor = 1
         self.device = bench.device
         longest = max(map(len, text.teacher_ids))
@@ -448,7 +447,7 @@ class OnlineStep:
         return hidden.flatten(0, 1)[to_device(self.at, self.device)]
 
     def targets(self, hidden: Tensor) -> SoftSource:
-        teacher: Any = _Head((self.head.weight, getattr(self.head, "bias", None)), self.device)
+        teacher: Any = _Head(self.expert, self.device)
         output = TeacherOutput(teacher, hidden, self.text.alignment)
         return OnlineTargets(output, self.projector, TEMPERATURE, self.device)
 
@@ -535,10 +534,12 @@ class OnlineStep:
 class _Head:
     """The part of a teacher that `TeacherOutput` and `OnlineTargets` read."""
 
-    head: tuple[Tensor, Tensor | None]
+    model: Any
     device: torch.device
-    logit_softcap: float | None = None
     memory_divisor: int = 1
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return linear_logits(self.model, hidden, None)
 
 
 def _rates(seconds: float, text: Text, work: float, rate: float) -> dict[str, float]:

@@ -13,8 +13,10 @@ import msgspec
 
 from engine.errors import GladiusError, MissingError, UsageError
 from engine.events import RunEnded, RunStarted, decode_event
+from engine.run.compaction import unpack
 from engine.run.database import Database
 from engine.run.lock import lock_owner
+from engine.small_files import BAD_JSON
 from engine.workspace import Workspace
 
 RunStatus = Literal["preparing", "training", "paused", "stopped", "finished", "failed"]
@@ -234,7 +236,7 @@ def _status(db: sqlite3.Connection, run: int, is_running: bool) -> RunStatus:
     return "paused" if kind == "RunPaused" else "training" if kind == "StepDone" else "preparing"
 
 
-def _newest(db: sqlite3.Connection, run: int, kind: str) -> str | None:
+def _newest(db: sqlite3.Connection, run: int, kind: str) -> bytes | str | None:
     query = (
         "SELECT body FROM events INDEXED BY events_by_type WHERE run = ? AND type = ?"
         " ORDER BY seq DESC LIMIT 1"
@@ -243,10 +245,10 @@ def _newest(db: sqlite3.Connection, run: int, kind: str) -> str | None:
     return row[0] if row else None
 
 
-def _decoded(body: str | None) -> object:
+def _decoded(body: bytes | str | None) -> object:
     try:
-        return None if body is None else decode_event(body)
-    except (msgspec.MsgspecError, TypeError, UnicodeError):
+        return None if body is None else decode_event(unpack(body))
+    except (*BAD_JSON, TypeError):
         return None
 
 

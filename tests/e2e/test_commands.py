@@ -39,7 +39,7 @@ def test_commands_from_a_second_terminal_act_on_the_running_job(root):
     following = root.start("dashboard", "--follow")
     until(following.steps)
 
-    assert f"training (pid {running.pid})" in root.run("status").stdout
+    until(lambda: f"training (pid {running.pid})" in root.run("status").stdout)
     until(lambda: read_state(root.ws).step >= 3)  # written once a second
     status = json.loads(root.run("status", "--json").stdout)
     assert status["status"] == "training" and status["step"] >= 3

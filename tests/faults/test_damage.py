@@ -103,7 +103,7 @@ def stopped_run(server: ForkServer, folder: Path, text: Path, **fields: object) 
         root = prepare(folder / f"run-{number}", text)
         if start(server, root, stop_at=5, **fields):
             break
-    assert root.status() == "paused"
+    assert root.status() == "stopped"
     snapshot = folder / "snapshot"
     shutil.copytree(root.path, snapshot)
     code, errors = run_forked(server, root, "resume")

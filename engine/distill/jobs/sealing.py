@@ -174,6 +174,7 @@ class Sealing:
             return
         known = getattr(self.sealed, section).get(name)
         if known is not None and known != value:
+            self.check_text()  # if that is the reason, its message names the lines
             raise UsageError(
                 f"{what} can't be restored to what the run began with: it comes out differently "
                 f"now (other versions of libraries or another machine); {_FRESH[3:]}"
