@@ -5,6 +5,7 @@
 # make bench-gpu      measure attention, tokens per second, MFU and memory on one GPU (8 minutes)
 # make compare        train the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         run the tests of kills, cut connections and full disks (most are in `make test`)
+# make round-trip     encode 2,000 conversations with the templates of six models (about 10 minutes)
 # make soak           train for MINUTES (30) while viewers come and go, check that nothing grows
 # make pictures       run the demo and take the pictures of the README (about 5 minutes)
 # make tokenizers     download real tokenizers for the tests into tmp/tokenizers
@@ -20,7 +21,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 # The demo trains on the answers in assets/, and on a few that SmolLM2 writes now.
 DEMO ?= --preset demo --data assets/conversations/demo.jsonl
 
-.PHONY: help setup demo test check audit format bench bench-gpu compare faults soak pictures tokenizers llama-cpp conversations clean-venv
+.PHONY: help setup demo test check audit format bench bench-gpu compare faults round-trip soak pictures tokenizers llama-cpp conversations clean-venv
 .DEFAULT_GOAL := help
 
 help:
@@ -75,7 +76,10 @@ faults: setup
 		tests/distill/train/test_guards.py \
 		tests/distill/train/test_trainer.py tests/tui/test_clean.py tests/tui/app/test_terminal.py \
 		tests/prompts/test_sandbox.py tests/test_foreign_text.py tests/tui/app/test_foreign_text.py \
-		tests/export/test_job.py tests/distill/align/test_round_trip.py tests/gpu
+		tests/export/test_job.py tests/gpu
+
+round-trip: setup
+	$(PYTEST) -m slow tests/distill/align/test_round_trip.py
 
 MINUTES ?= 30
 

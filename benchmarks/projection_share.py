@@ -51,7 +51,7 @@ def measure(bench: Workbench) -> dict[str, Figure]:
     targets = bench.config.targets
     shape = (targets.top_k, targets.draws, targets.draw_epochs)
     generator = torch.Generator().manual_seed(0)
-    chunk = projection_chunk(teacher.device)
+    chunk = projection_chunk(teacher)
     projected: list[float] = []
     forward: list[float] = []
     kept: list[float] = []

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from engine.run.sinks.sink import RunInfo
 
@@ -18,8 +20,7 @@ class TrackioSink:
     def __init__(self, run: RunInfo) -> None:
         # Read when it is imported.
         os.environ.setdefault("TRACKIO_DIR", str(run.folder))
-        import trackio  # pyright: ignore[reportMissingImports]
-
+        trackio: Any = importlib.import_module("trackio")
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", _PROJECT),
             name=run.run_id if run.name == run.run_id else f"{run.name} ({run.run_id})",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import wandb  # pyright: ignore[reportMissingImports]
-
 from engine.run.sinks.sink import RunInfo
 
+wandb: Any = importlib.import_module("wandb")
 _PROJECT = "gladius"
 
 
