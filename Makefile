@@ -5,7 +5,7 @@
 # make bench-gpu      measure attention, tokens per second, MFU and memory on one GPU (8 minutes)
 # make compare        train the demo with and without its expert, three seeds each (about 20 minutes)
 # make faults         run the tests of kills, cut connections and full disks (most are in `make test`)
-# make round-trip     encode 2,000 conversations with the templates of six models (about 10 minutes)
+# make round-trip     encode 2,000 conversations with the templates of six models (about 15 minutes)
 # make soak           train for MINUTES (30) while viewers come and go, check that nothing grows
 # make pictures       run the demo and take the pictures of the README (about 5 minutes)
 # make tokenizers     download real tokenizers for the tests into tmp/tokenizers

@@ -62,6 +62,7 @@ def test_ctrl_c_sigterm_and_resume_change_nothing(root, undisturbed):
     assert root.trace(STEPS) == undisturbed
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_worker_and_of_the_runner_changes_nothing(root, undisturbed):
     first, second = random_steps(2)
     running = root.start(*root.training(**FIELDS)).reach(first)

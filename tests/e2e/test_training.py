@@ -136,6 +136,7 @@ def test_fresh_moves_the_previous_checkpoints_aside(copy):
     assert model.config.num_hidden_layers == 1
 
 
+@pytest.mark.slow
 def test_a_run_with_hours_ends_in_time_with_all_phases_done(root):
     hours = 0.004
     running = root.start(*root.training(None), "--hours", str(hours))

@@ -77,6 +77,7 @@ def test_five_pauses_change_nothing(root: Root, undisturbed):
     assert root.trace(STEPS) == undisturbed
 
 
+@pytest.mark.slow
 def test_a_full_disk_pauses_the_run_which_then_continues_exactly(
     root: Root, undisturbed, monkeypatch
 ):

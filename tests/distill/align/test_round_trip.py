@@ -14,7 +14,7 @@ from tests.support.conversations import Conversations, check_round_trip
 from tests.support.real_experts import EXPERTS, as_student, expert_encoder
 from tests.support.toys import byte_level, encoder_of
 
-FAST = 24
+FAST = 16
 FAST_EXPERTS = [name for name in EXPERTS if name not in ("smollm2", "mistral")]
 EACH = 200
 """Conversations for each of the ten experts: 2,000 in all."""
@@ -65,7 +65,7 @@ def test_a_student_with_a_template_of_its_own(name):
 _TEXT = st.text(alphabet=st.characters(codec="utf-8"), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(_TEXT, min_size=2, max_size=8), st.sampled_from(["phi", "tinyllama", "inst"]))
 def test_any_text_is_learnt_or_has_a_reason(student, texts, name):
     teacher = expert_encoder(name)
