@@ -207,7 +207,7 @@ FAILPOINT = "GLADIUS_FAILPOINT"
 Its value is NAME[:N[:both]]: at the N-th time that this process reaches the boundary; `both` kills
 its parent too. Names are FILE/BOUNDARY, such as `journal.jsonl/written` or `publish/renamed`, and
 may have wildcards. `@PATH` reads the entries from a file, one a line; the first one counts, and is
-removed before the kill, so that the restarted process goes on with the next."""
+removed before the kill, so that the restarted process continues with the next."""
 _reached: dict[str, int] = {}
 
 

@@ -205,7 +205,7 @@ class Spikes:
             return {}
         return {
             "": f"{len(self._spikes)} spikes of loss or gradient within {_SPIKE_WINDOW} steps, the "
-            f"last at step {self._spikes[-1]:,}: if they go on, start again with a lower rate "
+            f"last at step {self._spikes[-1]:,}: if they continue, start again with a lower rate "
             "(train --fresh --set optimizer.lr=...) and look for broken text"
         }
 

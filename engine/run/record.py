@@ -144,7 +144,7 @@ class Recorder:
         self._warn_once(self._history.trouble)
         if self._history.take_restarted():
             path = self._ws.history_file
-            text = f"{path} was deleted or replaced: it goes on with the run's recent events"
+            text = f"{path} was deleted or replaced: a new one begins with the run's recent events"
             self.log("warning", text)
         for sink in self._sinks:
             if not self._ended:

@@ -220,7 +220,7 @@ def _of_form(values: Mapping[str, Any], is_table: bool) -> str | tuple[Message, 
 def _instruction(values: Mapping[str, Any]) -> tuple[Message, ...]:
     """Alpaca's row, and Dolly's (`context`, `response`), joined as LLaMA-Factory joins them."""
     if any(key in values for key in ("choices", "options", "passage", "document")):
-        raise Unreadable("unknown form", "keys that are not read stand beside the instruction")
+        raise Unreadable("unknown form", "there are keys beside the instruction that are not read")
     messages: list[Message] = []
     history = values.get("history", [])
     if not isinstance(history, list):
@@ -248,7 +248,7 @@ def _pair(values: Mapping[str, Any], request: str, answer: str) -> tuple[Message
     beside = [key for key in _CONTEXT if values.get(key) not in (None, "", [], {})]
     if beside:
         raise Unreadable(
-            "unknown form", f"{', '.join(beside)} stands beside {request} and {answer}"
+            "unknown form", f"{', '.join(beside)} is beside {request} and {answer}, and is not read"
         )
     if values.get("label") is False:
         raise Unreadable("preference pair", "a completion labelled as bad is not learnt")
