@@ -13,6 +13,7 @@ from typing import ClassVar
 from textual.app import ComposeResult
 from textual.color import Color
 from textual.containers import Vertical
+from textual.content import Content
 from textual_plotext import PlotextPlot
 
 from engine.events import LayerStats
@@ -115,7 +116,7 @@ class LayerBars(PlotextPlot):
         title = _TITLES[self.what]
         if self.what == "update":
             title += f", {self._stats.interval} steps"
-        self.border_title = f"{title} · log" if log else title
+        self.border_title = Content(f"{title} · log" if log else title)
         self.border_subtitle = _LEGEND if self.size.width >= 50 else _SHORT_LEGEND
 
 

@@ -83,6 +83,7 @@ def test_an_added_file_of_text_is_named(root, config, sealed, tmp_path: Path) ->
 def test_what_comes_out_differently_is_refused(root, config, sealed) -> None:
     other = msgspec.structs.replace(sealed, probes={"tiny": "another digest"})
     resumed, _ = sealing(root, config, other)
+    resumed.begin()
     with pytest.raises(UsageError, match="the probes of expert tiny can't be restored"):
         resumed.compare("probes", "tiny", "a digest", "the probes of expert tiny")
 
