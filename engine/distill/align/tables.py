@@ -150,12 +150,12 @@ def load_tables(
 
 def _metadata(key: str, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     # One entry: safetensors writes several in an order that changes from process to process.
-    return {"key and sha256": f"{key} {_arrays_digest(arrays)}"}
+    return {"key and sha256": f"{key} {arrays_digest(arrays)}"}
 
 
 def tables_digest(tables: ProjectionTables) -> str:
     """SHA-256 of the tables."""
-    return _arrays_digest(_arrays(tables))
+    return arrays_digest(_arrays(tables))
 
 
 def _arrays(tables: ProjectionTables) -> dict[str, np.ndarray]:
@@ -166,7 +166,8 @@ def _arrays(tables: ProjectionTables) -> dict[str, np.ndarray]:
     }
 
 
-def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+def arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of arrays with their names, types and shapes, in order of name."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())

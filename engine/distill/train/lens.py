@@ -25,6 +25,7 @@ from transformers import LlamaForCausalLM
 
 from engine.distill.align.blocks import BlockEncoder, ChatEncoder, EncodedBlock, TextBlock
 from engine.distill.align.projection import Projector
+from engine.distill.align.tables import arrays_digest
 from engine.distill.align.vocabulary import ByteVocabulary
 from engine.distill.data.packing import make_batch
 from engine.distill.teacher.scoring import projection_chunk, teacher_forward
@@ -147,7 +148,7 @@ def save_probes(path: Path, probes: ExpertProbes) -> None:
         "kept": probes.kept,
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    metadata = {"sentences": _digest(), "sha256": _arrays_digest(contiguous)}
+    metadata = {"sentences": _digest(), "sha256": arrays_digest(contiguous)}
     write_bytes(path, save(contiguous, metadata=metadata))
 
 
@@ -156,15 +157,7 @@ def probes_digest(probes: ExpertProbes) -> str:
     arrays = {"which": probes.which, "rule": probes.rule, "q": probes.q, "kept": probes.kept}
     for number, block in enumerate(probes.blocks):
         arrays |= {f"ids{number}": block.ids, f"scored{number}": block.scored}
-    return _arrays_digest(arrays)
-
-
-def _arrays_digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).data)
-    return digest.hexdigest()
+    return arrays_digest(arrays)
 
 
 def load_probes(path: Path) -> ExpertProbes | None:
@@ -177,7 +170,7 @@ def load_probes(path: Path) -> ExpertProbes | None:
                 return None
             a = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         # Files of older versions have no digest of their arrays.
-        if metadata.get("sha256", "") not in ("", _arrays_digest(a)):
+        if metadata.get("sha256", "") not in ("", arrays_digest(a)):
             return None
         tokens, positions = np.cumsum([0, *a["tokens"]]), np.cumsum([0, *a["positions"]])
         blocks = []
